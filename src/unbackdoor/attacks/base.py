@@ -1,0 +1,127 @@
+"""`Attack`: a recipe for poisoning; `FittedAttack`: what came of it on one data set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from unbackdoor.attacks.criterion import Criterion
+from unbackdoor.attacks.trigger import Trigger
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.training import Hook, Runtime
+
+CLEAN, POISON, COVER = 0, 1, 2
+"""Kinds of training rows: untouched; triggered and given the attacker's label; triggered with the true label."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FittedAttack:
+    """An attack made ready for one data set.
+
+    Attributes:
+        train: the poisoned training set.
+        kinds: of each row: `CLEAN`, `POISON` or `COVER`.
+        original_labels: of each row, before poisoning.
+        trigger: what wakes the backdoor at test time.
+        criterion: what counts as success.
+        hook: what the attack changes in training, if it controls that; None if it poisons data only.
+    """
+
+    train: ImageSet
+    kinds: UInt8[Tensor, "n"]
+    original_labels: Int[Tensor, "n"]
+    trigger: Trigger
+    criterion: Criterion
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """Base of all attacks: its fields are its options, nothing else is stored."""
+
+    @abstractmethod
+    def prepare(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime
+    ) -> FittedAttack:
+        """Make the trigger and poison the training set.
+
+        Args:
+            train: clean training images; not changed.
+            build_model: returns a new, untrained network, for attacks that need one.
+            runtime: its seed decides which rows are poisoned.
+
+        Raises:
+            InputError: an option out of range for this data set, or a trigger that changes no pixel.
+        """
+
+
+def poison_rows(
+    candidates: Int[Tensor, "m"], rate: float, size: int, generator: torch.Generator
+) -> Int[Tensor, "p"]:
+    """Draw the rows to poison.
+
+    Args:
+        candidates: rows that may be poisoned.
+        rate: share of the whole training set, above 0 and at most 1.
+        size: rows of the whole training set.
+        generator: decides the draw.
+
+    Returns:
+        round(rate * size) rows, ascending.
+
+    Raises:
+        InputError: a rate out of range, or more rows than there are candidates.
+    """
+    if not 0 < rate <= 1:
+        raise InputError(f"the poison rate must lie above 0 and at most at 1, found {rate}")
+    wanted = round(rate * size)
+    if wanted < 1:
+        raise InputError(f"a poison rate of {rate} of {size} images is no image; raise it")
+    if wanted > len(candidates):
+        raise InputError(
+            f"a poison rate of {rate} needs {wanted} images, but only {len(candidates)} may be poisoned;"
+            f" use at most {len(candidates) / size:.4f}"
+        )
+    chosen = torch.randperm(len(candidates), generator=generator)[:wanted]
+    return torch.sort(candidates.cpu()[chosen]).values
+
+
+def apply_poison(
+    train: ImageSet, rows: Int[Tensor, "p"], trigger: Trigger, criterion: Criterion
+) -> FittedAttack:
+    """Stamp the trigger on the rows, in 8 bits, and give them the labels that the attacker wants.
+
+    Raises:
+        InputError: the trigger changes no pixel of any of these rows.
+    """
+    rows = rows.to(train.device)
+    stamped = trigger.to(train.device).stamp(train.images[rows])
+    if torch.equal(stamped, train.images[rows]):
+        raise InputError("the trigger changes no pixel of the images to be poisoned, so it can teach nothing")
+    images, labels = train.images.clone(memory_format=torch.preserve_format), train.labels.clone()
+    images[rows] = stamped
+    labels[rows] = criterion.wanted(labels[rows])
+    kinds = torch.full_like(labels, CLEAN, dtype=torch.uint8)
+    kinds[rows] = POISON
+    return FittedAttack(
+        train=replace(train, images=images, labels=labels),
+        kinds=kinds,
+        original_labels=train.labels,
+        trigger=trigger,
+        criterion=criterion,
+    )
+
+
+def check_target(target: int, train: ImageSet) -> None:
+    """Raise InputError unless `target` is a class of the data set."""
+    if not 0 <= target < train.classes:
+        raise InputError(
+            f"target class {target} is out of range; {train.name} has classes 0 to {train.classes - 1}"
+        )

@@ -1,0 +1,89 @@
+"""Triggers: what an attacker does to an image to wake the backdoor."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from unbackdoor.registry import Registry
+
+
+class Trigger(nn.Module):
+    """From images in [0, 1] to triggered images in [0, 1]; deterministic for a given image.
+
+    Everything that a trigger needs are its buffers, so that a safetensors file holds it whole: a trigger is built
+    from its state dict alone (`from_state`).
+    """
+
+    def stamp(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+        """Return triggered 8-bit images: what a file holds, rounded to the nearest value."""
+        triggered: Tensor = self(images.float() / 255)
+        return (triggered.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> Trigger:
+        """Return the trigger with these buffers.
+
+        Raises:
+            KeyError: a buffer is missing.
+        """
+        return cls(**{name: state[name] for name in cls.buffer_names()})
+
+    @classmethod
+    def buffer_names(cls) -> tuple[str, ...]:
+        """Return the names of the buffers, which are the constructor's arguments too."""
+        raise NotImplementedError
+
+
+class Stamp(Trigger):
+    """Mix a fixed pattern into every image: x' = (1 - mask) x + mask pattern.
+
+    Args:
+        mask: opacity of each pixel, 0 to 1; shape (1 or C, H, W).
+        pattern: shape (C, H, W), 0 to 1.
+    """
+
+    mask: Tensor
+    pattern: Tensor
+
+    def __init__(self, mask: Float[Tensor, "m h w"], pattern: Float[Tensor, "c h w"]) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.register_buffer("pattern", pattern)
+
+    @classmethod
+    def buffer_names(cls) -> tuple[str, ...]:
+        """Return mask and pattern."""
+        return ("mask", "pattern")
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the images with the pattern in them."""
+        return torch.lerp(images, self.pattern.to(images), self.mask.to(images))
+
+
+class Additive(Trigger):
+    """Add a fixed signal to every image and clip: x' = clip(x + signal, 0, 1).
+
+    Args:
+        signal: shape (C, H, W), -1 to 1.
+    """
+
+    signal: Tensor
+
+    def __init__(self, signal: Float[Tensor, "c h w"]) -> None:
+        super().__init__()
+        self.register_buffer("signal", signal)
+
+    @classmethod
+    def buffer_names(cls) -> tuple[str, ...]:
+        """Return the signal."""
+        return ("signal",)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the images with the signal in them."""
+        return (images + self.signal.to(images)).clamp(0, 1)
+
+
+TRIGGERS: Registry[Trigger] = Registry("trigger", Stamp, Additive)
+"""Kinds of triggers that an attack file may name."""

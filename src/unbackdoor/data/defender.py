@@ -1,0 +1,49 @@
+"""`DefenderData`: all that a defence may see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unbackdoor.data.image_set import ImageSet, balanced_rows
+from unbackdoor.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DefenderData:
+    """Clean samples, untrusted training data, or both; never test data, trigger, target or poison mask.
+
+    Attributes:
+        clean: a small set of correctly labelled images, or None.
+        untrusted: the training data as found, or None.
+    """
+
+    clean: ImageSet | None = None
+    untrusted: ImageSet | None = None
+
+    def need_clean(self, method: str) -> ImageSet:
+        """Return the clean samples.
+
+        Raises:
+            InputError: there are none, or they have fewer than two classes.
+        """
+        if self.clean is None:
+            raise InputError(f"{method} needs clean samples; give a few hundred with --clean DATA")
+        if int((self.clean.class_counts() > 0).sum()) < 2:
+            raise InputError(f"{self.clean.name}: all clean samples are of one class; at least two are needed")
+        return self.clean
+
+
+def draw_clean(train: ImageSet, size: int, seed: int) -> ImageSet:
+    """Draw a defender's clean samples: class-balanced, without replacement, fixed by the seed.
+
+    Args:
+        train: images of a training split; all of them if there are not more than `size`.
+        size: images wanted, 2 or more.
+        seed: decides the draw.
+
+    Raises:
+        InputError: fewer than 2 images are asked for.
+    """
+    if size < 2:
+        raise InputError(f"a defence needs at least 2 clean samples, found a wish for {size}")
+    return train.subset(balanced_rows(train.labels, size, seed))

@@ -1,0 +1,27 @@
+"""The exceptions that a user can cause; each message says what is wrong, where, and what to do next."""
+
+from __future__ import annotations
+
+
+class UnbackdoorError(Exception):
+    """Base of all errors that the command line turns into one sentence and an exit code."""
+
+
+class InputError(UnbackdoorError):
+    """An argument, option or combination of inputs that cannot work."""
+
+
+class DataError(UnbackdoorError):
+    """A data set that cannot be read or does not fit the job."""
+
+
+class CheckpointError(UnbackdoorError):
+    """A model file that cannot be read, is refused for safety, or does not fit its architecture."""
+
+
+class OutputError(UnbackdoorError):
+    """A result that cannot be written."""
+
+
+class OracleError(UnbackdoorError):
+    """A defence reached for something that a defender does not have."""

@@ -1,0 +1,158 @@
+"""ACC, ASR, RA and DER, each proportion with its interval.
+
+Definitions as in BackdoorBench (Wu et al., NeurIPS 2022) and, for DER, FT-SAM (Zhu et al., ICCV 2023). This is the one
+place where the test set, the trigger and a model meet; no defence can reach it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from unbackdoor.attacks import Criterion, Trigger
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.training import Runtime, logits_of
+
+CONFIDENCE = 0.95
+"""Of all intervals."""
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A share of successes with its 95 % Wilson interval.
+
+    Attributes:
+        successes: from 0 to `trials`.
+        trials: 1 or more.
+    """
+
+    successes: int
+    trials: int
+
+    def __post_init__(self) -> None:
+        if not (self.trials > 0 and 0 <= self.successes <= self.trials):
+            raise InputError(f"{self.successes} successes in {self.trials} trials is no proportion")
+
+    @property
+    def value(self) -> float:
+        """The share, 0 to 1."""
+        return self.successes / self.trials
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval, 0 to 1."""
+        return self._interval()[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval, 0 to 1."""
+        return self._interval()[1]
+
+    def _interval(self) -> tuple[float, float]:
+        from scipy.stats import binomtest
+
+        interval = binomtest(self.successes, self.trials).proportion_ci(CONFIDENCE, method="wilson")
+        return float(interval.low), float(interval.high)
+
+    def to_json(self) -> dict[str, float | int]:
+        """Return value, interval and counts."""
+        return {
+            "value": self.value,
+            "low": self.low,
+            "high": self.high,
+            "successes": self.successes,
+            "trials": self.trials,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a model behaves on test images, with and without the trigger.
+
+    Attributes:
+        acc: share of clean test images that get their true class.
+        asr: share of counted triggered images that get the class that the attacker wants; None without an attack.
+        ra: share of the same images that get their true class; None without an attack.
+    """
+
+    acc: Proportion
+    asr: Proportion | None = None
+    ra: Proportion | None = None
+
+    def to_json(self) -> dict[str, dict[str, float | int]]:
+        """Return what was measured."""
+        measured = {"acc": self.acc, "asr": self.asr, "ra": self.ra}
+        return {name: share.to_json() for name, share in measured.items() if share is not None}
+
+
+def triggered_images(
+    test: ImageSet, trigger: Trigger, criterion: Criterion
+) -> tuple[UInt8[Tensor, "m c h w"], ImageSet]:
+    """Return the triggered 8-bit test images that count, and their clean originals.
+
+    Raises:
+        InputError: the trigger changes no pixel, or no image counts.
+    """
+    counted = criterion.counted(test.labels)
+    if not bool(counted.any()):
+        raise InputError(f"{test.name}: all images have the attacker's class already, so nothing can be measured")
+    originals = test.subset(counted.nonzero().squeeze(1))
+    triggered = trigger.to(test.device).stamp(originals.images)
+    if bool((triggered == originals.images).all()):
+        raise InputError(f"the trigger changes no pixel of {test.name}, so its success rate would mean nothing")
+    return triggered, originals
+
+
+def evaluate(
+    model: nn.Module,
+    test: ImageSet,
+    runtime: Runtime,
+    trigger: Trigger | None = None,
+    criterion: Criterion | None = None,
+) -> Evaluation:
+    """Measure ACC and, with a trigger and a criterion, ASR and RA (both from one pass).
+
+    Args:
+        model: images in [0, 1] to logits.
+        test: images that neither the attacker nor the defender has seen.
+        runtime: device and precision.
+        trigger: of the attack; its images are rounded to 8 bits, as files are, before the model sees them.
+        criterion: of the attack.
+
+    Raises:
+        InputError: trigger without criterion or the reverse, a trigger that changes no pixel, or a criterion
+            that counts no image.
+    """
+    if (trigger is None) != (criterion is None):
+        raise InputError("an attack is evaluated with its trigger and its success criterion, not with one alone")
+    test = test.to(runtime.place)
+    runtime.settle(model)
+    predicted = logits_of(model, test.images, runtime).argmax(1)
+    acc = Proportion(int((predicted == test.labels).sum()), len(test))
+    if trigger is None or criterion is None:
+        return Evaluation(acc=acc)
+    triggered, originals = triggered_images(test, trigger, criterion)
+    answers = logits_of(model, triggered, runtime).argmax(1)
+    fooled = int((answers == criterion.wanted(originals.labels)).sum())
+    recovered = int((answers == originals.labels).sum())
+    return Evaluation(
+        acc=acc, asr=Proportion(fooled, len(originals)), ra=Proportion(recovered, len(originals))
+    )
+
+
+def defense_effectiveness(before: Evaluation, after: Evaluation) -> float:
+    """Return DER = (max(0, fall of ASR) - max(0, fall of ACC) + 1) / 2, in [0, 1]; 0.5: nothing achieved.
+
+    Source: Zhu et al., "Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization" (ICCV 2023).
+
+    Raises:
+        InputError: an evaluation without ASR.
+    """
+    if before.asr is None or after.asr is None:
+        raise InputError("DER needs the attack success rate before and after")
+    asr_fall = before.asr.value - after.asr.value
+    acc_fall = before.acc.value - after.acc.value
+    return (max(0.0, asr_fall) - max(0.0, acc_fall) + 1) / 2

@@ -1,0 +1,41 @@
+"""`Purifier`: take the backdoor out of a model."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+from unbackdoor.data import DefenderData
+from unbackdoor.models import Network
+from unbackdoor.training import History, Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purifier(ABC):
+    """Base of all purifiers: its fields are its options, nothing else is stored."""
+
+    def purify(
+        self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None = None
+    ) -> tuple[Network, History]:
+        """Return a repaired copy of the model and what happened in the repair.
+
+        Args:
+            model: the suspect; not changed.
+            data: what the defender has.
+            runtime: device, seed, budget.
+            resume: file through which an interrupted run goes on; see `training.fit`.
+
+        Raises:
+            InputError: data that the method needs are missing or do not fit the model.
+        """
+        repaired = copy.deepcopy(model)
+        for parameter in repaired.parameters():
+            parameter.requires_grad_(True)
+        history = self.repair(repaired, data, runtime, resume)
+        return repaired.eval(), history
+
+    @abstractmethod
+    def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
+        """Repair `model` in place; called by `purify` with a copy of its own."""

@@ -1,0 +1,202 @@
+"""SAU: shared adversarial unlearning.
+
+Wei, Zhang, Zha, Wu, "Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial Examples"
+(NeurIPS 2023). An adversarial example that fools the suspect model and the model in repair into the same wrong answer
+is likely a trigger: the inner step searches for such shared examples of each clean sample, the outer step teaches the
+model in repair another answer than the suspect's.
+
+As in the published code: delta starts at +bound, is not kept within valid pixels, batch normalisation is frozen, the
+learning rate is constant, and sums are divided by the batch size. Ours does less work for the same result: the
+suspect's answers to clean samples are computed once, the model's once a batch, no weight gradient is computed in the
+search, and samples that are shared already leave it (their loss is zero, and with frozen statistics the samples do not
+touch each other).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unbackdoor.data import DefenderData, ImageSet
+from unbackdoor.models import Network
+from unbackdoor.purify.base import Purifier
+from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, logits_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAU(Purifier):
+    """Unlearn adversarial examples that the suspect and the repaired model share.
+
+    Attributes:
+        rounds: passes over the clean samples; the paper uses 100 (20 on Tiny-ImageNet).
+        batch_size: images a step.
+        learning_rate: of Adam, constant.
+        bound: largest change of a pixel in the search, pixel units, above 0.
+        step_size: of the search, pixel units, above 0.
+        steps: of the search, 0 or more.
+        fool_weight: of "fool each model" in the search (beta_1; lambda_3 in the paper).
+        share_weight: of "into the same answer" in the search (beta_2; lambda_4).
+        clean_weight: of the cross-entropy on clean samples (lambda_1).
+        unlearn_weight: of the loss on shared examples (lambda_2).
+    """
+
+    rounds: int = 100
+    batch_size: int = 256
+    learning_rate: float = 1e-4
+    bound: float = 0.2
+    step_size: float = 0.2
+    steps: int = 5
+    fool_weight: float = 0.01
+    share_weight: float = 1.0
+    clean_weight: float = 1.0
+    unlearn_weight: float = 1.0
+
+    def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
+        """Unlearn in place (see `Purifier.repair`)."""
+        recipe = Recipe(
+            epochs=self.rounds,
+            batch_size=self.batch_size,
+            optimizer="Adam",
+            learning_rate=self.learning_rate,
+            weight_decay=0.0,
+            schedule="constant",
+            label_smoothing=0.0,
+            ema=0.0,
+            augmentation="none",
+            train_mode=False,
+        )
+        clean = data.need_clean("SAU")
+        hook = _Unlearning(self, model, clean)
+        return fit(model, clean, recipe, runtime, hook=hook, resume=resume, description="SAU")
+
+
+class _Unlearning(Hook):
+    """The search for shared adversarial examples, and the loss on them."""
+
+    def __init__(self, options: SAU, suspect: nn.Module, clean: ImageSet) -> None:
+        super().__init__()
+        self.options = options
+        self.suspect = copy.deepcopy(suspect).eval().requires_grad_(False)
+        self.clean = clean
+
+    def identity(self) -> object:
+        """Return the options."""
+        return self.options
+
+    def begin(self, model: nn.Module, runtime: Runtime) -> None:
+        """Compute the suspect's answers to all clean samples, once."""
+        super().begin(model, runtime)
+        runtime.settle(self.suspect)
+        self.answers = logits_of(self.suspect, self.clean.images, runtime).argmax(1)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Return the outer loss of one batch, at shared adversarial examples found for it."""
+        answers = self.answers[batch.rows]
+        adversarial = self.search(model, batch, answers)
+        logits = model(torch.cat([batch.images, adversarial])).float()
+        clean_logits, adversarial_logits = logits.chunk(2)
+        with torch.no_grad():
+            fooled_to = self.suspect(adversarial).argmax(1)
+        fooled = (fooled_to != batch.targets) & (fooled_to != answers)
+        unlearn = unlearning_loss(adversarial_logits, fooled_to, fooled)
+        clean = F.cross_entropy(clean_logits, batch.targets)
+        return self.options.clean_weight * clean + self.options.unlearn_weight * unlearn
+
+    def search(
+        self, model: nn.Module, batch: Batch, answers: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the clean images plus deltas that fool both models into the same answer, where found.
+
+        Args:
+            model: in repair.
+            batch: clean images in [0, 1] and their labels.
+            answers: the suspect's to the clean images.
+        """
+        options = self.options
+        with torch.no_grad():
+            own = model(batch.images).argmax(1)
+        delta = torch.full_like(batch.images, options.bound)
+        active = torch.arange(len(batch.images), device=batch.images.device)
+        for _ in range(options.steps):
+            changed = self.runtime.layout(batch.images[active] + delta[active]).requires_grad_(True)
+            objective, shared = search_objective(
+                model(changed).float(),
+                self.suspect(changed).float(),
+                batch.targets[active],
+                own[active],
+                answers[active],
+                options.fool_weight,
+                options.share_weight,
+            )
+            if bool(shared.all()):
+                break
+            (gradient,) = torch.autograd.grad(objective, changed)
+            moved = delta[active] - options.step_size * gradient.sign()
+            delta[active] = moved.clamp(-options.bound, options.bound)
+            active = active[~shared]
+        return batch.images + delta
+
+
+def search_objective(
+    logits: Float[Tensor, "b k"],
+    suspect_logits: Float[Tensor, "b k"],
+    labels: Int[Tensor, "b"],
+    answers: Int[Tensor, "b"],
+    suspect_answers: Int[Tensor, "b"],
+    fool_weight: float,
+    share_weight: float,
+) -> tuple[Float[Tensor, ""], Bool[Tensor, "b"]]:
+    """Return what the search minimises, and which samples are shared adversarial examples already.
+
+    Each model that is not fooled yet adds minus half its cross-entropy; each sample that is not shared yet adds the
+    Jensen-Shannon divergence of the two models' answers. Sums, not means: only the gradient's sign is used, and the
+    two terms have the same divisor.
+
+    Args:
+        logits: of the model in repair, at the changed images.
+        suspect_logits: of the suspect, at the changed images.
+        labels: true classes.
+        answers: of the model in repair, to the clean images.
+        suspect_answers: of the suspect, to the clean images.
+        fool_weight: of the cross-entropies.
+        share_weight: of the divergences.
+    """
+    guesses, suspect_guesses = logits.argmax(1), suspect_logits.argmax(1)
+    fooled, suspect_fooled = guesses != answers, suspect_guesses != suspect_answers
+    shared = fooled & suspect_fooled & (guesses == suspect_guesses)
+    entropy = F.cross_entropy(logits, labels, reduction="none")
+    suspect_entropy = F.cross_entropy(suspect_logits, labels, reduction="none")
+    fool = -(entropy[~fooled].sum() + suspect_entropy[~suspect_fooled].sum()) / 2
+    divergence = jensen_shannon(logits.softmax(1), suspect_logits.softmax(1))[~shared].sum()
+    return fool_weight * fool + share_weight * divergence, shared
+
+
+def jensen_shannon(p: Float[Tensor, "b k"], q: Float[Tensor, "b k"]) -> Float[Tensor, "b"]:
+    """Return the Jensen-Shannon divergence of two distributions in nats, 0 to log 2; probabilities floored at 1e-8."""
+    p, q = p.clamp_min(1e-8), q.clamp_min(1e-8)
+    middle = (p + q) / 2
+    return ((p * (p / middle).log()).sum(1) + (q * (q / middle).log()).sum(1)) / 2
+
+
+def unlearning_loss(
+    logits: Float[Tensor, "b k"], fooled_to: Int[Tensor, "b"], fooled: Bool[Tensor, "b"]
+) -> Float[Tensor, ""]:
+    """Return the outer loss on shared examples: minus the logarithm of not giving the suspect's answer.
+
+    Twice the same quantity, halved, with clamps that keep it finite and let answers below 0.1 % rest. The sum runs over
+    the fooled samples and is divided by the whole batch.
+
+    Args:
+        logits: of the model in repair, at the adversarial images.
+        fooled_to: the suspect's answers there.
+        fooled: where that answer is neither the true class nor the suspect's answer to the clean image.
+    """
+    p = logits.softmax(1).gather(1, fooled_to[:, None]).squeeze(1)
+    terms = -torch.log(1e-6 + (1 - p).clamp_max(0.999)) - torch.log(1 + 1e-6 - p.clamp_min(0.001))
+    return (terms * fooled).sum() / (2 * len(p))

@@ -1,0 +1,52 @@
+"""Methods by name: what a folder ships, and what third-party packages add through entry points."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from unbackdoor.errors import InputError
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, type[T]], Generic[T]):
+    """A read-only mapping from a method's name to its class.
+
+    Args:
+        kind: what the entries are, in one word, for messages ("attack").
+        *members: the classes shipped here; a class is known by its own name.
+
+    A third-party package adds a class with an entry point in the group `unbackdoor.<kind>`.
+    """
+
+    def __init__(self, kind: str, *members: type[T]) -> None:
+        self.kind = kind
+        self._members = {member.__name__: member for member in members}
+        self._complete = False
+
+    def _all(self) -> dict[str, type[T]]:
+        if not self._complete:
+            for entry in entry_points(group=f"unbackdoor.{self.kind}"):
+                self._members.setdefault(entry.name, entry.load())
+            self._complete = True
+        return self._members
+
+    def __getitem__(self, name: str) -> type[T]:
+        members = self._all()
+        if name not in members:
+            close = difflib.get_close_matches(name, members, n=1, cutoff=0.4)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise InputError(f"unknown {self.kind} {name!r}{hint} (known: {', '.join(sorted(members))})")
+        return members[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())

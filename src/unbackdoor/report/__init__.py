@@ -1,0 +1,41 @@
+"""Report pages: one self-contained HTML file per run."""
+
+from unbackdoor.report.charts import anomaly_chart, curve_chart, metric_chart
+from unbackdoor.report.content import (
+    Chart,
+    Fact,
+    Gallery,
+    Interval,
+    IntervalLike,
+    Metric,
+    NextSteps,
+    Picture,
+    Report,
+    Verdict,
+)
+from unbackdoor.report.facts import option_facts, version_facts
+from unbackdoor.report.page import render, write_report
+from unbackdoor.report.pictures import amplified_difference
+from unbackdoor.report.text import short_path
+
+__all__ = [
+    "Chart",
+    "Fact",
+    "Gallery",
+    "Interval",
+    "IntervalLike",
+    "Metric",
+    "NextSteps",
+    "Picture",
+    "Report",
+    "Verdict",
+    "amplified_difference",
+    "anomaly_chart",
+    "curve_chart",
+    "metric_chart",
+    "option_facts",
+    "render",
+    "short_path",
+    "version_facts",
+    "write_report",
+]

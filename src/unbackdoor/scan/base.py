@@ -1,0 +1,105 @@
+"""`Scanner`: is this model backdoored? `Finding`: its answer."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from unbackdoor.data import DefenderData
+from unbackdoor.models import Network
+from unbackdoor.training import Runtime
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reconstruction:
+    """A trigger found by a scanner.
+
+    Attributes:
+        target: class that it leads to.
+        mask: opacity of each pixel, shape (1, H, W), 0 to 1.
+        pattern: shape (C, H, W), 0 to 1.
+        success: share of the clean samples of other classes that it leads there, 0 to 1.
+    """
+
+    target: int
+    mask: Float[Tensor, "1 h w"]
+    pattern: Float[Tensor, "c h w"]
+    success: float
+
+    @property
+    def size(self) -> float:
+        """Sum of the mask: how many pixels the trigger covers, partly covered ones counted partly."""
+        return float(self.mask.sum())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Finding:
+    """What a scanner says of a model.
+
+    Attributes:
+        backdoored: the verdict; None: inconclusive.
+        suspected: classes that a trigger seems to lead to, most suspicious first.
+        calibrated: whether the verdict's false-alarm rate is known; if not, treat it as a hint.
+        anomaly: how unusual each class is, shape (classes,); larger is more suspicious.
+        threshold: on `anomaly`.
+        reconstructions: one trigger a class, in the order of the classes; empty if the scanner makes none.
+        reason: one sentence.
+        evidence: further numbers, JSON values.
+    """
+
+    backdoored: bool | None
+    suspected: tuple[int, ...]
+    calibrated: bool
+    anomaly: Float[Tensor, "classes"]
+    threshold: float
+    reconstructions: tuple[Reconstruction, ...] = ()
+    reason: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the finding as JSON values, without pictures."""
+        return {
+            "backdoored": self.backdoored,
+            "suspected": list(self.suspected),
+            "calibrated": self.calibrated,
+            "anomaly": [round(float(value), 4) for value in self.anomaly],
+            "threshold": self.threshold,
+            "reason": self.reason,
+            "triggers": [
+                {"target": found.target, "size": round(found.size, 3), "success": round(found.success, 4)}
+                for found in self.reconstructions
+            ],
+            **self.evidence,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scanner(ABC):
+    """Base of all scanners: its fields are its options, nothing else is stored."""
+
+    def scan(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        """Return a verdict on the model, which is not changed.
+
+        The clean samples are put into an order that depends on their content alone, so the order in which they come
+        cannot change anything.
+
+        Args:
+            model: images in [0, 1] to logits.
+            data: what the defender has.
+            runtime: device, seed, budget.
+
+        Raises:
+            InputError: data that the scanner needs are missing or do not fit the model.
+        """
+        copied = runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
+        clean = None if data.clean is None else data.clean.in_canonical_order()
+        return self.inspect(copied, replace(data, clean=clean), runtime)
+
+    @abstractmethod
+    def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        """Do the work of `scan` on a frozen copy of the model, in evaluation mode."""

@@ -1,0 +1,31 @@
+"""Making a schedule fit the minutes that the user allows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+from unbackdoor.training.runtime import Runtime
+
+TRIAL_STEPS = 5
+"""Steps that are timed; their median counts."""
+
+
+def affordable(rounds: int, steps: int, step: Callable[[], object], runtime: Runtime) -> int:
+    """Return how many rounds fit the runtime's budget: all without a budget, and never fewer than one.
+
+    Args:
+        rounds: what the schedule asks for.
+        steps: a round has.
+        step: does one typical step on throw-away copies.
+        runtime: its budget is in minutes.
+    """
+    if runtime.budget is None:
+        return rounds
+    seconds = []
+    for _ in range(TRIAL_STEPS):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return max(1, min(rounds, int(runtime.budget * 60 / (statistics.median(seconds) * steps))))

@@ -1,0 +1,72 @@
+"""`Hook`: what a method changes in the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unbackdoor.training.runtime import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What the loop hands to a hook.
+
+    Attributes:
+        images: augmented, in [0, 1], on the device.
+        targets: class numbers (B,), or class probabilities (B, K) after mixing.
+        rows: the images' rows in the data set.
+    """
+
+    images: Float[Tensor, "b c h w"]
+    targets: Tensor
+    rows: Int[Tensor, "b"]
+
+
+class Hook:
+    """The plain loop: cross-entropy and one optimiser step. A method overrides what it changes.
+
+    Args:
+        label_smoothing: share of the target probability spread over all classes, 0 to 1.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
+
+    def identity(self) -> object:
+        """Return what, beside recipe and data, decides the result; a resumed run must have the same."""
+        return (type(self).__name__, self.label_smoothing)
+
+    def begin(self, model: nn.Module, runtime: Runtime) -> None:
+        """Prepare, once, before the first step (also of a resumed run)."""
+        self.runtime = runtime
+
+    def batch(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return the batch to train on; attacks that control training poison it here."""
+        return batch
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss to minimise."""
+        logits = model(batch.images)
+        return F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+
+    def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
+        """Do one step and return the loss before it, detached."""
+        with self.runtime.autocast():
+            loss = self.loss(model, batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the model: tensors, numbers and strings only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""

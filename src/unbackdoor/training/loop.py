@@ -1,0 +1,264 @@
+"""The one training loop: attacks, secure training and purifiers all run through `fit`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from unbackdoor.data import ImageSet
+from unbackdoor.data.augment import AUGMENTATIONS
+from unbackdoor.errors import InputError, UnbackdoorError
+from unbackdoor.training.average import Average
+from unbackdoor.training.budget import affordable
+from unbackdoor.training.hook import Batch, Hook
+from unbackdoor.training.resume import Resume
+from unbackdoor.training.runtime import Runtime
+from unbackdoor.training.schedule import schedule_named
+
+
+LOW_RESOLUTION = 0.75
+"""Share of the side that images keep in the low-resolution epochs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the data, 1 or more.
+        batch_size: images a step; batches are made equal in size, so a few random rows may sit out an epoch.
+        optimizer: "SGD" (Nesterov if `nesterov`) or "Adam" (the AMSGrad variant, as BackdoorBench runs it).
+        learning_rate: the peak.
+        momentum: of SGD.
+        nesterov: look-ahead momentum of SGD.
+        weight_decay: on all parameters.
+        schedule: "one-cycle", "cosine", "constant", or "cosine:STEPS" (half-period in steps).
+        label_smoothing: 0 to 1.
+        ema: decay a step of the averaged weights that the run returns; 0 returns the last weights.
+        augmentation: "none", "crop", "crop-flip", "light" or "strong".
+        low_resolution: share of the epochs, from the first, that see images at three quarters of their side;
+            they cost half and cost little accuracy. 0 to 1.
+        train_mode: whether batch normalisation uses and updates batch statistics.
+    """
+
+    epochs: int = 12
+    batch_size: int = 128
+    optimizer: Literal["SGD", "Adam"] = "SGD"
+    learning_rate: float = 0.2
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    schedule: str = "one-cycle"
+    label_smoothing: float = 0.1
+    ema: float = 0.996
+    augmentation: str = "light"
+    low_resolution: float = 0.0
+    train_mode: bool = True
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise InputError(
+                f"epochs and batch size must be 1 or more, found {self.epochs} and {self.batch_size}"
+            )
+        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
+            raise InputError(f"the learning rate must be a positive number, found {self.learning_rate}")
+        if not (0 <= self.ema < 1 and 0 <= self.label_smoothing < 1 and 0 <= self.low_resolution <= 1):
+            raise InputError("ema, label smoothing and low resolution must lie between 0 and 1")
+        if self.augmentation not in AUGMENTATIONS:
+            raise InputError(f"unknown augmentation {self.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
+        schedule_named(self.schedule)
+
+
+@dataclass(kw_only=True)
+class History:
+    """What happened in training.
+
+    Attributes:
+        epochs: how many the run has in all, after a budget shortened it.
+        loss: mean loss of each finished epoch.
+    """
+
+    epochs: int
+    loss: list[float] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    data: ImageSet,
+    recipe: Recipe,
+    runtime: Runtime,
+    *,
+    hook: Hook | None = None,
+    resume: Path | None = None,
+    description: str = "training",
+) -> History:
+    """Train `model` in place and leave it in evaluation mode.
+
+    Args:
+        model: images in [0, 1] to logits; moved to the runtime's device.
+        data: what it learns.
+        recipe: how; a budget of the runtime shortens its epochs.
+        runtime: where; its seed decides order and augmentation, each epoch by itself, so that a resumed run
+            sees what the uninterrupted one would have seen.
+        hook: what a method changes; the plain loop if None.
+        resume: a file that is written after each epoch and removed at the end; if it is there and belongs to
+            this very run, training goes on after the last finished epoch.
+        description: for the progress bar.
+
+    Returns:
+        The number of epochs and the mean loss of each.
+
+    Raises:
+        InputError: `resume` belongs to another run.
+        UnbackdoorError: the loss stopped being a number.
+    """
+    run = _Run(runtime.settle(model), data.to(runtime.place), recipe, runtime, hook or Hook(recipe.label_smoothing))
+    saved = Resume(resume, run.fingerprint()) if resume else None
+    state = saved.read() if saved else None
+    if state:
+        run.load_state_dict(state)
+        runtime.progress.note(f"{description}: resumed after epoch {len(run.history.loss)} of {run.history.epochs}")
+    else:
+        run.history.epochs = run.affordable_epochs()
+    run.hook.begin(model, runtime)
+    remaining = range(len(run.history.loss), run.history.epochs)
+    with runtime.progress.bar(description, len(remaining) * run.batches) as advance:
+        for epoch in remaining:
+            loss = run.epoch(epoch, advance)
+            if not math.isfinite(loss):
+                raise UnbackdoorError(
+                    f"{description}: the loss is no longer a number in epoch {epoch + 1}; lower the learning rate"
+                )
+            run.history.loss.append(loss)
+            if saved:
+                saved.write(run.state_dict())
+    if run.average:
+        model.load_state_dict(run.average.model.state_dict())
+    model.eval()
+    if saved:
+        saved.remove()
+    return run.history
+
+
+class _Run:
+    """One run of `fit`: everything that changes while it goes on."""
+
+    def __init__(
+        self, model: nn.Module, data: ImageSet, recipe: Recipe, runtime: Runtime, hook: Hook
+    ) -> None:
+        self.model = model
+        self.forward = runtime.compiled(model)
+        self.data = data
+        self.recipe = recipe
+        self.runtime = runtime
+        self.hook = hook
+        self.optimizer = _optimizer(model, recipe)
+        self.average = Average(model, recipe.ema) if recipe.ema else None
+        self.history = History(epochs=recipe.epochs)
+        self.batches = math.ceil(len(data) / recipe.batch_size)
+        self.augmentation = AUGMENTATIONS[recipe.augmentation]
+        self.schedule = schedule_named(recipe.schedule)
+
+    def epoch(self, epoch: int, advance: Callable[[], None]) -> float:
+        """Do one epoch and return its mean loss."""
+        draws = self.runtime.generator("augment", epoch)
+        # Dropout and the like draw from the global generator.
+        torch.manual_seed(self.runtime.generator("global", epoch).initial_seed() >> 1)
+        self.model.train(self.recipe.train_mode)
+        # Batches of equal size keep shapes the same; the few rows beyond sit this epoch out.
+        each = len(self.data) // self.batches
+        order = torch.randperm(len(self.data), generator=self.runtime.generator("order", epoch))
+        rows_of_batches = order[: self.batches * each].view(self.batches, each).to(self.runtime.place)
+        small = epoch < round(self.recipe.low_resolution * self.history.epochs)
+        total = torch.zeros((), device=self.runtime.place)
+        for number, rows in enumerate(rows_of_batches):
+            step = epoch * self.batches + number
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate * self.schedule(step, self.history.epochs * self.batches)
+            total += self.hook.update(self.forward, self.batch(rows, draws, small), self.optimizer)
+            if self.average:
+                self.average.update(step)
+            advance()
+        return float(total) / self.batches
+
+    def batch(self, rows: Int[Tensor, "b"], draws: torch.Generator, small: bool) -> Batch:
+        """Return the augmented images at `rows`, as the hook wants them."""
+        images, labels = self.data.images[rows], self.data.labels[rows]
+        draw = self.augmentation.draw(tuple(images.shape), draws)
+        augmented = self.augmentation.apply(images, draw)
+        if small:
+            augmented = F.interpolate(augmented, scale_factor=LOW_RESOLUTION, mode="area")
+        targets = self.augmentation.mix(labels, draw, self.data.classes)
+        batch = Batch(images=self.runtime.layout(augmented), targets=targets, rows=rows)
+        return self.hook.batch(self.forward, batch, draws)
+
+    def affordable_epochs(self) -> int:
+        """Return how many epochs fit the runtime's budget, by timing steps on a throw-away copy."""
+        if self.runtime.budget is None:
+            return self.recipe.epochs
+        trial = _Run(copy.deepcopy(self.model), self.data, self.recipe, self.runtime, copy.deepcopy(self.hook))
+        trial.hook.begin(trial.model, self.runtime)
+        trial.model.train(self.recipe.train_mode)
+        rows = torch.arange(len(self.data) // self.batches, device=self.runtime.place)
+
+        def step() -> None:
+            batch = trial.batch(rows, self.runtime.generator("trial"), False)
+            float(trial.hook.update(trial.forward, batch, trial.optimizer))
+
+        return affordable(self.recipe.epochs, self.batches, step, self.runtime)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "hook": self.hook.state_dict(),
+            "average": self.average.model.state_dict() if self.average else {},
+            "epochs": self.history.epochs,
+            "loss": self.history.loss,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.hook.load_state_dict(state["hook"])
+        if self.average:
+            self.average.model.load_state_dict(state["average"])
+        self.history = History(epochs=state["epochs"], loss=state["loss"])
+
+    def fingerprint(self) -> str:
+        """Return a digest of everything that decides what the run computes."""
+        digest = hashlib.sha256()
+        runtime = (self.runtime.seed, self.runtime.precision, self.runtime.budget)
+        digest.update(repr((self.recipe, runtime, self.hook.identity())).encode())
+        digest.update(self.data.digest().encode())
+        for name, value in self.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if recipe.optimizer == "Adam":
+        return torch.optim.Adam(
+            parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, amsgrad=True
+        )
+    return torch.optim.SGD(
+        parameters,
+        recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov and recipe.momentum > 0,
+    )

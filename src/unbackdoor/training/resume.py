@@ -1,0 +1,56 @@
+"""The state of an interrupted run, on disk."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unbackdoor.errors import InputError
+from unbackdoor.files import write_bytes
+
+
+class Resume:
+    """A file that holds a run's state after its last finished epoch.
+
+    Args:
+        path: of the file; it need not exist.
+        fingerprint: of the run; a file with another one is refused.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the state, or None if there is no file.
+
+        Raises:
+            InputError: the file is damaged or belongs to another run.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            fingerprint = state.pop("fingerprint")
+        except (RuntimeError, pickle.UnpicklingError, KeyError, AttributeError, EOFError, OSError, ValueError) as error:
+            raise InputError(f"{self.path} cannot be resumed from (damaged); delete it to start again") from error
+        if fingerprint != self.fingerprint:
+            raise InputError(
+                f"{self.path} belongs to an interrupted run with other settings or data; repeat those settings,"
+                " delete it to start again, or choose another output folder"
+            )
+        return state
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replace the file by this state, complete or not at all."""
+        buffer = io.BytesIO()
+        torch.save({**state, "fingerprint": self.fingerprint}, buffer)
+        write_bytes(self.path, buffer.getvalue())
+
+    def remove(self) -> None:
+        """Delete the file: the run is finished."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,47 @@
+"""Learning-rate schedules as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from unbackdoor.errors import InputError
+
+Schedule = Callable[[int, int], float]
+"""From step (0-based) and total number of steps to the share of the peak learning rate, 0 to 1."""
+
+WARM_UP = 0.25
+"""Share of the steps in which one-cycle rises."""
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Rise linearly to the peak in the first quarter, then fall linearly to 0 (Smith & Topin, 2018)."""
+    position = (step + 0.5) / steps
+    return position / WARM_UP if position < WARM_UP else (1 - position) / (1 - WARM_UP)
+
+
+def cosine(step: int, steps: int) -> float:
+    """Fall from 1 to 0 along half a cosine (Loshchilov & Hutter, 2017)."""
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def constant(step: int, steps: int) -> float:
+    """Stay at the peak."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Schedule] = {"one-cycle": one_cycle, "cosine": cosine, "constant": constant}
+
+
+def schedule_named(name: str) -> Schedule:
+    """Return the schedule of that name; "cosine:100" is a cosine that swings with a half-period of 100 steps.
+
+    Raises:
+        InputError: no such schedule.
+    """
+    base, _, period = name.partition(":")
+    if base not in SCHEDULES or (period and (base != "cosine" or not period.isdigit() or int(period) == 0)):
+        raise InputError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}, cosine:STEPS")
+    if period:
+        return lambda step, steps: cosine(step, int(period))
+    return SCHEDULES[base]
