@@ -59,7 +59,9 @@ def render(report: Report) -> str:
     environment = _environment()
     style = (resources.files(__package__) / "templates" / "report.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    measured = any(percent(figure)[1] for metric in report.metrics for figure in (metric.before, metric.after))
+    measured = any(
+        percent(figure)[1] for metric in report.metrics for figure in (metric.before, metric.after)
+    )
     return environment.get_template("report.html.j2").render(
         report=report,
         answers=_ANSWERS,
@@ -104,7 +106,8 @@ def _prose(text: str) -> Markup:
     if len(parts) % 2 == 0:
         return escape(shown(text))
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
     )
 
 

@@ -39,7 +39,9 @@ def encode(picture: Picture) -> EncodedPicture:
     enlarged = pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     array = enlarged.permute(1, 2, 0).numpy()
     stream = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(stream, format="PNG", optimize=True)
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(
+        stream, format="PNG", optimize=True
+    )
     address = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
     return EncodedPicture(address, enlarged.shape[2], enlarged.shape[1])
 

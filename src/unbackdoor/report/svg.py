@@ -31,7 +31,9 @@ def harmless_svg(svg: str, label: str | None = None) -> str:
     try:
         source = ElementTree.fromstring(svg)
     except ElementTree.ParseError as error:
-        raise InputError(f"the chart is not an SVG drawing ({error}); make it with unbackdoor.report") from error
+        raise InputError(
+            f"the chart is not an SVG drawing ({error}); make it with unbackdoor.report"
+        ) from error
     if source.tag != f"{{{_NAMESPACE}}}svg" or "viewBox" not in source.attrib:
         raise InputError("the chart is not an SVG drawing with a viewBox; make it with unbackdoor.report")
     drawing = ElementTree.Element("svg", xmlns=_NAMESPACE, viewBox=source.attrib["viewBox"], role="img")

@@ -51,7 +51,7 @@ class Recipe:
         train_mode: whether batch normalisation uses and updates batch statistics.
     """
 
-    epochs: int = 12
+    epochs: int = 14
     batch_size: int = 128
     optimizer: Literal["SGD", "Adam"] = "SGD"
     learning_rate: float = 0.2
@@ -62,7 +62,7 @@ class Recipe:
     label_smoothing: float = 0.1
     ema: float = 0.996
     augmentation: str = "light"
-    low_resolution: float = 0.0
+    low_resolution: float = 0.5
     train_mode: bool = True
 
     def __post_init__(self) -> None:
@@ -194,11 +194,13 @@ class _Run:
     def batch(self, rows: Int[Tensor, "b"], draws: torch.Generator, small: bool) -> Batch:
         """Return the augmented images at `rows`, as the hook wants them."""
         images, labels = self.data.images[rows], self.data.labels[rows]
-        draw = self.augmentation.draw(tuple(images.shape), draws)
+        draw = self.augmentation.draw((len(rows), *self.data.shape), draws)
         augmented = self.augmentation.apply(images, draw)
         if small:
             augmented = F.interpolate(augmented, scale_factor=LOW_RESOLUTION, mode="area")
-        targets = self.augmentation.mix(labels, draw, self.data.classes)
+        targets = labels
+        if self.augmentation.mixes:
+            targets = self.augmentation.mix(F.one_hot(labels, self.data.classes).float(), draw)
         batch = Batch(images=self.runtime.layout(augmented), targets=targets, rows=rows)
         return self.hook.batch(self.forward, batch, draws)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import time
@@ -83,6 +84,8 @@ class Runtime:
         """Lightning Fabric, which knows devices and precisions."""
         from lightning_fabric import Fabric
 
+        # It announces its precision on standard error at every start.
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
         torch.set_num_threads(self.threads or fastest_threads())
         wanted = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
         accelerator = "cpu" if wanted == "auto" else wanted

@@ -1,0 +1,242 @@
+"""The main job, measured: victims, scans and repairs on CIFAR-10, three seeds.
+
+Writes one line of JSON a finished cell to results/main_job.jsonl and, with `--table`, results/main_job.md. Finished cells are
+not run again, so the program can be stopped and started at will:
+
+    python benchmarks/main_job.py --data ../shared/data/cifar10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from unbackdoor.attacks import SIG, Attack, BadNets, Blended
+from unbackdoor.commands.training import new_network
+from unbackdoor.data import DefenderData, draw_clean, read_images
+from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
+from unbackdoor.files import replacing
+from unbackdoor.models import Network
+from unbackdoor.models.preact_resnet18 import PreActResNet18
+from unbackdoor.purify import FTSAM, SAU
+from unbackdoor.scan import NeuralCleanse
+from unbackdoor.training import Recipe, Runtime, fit
+
+HERE = Path(__file__).parent
+ROWS = HERE / "results" / "main_job.jsonl"
+TABLE = HERE / "results" / "main_job.md"
+ATTACKS: dict[str, Attack | None] = {
+    "BadNets": BadNets(),
+    "None": None,
+    "Blended": Blended(),
+    "SIG": SIG(poison_rate=0.05),
+}
+PURIFIERS = {"SAU": SAU(rounds=30), "FTSAM": FTSAM(epochs=60)}
+CLEAN_SIZE = 2500
+WIDTH = 16
+
+Cell = tuple[str, int, str]
+"""Attack, seed, job."""
+
+
+def cells() -> Iterator[Cell]:
+    """Yield what is to be done, the most telling first."""
+    for attacks in (("BadNets", "None"), ("Blended", "SIG")):
+        for seed in (0, 1, 2):
+            for attack in attacks:
+                yield attack, seed, "victim"
+                if attack in ("BadNets", "None"):
+                    yield attack, seed, "NeuralCleanse"
+                if attack != "None":
+                    yield from ((attack, seed, name) for name in PURIFIERS)
+
+
+class Bench:
+    """Data and victims, read once."""
+
+    def __init__(self, data: str, work: Path, threads: int) -> None:
+        self.train, self.test = read_images(data, "train"), read_images(data, "test")
+        self.work, self.threads = work, threads
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Do one cell and return its row."""
+        attack, seed, job = cell
+        runtime = Runtime(seed=seed, threads=self.threads)
+        described = runtime.describe()
+        start, busy = time.perf_counter(), _busy()
+        if job == "victim":
+            result = self.make_victim(attack, runtime)
+        else:
+            victim, fitted = self.victim(attack, runtime)
+            data = DefenderData(clean=draw_clean(self.train, CLEAN_SIZE, seed))
+            start, busy = time.perf_counter(), _busy()
+            if job == "NeuralCleanse":
+                result = {"finding": NeuralCleanse().scan(victim, data, runtime).to_json()}
+            else:
+                repaired, history = PURIFIERS[job].purify(victim, data, runtime)
+                result = {"rounds": history.epochs}
+        # Measuring on the test set is not the defence's work, so its time does not count.
+        took, busy = time.perf_counter() - start, _busy() - busy
+        if job in PURIFIERS:
+            before = evaluate(victim, self.test, runtime, fitted.trigger, fitted.criterion)
+            after = evaluate(repaired, self.test, runtime, fitted.trigger, fitted.criterion)
+            result |= {**_shares(after), "der": defense_effectiveness(before, after)}
+            result |= {"acc_before": before.acc.value, "asr_before": before.asr.value if before.asr else None}
+        return {
+            "attack": attack,
+            "seed": seed,
+            "job": job,
+            **result,
+            "seconds": round(took, 1),
+            "cpu_seconds": round(busy, 1),
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": _commit(),
+            **described,
+        }
+
+    def fitted(self, attack: str, runtime: Runtime) -> Any:
+        """Return the attack made ready, or None for clean training."""
+        recipe = ATTACKS[attack]
+        return recipe.prepare(self.train, self.new, runtime) if recipe else None
+
+    def new(self, seed: int = 0) -> Network:
+        """Return an untrained network."""
+        return new_network(partial(PreActResNet18, width=WIDTH), self.train, Runtime(seed=seed))
+
+    def make_victim(self, attack: str, runtime: Runtime) -> dict[str, Any]:
+        """Train a victim, keep its weights, and return what it measures."""
+        fitted = self.fitted(attack, runtime)
+        network = self.new(runtime.seed)
+        name = f"{attack}-{runtime.seed}"
+        data = fitted.train if fitted else self.train
+        history = fit(network, data, Recipe(), runtime, resume=self.work / f"{name}.resume")
+        trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
+        evaluation = evaluate(network, self.test, runtime, trigger, criterion)
+        with replacing(self.work / f"{name}.safetensors") as path:
+            save_file({k: v.contiguous() for k, v in network.body.state_dict().items()}, path)
+        return {**_shares(evaluation), "rounds": history.epochs}
+
+    def victim(self, attack: str, runtime: Runtime) -> tuple[Network, Any]:
+        """Return a victim made before, and its fitted attack."""
+        network = self.new(runtime.seed)
+        network.body.load_state_dict(load_file(self.work / f"{attack}-{runtime.seed}.safetensors"))
+        return network.eval(), self.fitted(attack, runtime)
+
+
+def _shares(evaluation: Evaluation) -> dict[str, Any]:
+    return evaluation.to_json()
+
+
+def _busy() -> float:
+    """Return the processor seconds that this process has used."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _commit() -> str:
+    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    return answer.stdout.strip() or "unknown"
+
+
+def rows() -> list[dict[str, Any]]:
+    """Return the finished cells."""
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def main() -> None:
+    """Run the cells that are not finished yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="../shared/data/cifar10")
+    parser.add_argument("--work", type=Path, default=Path("build/main_job"), help="where victims are kept")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        bench = Bench(arguments.data, arguments.work, arguments.threads)
+        for cell in cells():
+            if cell in {(row["attack"], row["seed"], row["job"]) for row in rows()}:
+                continue
+            row = bench.run(cell)
+            ROWS.parent.mkdir(exist_ok=True)
+            with ROWS.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(cell, f"{row['seconds']} s", flush=True)
+    TABLE.write_text(table(rows()))
+    print(TABLE)
+
+
+def table(done: list[dict[str, Any]]) -> str:
+    """Return the finished cells as Markdown, with the means over seeds."""
+    lines = [
+        "# The main job on CIFAR-10",
+        "",
+        f"Made by `python benchmarks/main_job.py`: PreActResNet18 of width {WIDTH}, 10 % poison (SIG: 5 % of the training set),"
+        f" {CLEAN_SIZE} clean training images for the defences, intervals: 95 % Wilson. One line a run in"
+        " `main_job.jsonl`, with commit and versions.",
+        "",
+    ]
+    machines = sorted({f"{row['device']}, {row['threads']} threads, torch {row['torch']}" for row in done})
+    lines += [f"Machine: {machine}" for machine in machines]
+    lines += ["", "| job | attack | seed | ACC % | ASR % | RA % | DER % | seconds | CPU seconds |"]
+    lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    for job in ("victim", *PURIFIERS):
+        for attack in ATTACKS:
+            group = sorted(
+                (row for row in done if row["job"] == job and row["attack"] == attack), key=lambda row: row["seed"]
+            )
+            lines += [_line(row) for row in group]
+            if len(group) > 1:
+                lines.append(_mean(group))
+    lines += ["", "| scan of | seed | verdict | suspected | largest anomaly | seconds |", "|---|---:|---|---|---:|---:|"]
+    for row in sorted(done, key=lambda row: (row["attack"], row["seed"])):
+        if "finding" in row:
+            finding = row["finding"]
+            verdict = "backdoored" if finding["backdoored"] else "no evidence"
+            lines.append(
+                f"| {row['attack']} | {row['seed']} | {verdict} | {finding['suspected'] or '-'} |"
+                f" {max(finding['anomaly']):.2f} | {row['seconds']:.0f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = [_share(row.get(name)) for name in ("acc", "asr", "ra")]
+    der = f"{100 * row['der']:.2f}" if "der" in row else ""
+    return (
+        f"| {row['job']} | {row['attack']} | {row['seed']} | {' | '.join(cells)} | {der} | {row['seconds']:.0f} |"
+        f" {row['cpu_seconds']:.0f} |"
+    )
+
+
+def _share(share: dict[str, float] | None) -> str:
+    if share is None:
+        return ""
+    return f"{100 * share['value']:.2f} [{100 * share['low']:.2f}, {100 * share['high']:.2f}]"
+
+
+def _mean(group: list[dict[str, Any]]) -> str:
+    def mean(values: list[float]) -> str:
+        return f"**{100 * statistics.mean(values):.2f}**" if values else ""
+
+    shares = [mean([row[name]["value"] for row in group if name in row]) for name in ("acc", "asr", "ra")]
+    der = mean([row["der"] for row in group if "der" in row])
+    seconds = statistics.mean(row["seconds"] for row in group)
+    busy = statistics.mean(row["cpu_seconds"] for row in group)
+    first = group[0]
+    return f"| {first['job']} | {first['attack']} | mean | {' | '.join(shares)} | {der} | {seconds:.0f} | {busy:.0f} |"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Attacks on disk: one safetensors file with the trigger, the success criterion and which rows were poisoned."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from unbackdoor.attacks.base import FittedAttack
+from unbackdoor.attacks.criterion import Criterion, criterion_from_json
+from unbackdoor.attacks.trigger import TRIGGERS, Trigger
+from unbackdoor.errors import InputError
+from unbackdoor.files import write_bytes
+
+FORMAT = 1
+KEY = "unbackdoor-attack"
+MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SavedAttack:
+    """An attack read from disk.
+
+    Attributes:
+        trigger: what wakes the backdoor.
+        criterion: what counts as success.
+        kinds: of each training row; see `FittedAttack`.
+        original_labels: of each training row.
+        image_shape: channels, height, width of the images it was made for.
+        options: the attack's name and options.
+    """
+
+    trigger: Trigger
+    criterion: Criterion
+    kinds: UInt8[Tensor, "n"]
+    original_labels: Int[Tensor, "n"]
+    image_shape: tuple[int, int, int]
+    options: dict[str, Any]
+
+
+def save_attack(path: Path, fitted: FittedAttack, options: dict[str, Any]) -> None:
+    """Write the attack to `path`, complete or not at all.
+
+    Args:
+        path: of the file.
+        fitted: what is saved; the poisoned images are not.
+        options: the attack's name and options, JSON values.
+    """
+    state = {f"trigger.{name}": value for name, value in fitted.trigger.state_dict().items()}
+    tensors = {**state, "kinds": fitted.kinds, "original_labels": fitted.original_labels}
+    description = {
+        "format": FORMAT,
+        "trigger": type(fitted.trigger).__name__,
+        "criterion": fitted.criterion.to_json(),
+        "image_shape": list(fitted.train.shape),
+        "options": options,
+    }
+    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
+    write_bytes(path, save(plain, metadata={KEY: json.dumps(description)}))
+
+
+def load_attack(path: Path) -> SavedAttack:
+    """Read an attack; nothing in the file is executed.
+
+    Raises:
+        InputError: no such file, or not an attack that this version wrote.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path} is larger than any attack file; name the folder that `unbackdoor attack` made")
+        payload = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path} ({error.strerror}); name the folder that `unbackdoor attack` made"
+        ) from error
+    try:
+        tensors = load(payload)
+        header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
+        description = json.loads(header["__metadata__"][KEY])
+        if description["format"] != FORMAT:
+            raise InputError(f"{path} was written by another version of unbackdoor; make the attack again")
+        state = {name.removeprefix("trigger."): tensors[name] for name in tensors if name.startswith("trigger.")}
+        channels, height, width = (int(side) for side in description["image_shape"])
+        trigger = TRIGGERS[description["trigger"]].from_state(state)
+        trigger(torch.zeros(1, channels, height, width))
+        return SavedAttack(
+            trigger=trigger,
+            criterion=criterion_from_json(description["criterion"]),
+            kinds=tensors["kinds"],
+            original_labels=tensors["original_labels"],
+            image_shape=(channels, height, width),
+            options=dict(description["options"]),
+        )
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} is no attack file, or is damaged; make the attack again") from error

@@ -1,0 +1,88 @@
+"""The command line: `unbackdoor COMMAND ...`.
+
+Options are read off the commands' signatures and the methods' fields; there is no second place where they are
+declared. Exit codes, kept for ever: 0 done, or no evidence found; 1 backdoored; 2 bad use or unreadable input; 3
+inconclusive.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from unbackdoor import __version__
+from unbackdoor.errors import InputError, UnbackdoorError
+
+COMMANDS = {
+    "attack": "poison a data set, train a backdoored model on it, and measure it",
+    "train": "train a clean model",
+    "scan": "ask whether a model is backdoored (exit code 1 if so)",
+    "purify": "take the backdoor out of a model",
+    "evaluate": "measure accuracy and attack success of a model",
+    "demo": "walk the whole path on a small embedded data set",
+    "methods": "list all attacks, scanners, purifiers and networks",
+}
+
+USAGE = f"""usage: unbackdoor COMMAND [OPTIONS]
+
+Make, find and remove backdoors in neural networks, and measure all of it honestly.
+
+commands:
+{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
+
+options:
+  -h, --help     show this help; after a command, its options
+  --version      show the version
+
+examples:
+  unbackdoor demo
+  unbackdoor scan --model suspect.safetensors --clean photos/
+  unbackdoor purify --model suspect.safetensors --clean photos/ --method SAU --out repaired
+"""
+
+BAD_USE, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; errors become one sentence on standard error."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(words)
+    except UnbackdoorError as error:
+        from unbackdoor.text import clean_text
+
+        sys.stderr.write(f"unbackdoor: {clean_text(str(error))}\n")
+        return BAD_USE
+    except KeyboardInterrupt:
+        sys.stderr.write("\nunbackdoor: interrupted; the same command goes on where this one stopped\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return BAD_USE
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(USAGE)
+        return 0 if words else BAD_USE
+    if words[0] == "--version":
+        sys.stdout.write(f"unbackdoor {__version__}\n")
+        return 0
+    if words[0] not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(f"unknown command {words[0]!r}{hint} (known: {', '.join(COMMANDS)})")
+    # Imported only now: the top-level help must not wait for torch.
+    from unbackdoor.commands.parsing import parse
+    from unbackdoor.commands.show import show
+
+    module = importlib.import_module(f"unbackdoor.commands.{words[0]}")
+    call, as_json = parse(words[0], module, words[1:])
+    return show(call(), as_json=as_json) if call else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

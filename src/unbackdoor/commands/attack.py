@@ -1,0 +1,128 @@
+"""Poison a data set, train a network on it, and measure the backdoor.
+
+Writes model.safetensors, attack.safetensors (trigger, success criterion, poisoned rows), run.json and report.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unbackdoor.attacks import ATTACKS, Attack, FittedAttack, save_attack
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.parsing import Choice
+from unbackdoor.commands.pictures import trigger_gallery
+from unbackdoor.commands.training import NETWORK, new_network
+from unbackdoor.commands.workspace import (
+    ATTACK,
+    MODEL,
+    PAGE,
+    RESUME,
+    Run,
+    evaluation_rows,
+    metrics,
+    new_folder,
+    options_of,
+)
+from unbackdoor.data import ImageSet, read_images
+from unbackdoor.evaluate import Evaluation, evaluate
+from unbackdoor.models import Network, save_model
+from unbackdoor.report import Report, Verdict, curve_chart, write_report
+from unbackdoor.training import History, Recipe, Runtime, fit
+
+CHOICES = {"attack": Choice(ATTACKS, "BadNets"), "model": NETWORK}
+
+
+def run(
+    *,
+    data: str,
+    out: Path,
+    attack: Attack,
+    model: Callable[[int, int], nn.Module],
+    recipe: Recipe = Recipe(),
+    runtime: Runtime,
+) -> Outcome:
+    """Make a backdoored model.
+
+    Args:
+        data: training and test images: digits, a folder (parquet or a folder a class), an .npz, or a hub id.
+        out: folder for the results; an interrupted run in it goes on.
+        attack: how the data are poisoned.
+        model: the network.
+        recipe: how it is trained.
+        runtime: device, seed, budget, progress.
+    """
+    clock = Run("attack", runtime)
+    train, test = read_images(data, "train"), read_images(data, "test")
+    folder = new_folder(out)
+    network, fitted, history, evaluation = poison_and_train(
+        train, test, attack, model, recipe, runtime, folder / RESUME
+    )
+    clock.inputs = {train.name: train.digest(), test.name: test.digest()}
+    clock.options = {"attack": options_of(attack), "recipe": options_of(recipe)}
+    save_attack(folder / ATTACK, fitted, options_of(attack))
+    write_report(folder / PAGE, attack_page(clock, attack, fitted, test, evaluation, history, runtime))
+    clock.write(folder, evaluation=evaluation.to_json(), loss=history.loss)
+    mark = {"attack": options_of(attack), "criterion": fitted.criterion.to_json()}
+    # The model comes last: a folder with a model in it is a finished one.
+    save_model(folder / MODEL, network, provenance=clock.record(), backdoored=mark)
+    return Outcome(
+        title=f"{type(attack).__name__} on {train.name}",
+        rows=[*evaluation_rows(evaluation), ("time", f"{clock.seconds:.0f} s"), ("model", str(folder / MODEL))],
+        result={"evaluation": evaluation.to_json(), "model": str(folder / MODEL)},
+        page=folder / PAGE,
+    )
+
+
+def poison_and_train(
+    train: ImageSet,
+    test: ImageSet,
+    attack: Attack,
+    model: Callable[[int, int], nn.Module],
+    recipe: Recipe,
+    runtime: Runtime,
+    resume: Path | None,
+) -> tuple[Network, FittedAttack, History, Evaluation]:
+    """Return the backdoored network, the fitted attack, what happened in training, and what it measures."""
+
+    def build() -> Network:
+        return new_network(model, train, runtime)
+
+    fitted = attack.prepare(train, build, runtime)
+    network = build()
+    history = fit(
+        network, fitted.train, recipe, runtime, hook=fitted.hook, resume=resume, description=type(attack).__name__
+    )
+    evaluation = evaluate(network, test, runtime, fitted.trigger, fitted.criterion)
+    return network, fitted, history, evaluation
+
+
+def attack_page(
+    clock: Run,
+    attack: Attack,
+    fitted: FittedAttack,
+    test: ImageSet,
+    evaluation: Evaluation,
+    history: History,
+    runtime: Runtime,
+) -> Report:
+    """Return the report of an attack."""
+    name = type(attack).__name__
+    poisoned = int((fitted.kinds == 1).sum())
+    epochs: list[Any] = list(range(1, len(history.loss) + 1))
+    return Report(
+        title=f"{name} on {test.name.split('/')[0]}",
+        verdict=Verdict(
+            level="info",
+            headline=f"A model with a {name} backdoor was made.",
+            detail=f"{poisoned} of {len(fitted.train)} training images were poisoned. The model's file says so.",
+            calibrated=True,
+        ),
+        metrics=metrics(evaluation, None),
+        galleries=[trigger_gallery(test, fitted.trigger, fitted.criterion)],
+        charts=[curve_chart(epochs, history.loss, "epoch", "training loss")],
+        facts=clock.facts(),
+    )

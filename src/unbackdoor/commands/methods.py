@@ -1,0 +1,32 @@
+"""List all attacks, scanners, purifiers and networks, with one line each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unbackdoor.attacks import ATTACKS
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.models import NETWORKS
+from unbackdoor.purify import PURIFIERS
+from unbackdoor.registry import Registry
+from unbackdoor.scan import SCANNERS
+
+RUNTIME = False
+REGISTRIES: dict[str, Registry[Any]] = {
+    "attack": ATTACKS,
+    "scanner": SCANNERS,
+    "purifier": PURIFIERS,
+    "network": NETWORKS,
+}
+
+
+def run() -> Outcome:
+    """List the methods."""
+    found = {kind: {name: _line(registry[name]) for name in registry} for kind, registry in REGISTRIES.items()}
+    rows = [(f"{kind} {name}", line) for kind, members in found.items() for name, line in members.items()]
+    return Outcome(title="methods", rows=rows, result=found)
+
+
+def _line(method: type) -> str:
+    """Return the first line of a docstring."""
+    return (method.__doc__ or "").strip().split("\n")[0]

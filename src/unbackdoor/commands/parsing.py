@@ -1,0 +1,199 @@
+"""From words on the command line (and a YAML file) to a call of a command's `run`.
+
+A parameter of `run` that names a method, such as `attack`, is chosen by name from a registry only: `--attack BadNets
+--attack.poison_rate 0.05`. Nothing that a file or an option says is ever imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.errors import InputError
+from unbackdoor.registry import Registry
+from unbackdoor.training import Runtime
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A parameter that is one of the methods of a registry.
+
+    Attributes:
+        registry: the methods.
+        default: the name of the one that is taken if none is named.
+        skip: parameters of the methods that are not the user's.
+        partial: whether `run` gets the class with its options bound, instead of an instance.
+    """
+
+    registry: Registry[Any]
+    default: str
+    skip: frozenset[str] = frozenset()
+    partial: bool = False
+
+
+def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[], Outcome] | None, bool]:
+    """Return the call that the words ask for, and whether its outcome is to be shown as JSON.
+
+    Args:
+        name: of the command.
+        module: with `run` and, where it has methods to choose, `CHOICES`.
+        words: the options.
+
+    Returns:
+        None instead of a call if the words asked for help, which has been shown.
+
+    Raises:
+        InputError: an option that is unknown, missing or cannot be understood.
+    """
+    choices: dict[str, Choice] = getattr(module, "CHOICES", {})
+    wants_runtime: bool = getattr(module, "RUNTIME", True)
+    words = _with_config(words, choices)
+    chosen, words = _take_choices(words, choices)
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    parser = _parser(name, module, choices, chosen, wants_runtime)
+    values = _parse(parser, words)
+    if values is None:
+        return None, False
+    as_json = values.pop("json")
+    values.pop("config", None)
+    arguments = parser.instantiate(values).as_dict()
+    for key, choice in choices.items():
+        method, options = choice.registry[chosen[key]], arguments.pop(key, {})
+        arguments[key] = partial(method, **options) if choice.partial else method(**options)
+    if wants_runtime:
+        from unbackdoor.commands.progress import RichProgress
+
+        fields = {field: arguments.pop(field) for field in _RUNTIME_FIELDS}
+        arguments["runtime"] = Runtime(**fields, progress=RichProgress())
+    return partial(module.run, **arguments), as_json
+
+
+_RUNTIME_FIELDS = ("device", "precision", "threads", "seed", "budget")
+
+
+def _parser(
+    name: str, module: ModuleType, choices: dict[str, Choice], chosen: dict[str, str], wants_runtime: bool
+) -> ArgumentParser:
+    """Return a parser for this command with these methods chosen."""
+    notes = [
+        f"  --{key} NAME: {', '.join(sorted(choice.registry))} (now: {chosen[key]})"
+        for key, choice in choices.items()
+    ]
+    parser = ArgumentParser(
+        prog=f"unbackdoor {name}",
+        description="\n".join([(module.__doc__ or "").strip(), *(["", "methods:", *notes] if notes else [])]),
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_argument("--config", help="YAML file with these options; options given here win over it")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
+    parser.add_function_arguments(module.run, skip={*choices, "runtime"}, fail_untyped=True)
+    if wants_runtime:
+        parser.add_class_arguments(Runtime, skip={"progress"}, fail_untyped=True)
+    for key, choice in choices.items():
+        parser.add_class_arguments(
+            choice.registry[chosen[key]], key, skip=set(choice.skip), instantiate=False, fail_untyped=True
+        )
+    return parser
+
+
+def _parse(parser: ArgumentParser, words: list[str]) -> Any:
+    """Return the parsed options, or None after help was shown."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        try:
+            return parser.parse_args(words)
+        except SystemExit as stop:
+            if stop.code in (0, None):
+                return None
+            raise InputError(f"{parser.prog}: cannot understand {' '.join(words)!r}; see --help") from stop
+        except Exception as error:
+            raise InputError(_explain(parser, words, str(error))) from error
+
+
+def _explain(parser: ArgumentParser, words: list[str], message: str) -> str:
+    """Return one sentence for what the parser said in several lines."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in words:
+        option = word.split("=")[0]
+        if option.startswith("--") and option not in known:
+            close = difflib.get_close_matches(option, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "see --help"
+            return f"unknown option {option} of {parser.prog}; {hint}"
+    sentence = " ".join(message.split())
+    return f"{parser.prog}: {sentence}; see --help"
+
+
+def _with_config(words: list[str], choices: dict[str, Choice]) -> list[str]:
+    """Return the words with those of a YAML file put before them, so that the words win."""
+    path, rest = _take(words, "--config")
+    if path is None:
+        return rest
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark else ""
+        raise InputError(f"{path} is not YAML{where}; correct it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold options by name, such as 'seed: 1'")
+    return [*_flatten("", content, choices, path), *rest]
+
+
+def _flatten(prefix: str, content: dict[Any, Any], choices: dict[str, Choice], path: str) -> list[str]:
+    """Return nested options as words; a method may stand as `attack: BadNets` or with options under `name`."""
+    words: list[str] = []
+    for key, value in content.items():
+        if not isinstance(key, str) or not key.replace("_", "a").replace("-", "a").isalnum():
+            raise InputError(f"{path}: {key!r} is no option's name")
+        option = f"--{prefix}{key}"
+        if isinstance(value, dict):
+            inner = dict(value)
+            if not prefix and key in choices and "name" in inner:
+                words.append(f"{option}={inner.pop('name')}")
+            words += _flatten(f"{prefix}{key}.", inner, choices, path)
+        elif key == "json" and not prefix:
+            words += [option] if value else []
+        else:
+            words.append(f"{option}={value if isinstance(value, str) else json.dumps(value, default=str)}")
+    return words
+
+
+def _take_choices(words: list[str], choices: dict[str, Choice]) -> tuple[dict[str, str], list[str]]:
+    """Return the chosen method of each choice, and the words without them."""
+    chosen = {}
+    for key, choice in choices.items():
+        named, words = _take(words, f"--{key}")
+        chosen[key] = choice.default if named is None else named
+        choice.registry[chosen[key]]  # an unknown name is an InputError with a hint
+    return chosen, words
+
+
+def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:
+    """Return the last value of an option, and the words without it."""
+    value, rest, position = None, [], 0
+    while position < len(words):
+        word = words[position]
+        if word == option:
+            if position + 1 == len(words) or words[position + 1].startswith("--"):
+                raise InputError(f"{option} needs a value")
+            value, position = words[position + 1], position + 1
+        elif word.startswith(f"{option}="):
+            value = word[len(option) + 1 :]
+        else:
+            rest.append(word)
+        position += 1
+    return value, rest

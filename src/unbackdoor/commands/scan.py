@@ -1,0 +1,142 @@
+"""Ask whether a model is backdoored, from the model and clean samples alone.
+
+Exit code 1 if it is, 0 if no evidence was found, 3 if the scan is inconclusive.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
+from unbackdoor.commands.parsing import Choice
+from unbackdoor.commands.pictures import found_gallery
+from unbackdoor.commands.workspace import (
+    PAGE,
+    Run,
+    defender_data,
+    options_of,
+    writable_folder,
+)
+from unbackdoor.models import LoadedModel, load_model
+from unbackdoor.report import Report, Verdict, anomaly_chart, write_report
+from unbackdoor.scan import SCANNERS, Finding, Scanner
+from unbackdoor.training import Runtime
+
+CHOICES = {"scanner": Choice(SCANNERS, "NeuralCleanse")}
+
+
+def run(
+    *,
+    model: Path,
+    clean: str,
+    scanner: Scanner,
+    runtime: Runtime,
+    clean_size: int = 2500,
+    arch: str | None = None,
+    out: Path | None = None,
+) -> Outcome:
+    """Scan a model.
+
+    Args:
+        model: checkpoint file, or a Hugging Face folder.
+        clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id.
+        scanner: how.
+        runtime: device, seed, budget, progress.
+        clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
+        arch: architecture of a file that does not name one: a network's name or module:function.
+        out: folder for the report; by default runs/scan- and the beginning of the model's SHA-256.
+    """
+    clock = Run("scan", runtime)
+    loaded = load_model(model, arch=arch)
+    data, rows = defender_data(clean, clean_size, loaded, runtime)
+    folder = writable_folder(out or Path("runs") / f"scan-{loaded.sha256[:8]}")
+    finding = scanner.scan(loaded.network, data, runtime)
+    clock.inputs = {model.name: loaded.sha256}
+    if data.clean is not None:
+        clock.inputs[data.clean.name] = data.clean.digest()
+    clock.options = {"scanner": options_of(scanner)}
+    write_report(folder / PAGE, scan_page(clock, model.name, loaded, scanner, finding))
+    clock.write(folder, finding=finding.to_json(), clean_rows=rows)
+    names = loaded.network.description.class_names
+    return Outcome(
+        code=exit_code(finding),
+        title=f"scan of {model.name}",
+        rows=[
+            *([("mark", "the file itself says that unbackdoor made it backdoored")] if loaded.backdoored else []),
+            ("verdict", verdict_word(finding)),
+            ("suspected", ", ".join(f"{c} ({names[c]})" for c in finding.suspected) or "no class"),
+            ("largest anomaly", f"{float(finding.anomaly.max()):.2f} (threshold {finding.threshold:g})"),
+            ("calibrated", "yes" if finding.calibrated else "no: the false-alarm rate is not known"),
+            ("time", f"{clock.seconds:.0f} s"),
+        ],
+        result={"model_sha256": loaded.sha256, "marked": loaded.backdoored is not None, **finding.to_json()},
+        sentence=finding.reason,
+        page=folder / PAGE,
+    )
+
+
+def exit_code(finding: Finding) -> int:
+    """Return the exit code of a finding."""
+    if finding.backdoored is None:
+        return INCONCLUSIVE
+    return BACKDOORED if finding.backdoored else NO_EVIDENCE
+
+
+def verdict_word(finding: Finding) -> str:
+    """Return the verdict in a word or three; never "safe"."""
+    if finding.backdoored is None:
+        return "inconclusive"
+    return "backdoored" if finding.backdoored else "no evidence found"
+
+
+def scan_verdict(finding: Finding, scanner: Scanner, names: tuple[str, ...]) -> Verdict:
+    """Return the banner of a finding."""
+    method = type(scanner).__name__
+    if finding.backdoored is None:
+        return Verdict(
+            level="inconclusive", headline="The scan is inconclusive.", detail=finding.reason, calibrated=True
+        )
+    if finding.backdoored:
+        suspected = " and ".join(names[c] for c in finding.suspected)
+        headline = f"This model looks backdoored, towards class {suspected}."
+        return Verdict(
+            level="backdoored", headline=headline, detail=finding.reason, calibrated=finding.calibrated
+        )
+    return Verdict(
+        level="no evidence",
+        headline=f"No evidence of a backdoor found by {method}.",
+        detail=finding.reason,
+        calibrated=finding.calibrated,
+    )
+
+
+def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, finding: Finding) -> Report:
+    """Return the report of a scan."""
+    names = loaded.network.description.class_names
+    gallery = found_gallery(finding, names)
+    notes = list(loaded.notes)
+    if loaded.backdoored:
+        notes.insert(0, "The file itself says that unbackdoor made this model backdoored.")
+    steps = {
+        True: [
+            "Do not use this model as it is.",
+            f"Repair it: `unbackdoor purify --model {name} --clean DATA --out repaired`, then scan the result.",
+            "Ask where the model and its training data come from.",
+        ],
+        False: [
+            "Other kinds of triggers than small fixed ones can escape this scanner.",
+            "Scan with another seed or with more clean samples to see whether the answer holds.",
+        ],
+        None: ["Scan again with more clean samples or a larger budget."],
+    }
+    return Report(
+        title=f"Scan of {name}",
+        verdict=scan_verdict(finding, scanner, names),
+        galleries=[] if gallery is None else [gallery],
+        charts=[
+            anomaly_chart(names, finding.anomaly.tolist(), finding.threshold, list(finding.suspected)),
+        ],
+        facts=clock.facts(),
+        next_steps=steps[finding.backdoored],
+        notes=notes,
+    )

@@ -1,0 +1,75 @@
+"""Train a clean network.
+
+Writes model.safetensors, run.json and report.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.training import NETWORK, new_network
+from unbackdoor.commands.workspace import (
+    MODEL,
+    PAGE,
+    RESUME,
+    Run,
+    evaluation_rows,
+    metrics,
+    new_folder,
+    options_of,
+)
+from unbackdoor.data import read_images
+from unbackdoor.evaluate import evaluate
+from unbackdoor.models import save_model
+from unbackdoor.report import Report, curve_chart, write_report
+from unbackdoor.training import Recipe, Runtime, fit
+
+CHOICES = {"model": NETWORK}
+
+
+def run(
+    *,
+    data: str,
+    out: Path,
+    model: Callable[[int, int], nn.Module],
+    recipe: Recipe = Recipe(),
+    runtime: Runtime,
+) -> Outcome:
+    """Train a clean model.
+
+    Args:
+        data: training and test images: digits, a folder (parquet or a folder a class), an .npz, or a hub id.
+        out: folder for the results; an interrupted run in it goes on.
+        model: the network.
+        recipe: how it is trained.
+        runtime: device, seed, budget, progress.
+    """
+    clock = Run("train", runtime)
+    train, test = read_images(data, "train"), read_images(data, "test")
+    folder = new_folder(out)
+    network = new_network(model, train, runtime)
+    history = fit(network, train, recipe, runtime, resume=folder / RESUME)
+    evaluation = evaluate(network, test, runtime)
+    clock.inputs = {train.name: train.digest(), test.name: test.digest()}
+    clock.options = {"recipe": options_of(recipe)}
+    epochs: list[Any] = list(range(1, len(history.loss) + 1))
+    page = Report(
+        title=f"{network.description.architecture} on {train.name}",
+        metrics=metrics(evaluation, None),
+        charts=[curve_chart(epochs, history.loss, "epoch", "training loss")],
+        facts=clock.facts(),
+    )
+    write_report(folder / PAGE, page)
+    clock.write(folder, evaluation=evaluation.to_json(), loss=history.loss)
+    save_model(folder / MODEL, network, provenance=clock.record())
+    return Outcome(
+        title=page.title,
+        rows=[*evaluation_rows(evaluation), ("time", f"{clock.seconds:.0f} s"), ("model", str(folder / MODEL))],
+        result={"evaluation": evaluation.to_json(), "model": str(folder / MODEL)},
+        page=folder / PAGE,
+    )

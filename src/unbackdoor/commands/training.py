@@ -1,0 +1,43 @@
+"""Making new networks for the commands that train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import nn
+
+from unbackdoor.commands.parsing import Choice
+from unbackdoor.data import ImageSet
+from unbackdoor.models import NETWORKS, Description, Network
+from unbackdoor.training import Runtime
+
+NETWORK = Choice(NETWORKS, "PreActResNet18", skip=frozenset({"channels", "classes"}), partial=True)
+"""The option --model of the commands that train."""
+
+STATISTICS_ROWS = 5000
+"""Images from which the normalisation is computed."""
+
+
+def new_network(model: Callable[[int, int], nn.Module], train: ImageSet, runtime: Runtime) -> Network:
+    """Return an untrained network for these images, its weights fixed by the seed.
+
+    The normalisation is the data's own mean and standard deviation per channel.
+    """
+    torch.manual_seed(runtime.seed)
+    constructor = cast("partial[nn.Module]", model)
+    sample = train.images[:STATISTICS_ROWS].float() / 255
+    mean = sample.mean((0, 2, 3)).tolist()
+    # A channel that never changes must not divide by zero.
+    std = sample.std((0, 2, 3)).clamp_min(1 / 255).tolist()
+    description = Description(
+        architecture=constructor.func.__name__,
+        arguments=dict(constructor.keywords),
+        class_names=train.class_names,
+        image_shape=train.shape,
+        mean=tuple(round(value, 4) for value in mean),
+        std=tuple(round(value, 4) for value in std),
+    )
+    return Network(constructor(train.shape[0], train.classes), description)

@@ -1,0 +1,178 @@
+"""What several commands share: opening models and data, and writing results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from unbackdoor.data import DefenderData, ImageSet, balanced_rows, read_images
+from unbackdoor.errors import InputError, OutputError
+from unbackdoor.evaluate import Evaluation, Proportion
+from unbackdoor.files import write_json
+from unbackdoor.models import LoadedModel
+from unbackdoor.report import Fact, Metric
+from unbackdoor.training import Runtime
+
+MODEL, ATTACK, RESUME, RUN, PAGE = (
+    "model.safetensors",
+    "attack.safetensors",
+    "resume.pt",
+    "run.json",
+    "report.html",
+)
+"""Names of the files in a run's folder."""
+
+
+def check_fits(model: LoadedModel, data: ImageSet) -> None:
+    """Raise InputError unless images and classes of the data fit the model."""
+    description = model.network.description
+    if data.shape != description.image_shape:
+        raise InputError(
+            f"{data.name} has images of {_shape(data.shape)}, but the model was made for"
+            f" {_shape(description.image_shape)}; convert the images first"
+        )
+    if data.classes != model.network.classes:
+        raise InputError(
+            f"{data.name} has {data.classes} classes, but the model tells {model.network.classes} apart;"
+            " use data of the same classes"
+        )
+
+
+def _shape(shape: tuple[int, int, int]) -> str:
+    channels, height, width = shape
+    return f"{channels} x {height} x {width}"
+
+
+def defender_data(clean: str, size: int, model: LoadedModel, runtime: Runtime) -> tuple[DefenderData, list[int]]:
+    """Read a defender's clean samples: class-balanced, drawn by the seed from training images.
+
+    Returns:
+        The data and the rows drawn.
+    """
+    images = read_images(clean, "any")
+    check_fits(model, images)
+    if size < 2:
+        raise InputError(f"--clean-size must be 2 or more, found {size}")
+    rows = balanced_rows(images.labels, size, runtime.seed)
+    return DefenderData(clean=images.subset(rows)), rows.tolist()
+
+
+def new_folder(out: Path) -> Path:
+    """Return `out` as a folder for a new result.
+
+    Raises:
+        OutputError: it holds a finished result already, or cannot be made.
+    """
+    if (out / MODEL).exists():
+        raise OutputError(f"{out} holds a finished result; choose another --out, or remove it first")
+    return writable_folder(out)
+
+
+def writable_folder(out: Path) -> Path:
+    """Make the folder and return it; a mistake is found before the work, not after it.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    probe = out / ".probe"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+    return out
+
+
+class Run:
+    """One run of a command: its clock and its record.
+
+    Args:
+        command: the command's name.
+        runtime: what it ran with.
+    """
+
+    def __init__(self, command: str, runtime: Runtime) -> None:
+        self.command = command
+        self.runtime = runtime
+        self.started = time.perf_counter()
+        self.inputs: dict[str, str] = {}
+        self.options: dict[str, Any] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time since the start."""
+        return time.perf_counter() - self.started
+
+    @property
+    def words(self) -> str:
+        """The command as it was typed."""
+        return shlex.join(["unbackdoor", *sys.argv[1:]]) if sys.argv[1:2] == [self.command] else self.command
+
+    def record(self) -> dict[str, Any]:
+        """Return what makes the run repeatable, as JSON values."""
+        return {
+            "command": self.words,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 1),
+            "inputs": self.inputs,
+            "options": self.options,
+            "runtime": self.runtime.describe(),
+        }
+
+    def facts(self) -> Mapping[str, list[Fact]]:
+        """Return the same for a page."""
+        record = self.record()
+        run = [Fact(name="Command", value=record["command"]), Fact(name="Date", value=record["date"])]
+        run.append(Fact(name="Time", value=f"{record['seconds']:.0f} s"))
+        run += [Fact(name=name.capitalize(), value=value) for name, value in record["runtime"].items()]
+        groups = {"What was run": run}
+        if self.inputs:
+            groups["Inputs (SHA-256)"] = [Fact(name=name, value=value) for name, value in self.inputs.items()]
+        for method, options in self.options.items():
+            shown = options.items() if isinstance(options, dict) else [("value", options)]
+            groups[f"Options: {method}"] = [Fact(name=name, value=str(value)) for name, value in shown]
+        return groups
+
+    def write(self, out: Path, **results: Any) -> None:
+        """Write the record and the results to the folder."""
+        write_json(out / RUN, json.loads(json.dumps({**self.record(), **results}, default=str)))
+
+
+def options_of(method: Any) -> dict[str, Any]:
+    """Return the name and the options of a method."""
+    return {"name": type(method).__name__, **dataclasses.asdict(method)}
+
+
+def percent(share: Proportion) -> str:
+    """Return a share with its interval, for people."""
+    return f"{100 * share.value:.2f} %  [{100 * share.low:.2f}, {100 * share.high:.2f}]"
+
+
+def evaluation_rows(evaluation: Evaluation, suffix: str = "") -> list[tuple[str, str]]:
+    """Return the table rows of an evaluation."""
+    named = {"ACC": evaluation.acc, "ASR": evaluation.asr, "RA": evaluation.ra}
+    return [(name + suffix, percent(share)) for name, share in named.items() if share is not None]
+
+
+def metrics(before: Evaluation | None, after: Evaluation | None) -> list[Metric]:
+    """Return the page's metrics; either evaluation may be missing."""
+    rows: list[Metric] = []
+    for field, name, explanation in (
+        ("acc", "Accuracy (ACC)", "Share of clean test images that get their true class."),
+        ("asr", "Attack success rate (ASR)", "Share of triggered test images that get the attacker's class."),
+        ("ra", "Robust accuracy (RA)", "Share of the same triggered images that get their true class."),
+    ):
+        old = None if before is None else getattr(before, field)
+        new = None if after is None else getattr(after, field)
+        if old is not None or new is not None:
+            better: Any = "lower" if field == "asr" else "higher"
+            rows.append(Metric(name=name, explanation=explanation, before=old, after=new, better=better))
+    return rows

@@ -1,0 +1,50 @@
+"""Feature taps: what named modules put out, collected while a model runs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from unbackdoor.errors import InputError
+from unbackdoor.models.network import Network
+
+
+@contextmanager
+def tapped(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
+    """Yield a dictionary that each forward pass fills with the outputs of the modules named.
+
+    Args:
+        model: a network, or any module.
+        *names: modules such as "layer4" or "layer4.1.bn1", relative to a `Network`'s body, or to `model` itself
+            if it is another module.
+
+    Yields:
+        Name to output, with its gradient history; replaced at the next forward pass. Of a module that puts out
+        several values, the first. The hooks are gone when the block is left, also by an exception.
+
+    Raises:
+        InputError: there is no module of that name.
+    """
+    root = model.body if isinstance(model, Network) else model
+    modules = dict(root.named_modules())
+    outputs: dict[str, Tensor] = {}
+    with ExitStack() as hooks:
+        for name in names:
+            if name not in modules or not name:
+                close = difflib.get_close_matches(name, filter(None, modules), n=1, cutoff=0)
+                hint = f"; did you mean {close[0]!r}?" if close else "; it has no modules inside"
+                raise InputError(f"{type(root).__name__} has no module {name!r}{hint}")
+            # The handle is a context manager: leaving the stack removes the hook.
+            hooks.enter_context(modules[name].register_forward_hook(_keep(outputs, name)))
+        yield outputs
+
+
+def _keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs[name] = output if isinstance(output, Tensor) else output[0]
+
+    return hook

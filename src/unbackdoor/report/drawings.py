@@ -1,0 +1,303 @@
+"""Drawing with Altair and vl-convert, without a browser and without the network.
+
+Colours are the names that the page's style sheet gives them, so a drawing follows light, dark and print like the
+text around it. Text from outside is only ever data, never part of an expression that Vega evaluates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from unbackdoor.report.content import IntervalLike, Metric
+from unbackdoor.report.text import percent, shorten, width
+
+if TYPE_CHECKING:
+    import altair as alt
+
+INK = "currentColor"
+MUTED = "var(--muted)"
+FAINT = "var(--line)"
+BAR = "var(--bar)"
+ACCENT = "var(--accent)"
+
+LETTER = 0.64
+"""Width of a letter over the size of the font, in the widest of the common system fonts."""
+
+# Names are keyed by their row, since two classes may have the same name; the key is cut off for display.
+_NAME_OF_KEY = r"split(slice(datum.label, indexof(datum.label, '|') + 1), '\n')"
+
+_PADDING = {"left": 4, "right": 14, "top": 24, "bottom": 4}
+_AXIS_HEIGHT = 46  # ticks, figures and title of the axis below
+
+
+class Canvas(NamedTuple):
+    """The room that a chart has: width and letters in pixels, names in letters."""
+
+    width: int
+    font: int
+    name_cells: int
+
+
+WIDE = Canvas(width=720, font=13, name_cells=26)
+NARROW = Canvas(width=340, font=12, name_cells=13)
+
+
+class Bar(NamedTuple):
+    """The anomaly index of a class: its name, the finite height that is drawn, the figure in words."""
+
+    name: str
+    height: float
+    text: str
+    flagged: bool
+
+
+def anomaly_rows(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> alt.LayerChart:
+    """Draw bars that lie, named at their left, with their figure at their right end."""
+    import altair as alt
+
+    labels = _row_keys([shorten(bar.name, canvas.name_cells) for bar in bars])
+    texts = [bar.text + " flagged" * bar.flagged for bar in bars]
+    rows = [
+        {"label": label, "index": bar.height, "end": max(bar.height, 0), "text": text, "flagged": bar.flagged}
+        for label, bar, text in zip(labels, bars, texts, strict=True)
+    ]
+    axis = _names_axis(labels, canvas)
+    plot = canvas.width - _names_width(labels, canvas) - _PADDING["left"] - _PADDING["right"]
+    # The figures stand right of the bars and need their share of the scale.
+    figure = min(0.6, (max(map(len, texts)) * LETTER * (canvas.font - 1) + 10) / plot)
+    low, top = _ends(bars, threshold)
+    high = top + (top - low) * figure / (1 - figure)
+
+    def base(data: Sequence[dict[str, object]]) -> alt.Chart:
+        y = alt.Y("label:N", sort=labels, scale=alt.Scale(domain=labels, paddingInner=0.3), axis=axis)
+        return alt.Chart(alt.Data(values=list(data))).encode(y=y)
+
+    x = alt.X(
+        "index:Q",
+        scale=alt.Scale(domain=[low, high], nice=False),
+        axis=alt.Axis(title="Anomaly index", tickCount=5),
+    )
+    layers: list[alt.Chart] = []
+    for flagged, bar_colour, ink, weight in ((False, BAR, MUTED, "normal"), (True, ACCENT, ACCENT, "bold")):
+        chosen = base([row for row in rows if row["flagged"] == flagged])
+        layers.append(chosen.mark_bar(color=bar_colour).encode(x=x))
+        layers.append(
+            chosen.mark_text(
+                align="left", dx=5, fontSize=canvas.font - 1, color=ink, fontWeight=weight
+            ).encode(x="end:Q", text="text:N")
+        )
+    limit = alt.Chart(alt.Data(values=[{"index": threshold, "text": f"threshold {threshold:.2f}"}]))
+    # Right of the middle, the word stands left of its line, where there is room.
+    side = "right" if threshold - low > 0.55 * (high - low) else "left"
+    layers.append(limit.mark_rule(strokeDash=[4, 3], color=INK).encode(x="index:Q"))
+    layers.append(
+        limit.mark_text(align=side, dy=-9, y=0, color=INK, fontSize=canvas.font - 1).encode(
+            x="index:Q", text="text:N"
+        )
+    )
+    return alt.layer(*layers).properties(height=_height(24 * len(rows)))
+
+
+def anomaly_columns(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> alt.LayerChart:
+    """Draw bars that stand, for many classes: numbered below, flagged ones numbered above."""
+    import altair as alt
+
+    rows = [
+        {"left": number - 0.4, "right": number + 0.4, "zero": 0, "index": bar.height, "flagged": bar.flagged}
+        for number, bar in enumerate(bars)
+    ]
+    low, top = _ends(bars, threshold)
+    x = alt.X(
+        "left:Q",
+        scale=alt.Scale(domain=[-1, len(bars)], nice=False, zero=False),
+        axis=alt.Axis(
+            title="Class number", grid=False, format="d", tickMinStep=1, tickCount=canvas.width // 60
+        ),
+    )
+    y = alt.Y(
+        "zero:Q",
+        scale=alt.Scale(domain=[low, top + (top - low) * 0.1], nice=False),
+        axis=alt.Axis(title="Anomaly index", tickCount=5),
+    )
+    layers: list[alt.Chart] = []
+    for flagged, colour in ((False, BAR), (True, ACCENT)):
+        chosen = alt.Chart(alt.Data(values=[row for row in rows if row["flagged"] == flagged]))
+        layers.append(chosen.mark_rect(color=colour).encode(x=x, x2="right:Q", y=y, y2="index:Q"))
+    limit = alt.Chart(alt.Data(values=[{"index": threshold, "text": f"threshold {threshold:.2f}"}]))
+    layers.append(limit.mark_rule(strokeDash=[4, 3], color=INK).encode(y="index:Q"))
+    layers.append(
+        # Above the plot, where no bar can stand behind it.
+        limit.mark_text(align="right", x="width", y=-10, color=INK, fontSize=canvas.font - 1).encode(
+            text="text:N"
+        )
+    )
+    numbers = [
+        {"left": number, "index": max(bars[number].height, 0), "text": str(number)}
+        for number in _numbered(bars, canvas)
+    ]
+    layers.append(
+        alt.Chart(alt.Data(values=numbers))
+        .mark_text(dy=-8, color=ACCENT, fontWeight="bold", fontSize=canvas.font)
+        .encode(x="left:Q", y="index:Q", text="text:N")
+    )
+    return alt.layer(*layers).properties(height=_height(220))
+
+
+def figures(metric: Metric) -> list[tuple[str, IntervalLike]]:
+    """Return the figures of a metric that were measured, with "before" or "after"."""
+    pairs = (("before", metric.before), ("after", metric.after))
+    return [(when, figure) for when, figure in pairs if figure is not None and math.isfinite(figure.value)]
+
+
+def metric_dots(metrics: Sequence[Metric], canvas: Canvas) -> alt.LayerChart:
+    """Draw the figures of each metric as marks on one scale, with their intervals."""
+    import altair as alt
+
+    labels = _row_keys([_in_two_lines(metric.name, canvas.name_cells) for metric in metrics])
+    rows = [
+        {
+            "label": label,
+            "when": when,
+            "value": 100 * figure.value,
+            "low": 100 * figure.low,
+            "high": 100 * figure.high,
+        }
+        for label, metric in zip(labels, metrics, strict=True)
+        for when, figure in figures(metric)
+    ]
+    moments = [when for when in ("before", "after") if any(row["when"] == when for row in rows)]
+    # A single figure is not a comparison and needs no legend.
+    legend = alt.Legend(title=None, orient="top", symbolSize=90) if len(moments) == 2 else None
+    colours = alt.Scale(domain=["before", "after"], range=[MUTED, ACCENT])
+    shapes = alt.Scale(domain=["before", "after"], range=["circle", "diamond"])
+    axis = alt.Axis(title="Percent", values=[0, 20, 40, 60, 80, 100])
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("label:N", sort=labels, axis=_names_axis(labels, canvas)),
+        yOffset=alt.YOffset("when:N", sort=moments, scale=alt.Scale(paddingOuter=0.7)),
+        color=alt.Color("when:N", legend=legend, scale=colours),
+    )
+    spans = base.mark_rule(strokeWidth=2).encode(
+        x=alt.X("low:Q", scale=alt.Scale(domain=[0, 100]), axis=axis), x2="high:Q"
+    )
+    marks = base.mark_point(filled=True, opacity=1, size=90).encode(
+        x="value:Q", shape=alt.Shape("when:N", legend=legend, scale=shapes)
+    )
+    row_height = 46 if len(moments) == 2 or any("\n" in label for label in labels) else 30
+    return alt.layer(spans, marks).properties(
+        height=_height(row_height * len(metrics) + 24 * (len(moments) == 2))
+    )
+
+
+def curve(
+    points: Sequence[tuple[float, float]], x_title: str, y_title: str, canvas: Canvas
+) -> alt.LayerChart:
+    """Draw a line through the points, with a dot on each if they are few."""
+    import altair as alt
+
+    rows = [{"x": float(x), "y": float(y) if math.isfinite(y) else None} for x, y in points]
+    whole = all(float(x).is_integer() for x, _ in points)
+    ticks = alt.Axis(
+        title=shorten(x_title, 40), grid=False, tickCount=canvas.width // 80, tickMinStep=1 if whole else 0
+    )
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("x:Q", scale=alt.Scale(zero=False, nice=False), axis=ticks),
+        y=alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=shorten(y_title, 30), tickCount=5)),
+    )
+    line = base.mark_line(color=ACCENT, strokeWidth=2)
+    # Between two gaps a point has no line: then its dot is all there is of it.
+    size = 24 if len(points) <= 60 else 4
+    dots = base.transform_filter("datum.y !== null").mark_circle(color=ACCENT, opacity=1, size=size)
+    return alt.layer(line, dots).properties(height=_height(220))
+
+
+def to_svg(chart: alt.LayerChart, canvas: Canvas) -> str:
+    """Return the chart as SVG, exactly as wide as the canvas, on a transparent ground."""
+    import altair as alt
+    import vl_convert as vlc
+
+    sized = (
+        chart.properties(
+            width=canvas.width,
+            autosize=alt.AutoSizeParams(type="fit", contains="padding"),
+            padding=_PADDING,
+            background="transparent",
+        )
+        .configure_view(stroke=None)
+        .configure_axis(
+            labelFontSize=canvas.font,
+            titleFontSize=canvas.font,
+            titleFontWeight="normal",
+            labelColor=MUTED,
+            titleColor=MUTED,
+            gridColor=FAINT,
+            domainColor=FAINT,
+            tickColor=FAINT,
+            titlePadding=8,
+        )
+        .configure_legend(labelFontSize=canvas.font, labelColor=INK)
+    )
+    version = ".".join(alt.SCHEMA_VERSION.lstrip("v").split(".")[:2])
+    svg: str = vlc.vegalite_to_svg(sized.to_dict(), vl_version=version, allowed_base_urls=[])
+    return svg
+
+
+def _height(plot: int) -> int:
+    return plot + _AXIS_HEIGHT + _PADDING["top"] + _PADDING["bottom"]
+
+
+def _ends(bars: Sequence[Bar], threshold: float) -> tuple[float, float]:
+    """Return the ends of a scale that holds all bars, zero and the threshold, with a little air."""
+    heights = [0.0, threshold, *(bar.height for bar in bars)]
+    low, high = min(heights), max(heights)
+    air = (high - low or 1.0) * 0.05
+    return low - air * (low < 0), high + air
+
+
+def _numbered(bars: Sequence[Bar], canvas: Canvas) -> list[int]:
+    """Choose the flagged bars that get their number: the highest first, none too near to one chosen before."""
+    distance = (len(str(len(bars))) + 1) * LETTER * canvas.font * len(bars) / canvas.width
+    chosen: list[int] = []
+    for number in sorted(range(len(bars)), key=lambda number: -bars[number].height):
+        if bars[number].flagged and all(abs(number - other) > distance for other in chosen):
+            chosen.append(number)
+    return chosen
+
+
+def _row_keys(labels: Sequence[str]) -> list[str]:
+    return [f"{number}|{label}" for number, label in enumerate(labels)]
+
+
+def _in_two_lines(name: str, cells: int) -> str:
+    """Break a name between words into at most two lines of `cells` letters, cutting what is longer."""
+    name = shorten(name, 2 * cells)
+    first = ""
+    for word in name.split():
+        if first and width(f"{first} {word}") > cells:
+            break
+        first = f"{first} {word}".strip()
+    rest = name[len(first) :].strip() if name.startswith(first) else ""
+    return "\n".join(shorten(line, cells) for line in (first, rest) if line)
+
+
+def _names_width(labels: Sequence[str], canvas: Canvas) -> int:
+    """Return the pixels that the longest line of the names needs in the widest font that a page may meet."""
+    cells = max(width(line) for label in labels for line in label.partition("|")[2].split("\n"))
+    return round(cells * LETTER * canvas.font) + 8
+
+
+def _names_axis(labels: Sequence[str], canvas: Canvas) -> alt.Axis:
+    import altair as alt
+
+    return alt.Axis(
+        title=None,
+        labelExpr=_NAME_OF_KEY,
+        labelLimit=0,
+        labelOverlap=False,
+        minExtent=_names_width(labels, canvas),
+        ticks=False,
+        domain=False,
+        labelColor=INK,
+        labelPadding=8,
+    )
