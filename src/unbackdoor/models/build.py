@@ -19,7 +19,10 @@ from unbackdoor.models.vgg19_bn import VGG19BN
 from unbackdoor.models.wrn16x1 import WRN16x1
 from unbackdoor.registry import Registry
 
-NETWORKS: Registry[nn.Module] = Registry("network", PreActResNet18, ResNet18, VGG19BN, WRN16x1, HuggingFace)
+NETWORKS: Registry[nn.Module] = Registry("network", PreActResNet18, ResNet18, VGG19BN, WRN16x1)
+
+# Built like the others, but only from the configuration of a folder: nobody could name it without one.
+_FROM_FOLDERS: dict[str, type[nn.Module]] = {HuggingFace.__name__: HuggingFace}
 
 # No published network comes near; what is larger is a mistake or an attack on memory.
 MAX_WIDTH = 4096
@@ -35,10 +38,10 @@ def build_network(description: Description, seed: int | None = None) -> Network:
 
     Args:
         description: its architecture is a registered name, or `module:function`, a function
-            `(channels, classes, **arguments)` that returns a module from normalised images to logits. The function's
-            code runs, so such a name must come from the user, never from a file.
-        seed: the weights depend on this alone, and the global random state stays as it was. If None, the weights are
-            drawn from the global random state.
+            `(channels, classes, **arguments)` that returns a module from normalised images to logits. The
+            function's code runs, so such a name must come from the user, never from a file.
+        seed: the weights depend on this alone, and the global random state stays as it was. If None, the
+            weights are drawn from the global random state.
 
     Raises:
         InputError: an unknown architecture or argument, or one that cannot be built.
@@ -50,10 +53,21 @@ def build_network(description: Description, seed: int | None = None) -> Network:
         return Network(build_body(description), description)
 
 
+def find_architecture(name: str) -> Callable[..., Any]:
+    """Return what builds the architecture of that name; the module of `module:function` is imported.
+
+    Raises:
+        InputError: there is none.
+    """
+    if is_code(name):
+        return _user_function(name)
+    return _FROM_FOLDERS.get(name) or NETWORKS[name]
+
+
 def build_body(description: Description) -> nn.Module:
     """Build the architecture alone, on the current default device (see `build_network`)."""
     name, arguments = description.architecture, description.arguments
-    factory: Callable[..., Any] = _user_function(name) if is_code(name) else NETWORKS[name]
+    factory = find_architecture(name)
     channels, classes = description.image_shape[0], len(description.class_names)
     _check_arguments(name, factory, arguments)
     try:
@@ -96,5 +110,7 @@ def _user_function(name: str) -> Callable[..., Any]:
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise InputError(f"the module {module_name!r} has no function {function_name!r}; name one that it has")
+        raise InputError(
+            f"the module {module_name!r} has no function {function_name!r}; name one that it has"
+        )
     return function  # type: ignore[no-any-return]

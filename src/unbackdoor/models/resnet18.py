@@ -1,8 +1,9 @@
 """ResNet18 for small images: the residual network with the activation after the addition.
 
-He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), in the layout and with the parameter names of
-kuangliu's CIFAR networks: a 3 x 3 stem without pooling, a shortcut of convolution and normalisation where the shape
-changes. torchvision's `resnet18` is another network (7 x 7 stem, other names); its weights do not fit here.
+He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), in the layout and with the parameter
+names of kuangliu's CIFAR networks: a 3 x 3 stem without pooling, a shortcut of convolution and normalisation
+where the shape changes. torchvision's `resnet18` is another network (7 x 7 stem, other names); its weights do
+not fit here.
 """
 
 from __future__ import annotations

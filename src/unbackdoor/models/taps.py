@@ -19,12 +19,12 @@ def tapped(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
 
     Args:
         model: a network, or any module.
-        *names: modules such as "layer4" or "layer4.1.bn1", relative to a `Network`'s body, or to `model` itself
-            if it is another module.
+        *names: modules such as "layer4" or "layer4.1.bn1", relative to a `Network`'s body, or to `model`
+            itself if it is another module.
 
     Yields:
-        Name to output, with its gradient history; replaced at the next forward pass. Of a module that puts out
-        several values, the first. The hooks are gone when the block is left, also by an exception.
+        Name to output, with its gradient history; replaced at the next forward pass. Of a module that puts
+        out several values, the first. The hooks are gone when the block is left, also by an exception.
 
     Raises:
         InputError: there is no module of that name.
@@ -39,8 +39,18 @@ def tapped(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
                 hint = f"; did you mean {close[0]!r}?" if close else "; it has no modules inside"
                 raise InputError(f"{type(root).__name__} has no module {name!r}{hint}")
             # The handle is a context manager: leaving the stack removes the hook.
-            hooks.enter_context(modules[name].register_forward_hook(_keep(outputs, name)))
+            hooks.enter_context(_last(modules[name]).register_forward_hook(_keep(outputs, name)))
         yield outputs
+
+
+def _last(module: nn.Module) -> nn.Module:
+    """Return the module whose output is that of `module`.
+
+    Our networks call the members of a sequence one by one, never the sequence, whose own hook would not fire.
+    """
+    while isinstance(module, nn.Sequential) and len(module) > 0:
+        module = module[-1]
+    return module
 
 
 def _keep(outputs: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Any], None]:

@@ -1,8 +1,8 @@
 """VGG19BN: sixteen 3 x 3 convolutions with batch normalisation and three linear layers.
 
 Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition" (ICLR 2015),
-configuration E with batch normalisation, with torchvision's parameter names. At width 64 every shape is torchvision's
-`vgg19_bn`, the network that BackdoorBench trains on 32 x 32 images.
+configuration E with batch normalisation, with torchvision's parameter names. At width 64 every shape is
+torchvision's `vgg19_bn`, the network that BackdoorBench trains on 32 x 32 images.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _PLAN = (1, 1, None, 2, 2, None, 4, 4, 4, 4, None, 8, 8, 8, 8, None, 8, 8, 8, 8,
 class VGG19BN(nn.Module):
     """Convolutions in five groups, pooling to 7 x 7, and a classifier with two hidden layers and dropout.
 
-    Images must be at least 32 x 32: the five poolings halve them five times. The last features are pooled to 7 x 7
-    (1 x 1 features of a 32 x 32 image are repeated), so the classifier's input is 8 * width * 49 and its hidden layers
-    are 64 * width wide: 25,088 and 4,096 at width 64, as in torchvision.
+    Images must be at least 32 x 32: the five poolings halve them five times. The last features are pooled to
+    7 x 7 (1 x 1 features of a 32 x 32 image are repeated), so the classifier's input is 8 * width * 49 and
+    its hidden layers are 64 * width wide: 25,088 and 4,096 at width 64, as in torchvision.
 
     Args:
         channels: of an image.
@@ -52,7 +52,8 @@ class VGG19BN(nn.Module):
             nn.Linear(hidden, classes),
         )
         for module in self.modules():
-            # PyTorch's default shrinks the signal by a constant factor a layer; nineteen layers would lose it.
+            # PyTorch's default shrinks the signal by a constant factor a layer; nineteen layers would lose
+            # it.
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, nn.Linear):

@@ -1,8 +1,8 @@
 """WRN16x1: the small wide residual network (depth 16, widening factor 1) of attention-based defences.
 
-Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016), with the parameter names that the attention transfer
-(AT) and neural attention distillation (NAD) code made common. In a block whose shape changes, the shortcut sees the
-activated input; there is a normalisation before the pooling.
+Zagoruyko and Komodakis, "Wide Residual Networks" (BMVC 2016), with the parameter names that the attention
+transfer (AT) and neural attention distillation (NAD) code made common. In a block whose shape changes, the
+shortcut sees the activated input; there is a normalisation before the pooling.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class WRN16x1(nn.Module):
     Args:
         channels: of an image.
         classes: number of logits.
-        width: channels of the stem and of the first group; the last has four times as many. The papers use 16.
+        width: channels of the stem and of the first group; the last has four times as many. The papers use
+            16.
     """
 
     def __init__(self, channels: int, classes: int, width: int = 16) -> None:
@@ -61,7 +62,7 @@ class WRN16x1(nn.Module):
         blocks = [
             (f"block{i}.layer.{j}", block)
             for i, group in enumerate((self.block1, self.block2, self.block3), start=1)
-            for j, block in enumerate(group[0])
+            for j, block in enumerate(group.get_submodule("layer").children())
         ]
         tail = [("bn1", self.bn1), ("relu", self.relu), ("avgpool", self.avgpool)]
         return [("conv1", self.conv1), *blocks, *tail, ("flatten", self.flatten), ("fc", self.fc)]

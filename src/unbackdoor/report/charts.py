@@ -1,7 +1,7 @@
 """Charts of a report: what is drawn and how it is put into words; `drawings` does the drawing.
 
-Each chart exists wide (desk) and narrow (phone), in the colours of the page, and says in its `aria-label` what it
-shows, for those who cannot see it.
+Each chart exists wide (desk) and narrow (phone), in the colours of the page, and says in its `aria-label`
+what it shows, for those who cannot see it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_POINTS = 500
 def anomaly_chart(
     class_names: Sequence[str], indices: Sequence[float], threshold: float, flagged: Sequence[int]
 ) -> Chart:
-    """Draw the anomaly index of each class as a bar, the threshold as a line, flagged classes in the accent colour.
+    """Draw the anomaly index of each class as a bar and the threshold as a line; flagged classes stand out.
 
     Args:
         class_names: one name per class.
@@ -59,21 +59,21 @@ def anomaly_chart(
         )
         for number, (name, index) in enumerate(zip(names, indices, strict=True))
     ]
-    suspects = [f"{shorten(bar.name, 60)} ({bar.text})" for bar in bars if bar.flagged]
+    suspects = [f"{shorten(bar.name, 40)} ({bar.text})" for bar in bars if bar.flagged]
     more = f" and {len(suspects) - MOST_SUSPECTS} more" if len(suspects) > MOST_SUSPECTS else ""
     listed = ", ".join(suspects[:MOST_SUSPECTS]) + more
     answer = f"Flagged: {listed}." if suspects else "No class is flagged."
     draw = drawings.anomaly_rows if len(bars) <= MOST_NAMED_CLASSES else drawings.anomaly_columns
     return _chart(
         title="Anomaly index of each class",
-        explanation=f"A class whose index passes the threshold ({threshold:.2f}) stands out from the others. {answer}",
+        explanation=f"The dashed line is the threshold, {threshold:.2f}. {answer}",
         label=f"Bar chart of the anomaly index of {len(bars)} classes, threshold {threshold:.2f}. {answer}",
         draw=lambda canvas: draw(bars, threshold, canvas),
     )
 
 
 def metric_chart(metrics: Sequence[Metric]) -> Chart:
-    """Draw each metric before (circle) and after (diamond) on a scale from 0 to 100 %, with its interval as a line.
+    """Draw each metric before (circle) and after (diamond) on a scale of percent, its interval as a line.
 
     Raises:
         InputError: no metric has a figure.
@@ -103,17 +103,17 @@ def curve_chart(x: Sequence[float], y: Sequence[float], x_title: str, y_title: s
     finite = [value for value in y if math.isfinite(value)]
     if len(x) != len(y) or not finite:
         raise InputError(
-            f"curve {y_title!r}: needs as many y as x and a finite one among them, found {len(y)} for {len(x)}"
+            f"curve {y_title!r}: needs as many y as x and at least one finite, found {len(y)} for {len(x)}"
         )
     # Every n-th point counted from the end, so that the last one, which people look for, is always there.
     step = -(-len(x) // MOST_POINTS)
     points = list(zip(x, y, strict=True))[::-step][::-1]
     return _chart(
-        title=f"{y_title} over {x_title}",
+        title=f"{y_title} over {x_title.lower() if x_title.istitle() else x_title}",
         explanation="",
         label=(
-            f"Line chart of {y_title} over {x_title}, {len(y)} points: from {finite[0]:.4g} to {finite[-1]:.4g}, "
-            f"lowest {min(finite):.4g}, highest {max(finite):.4g}."
+            f"Line chart of {y_title} over {x_title}, {len(y)} points: "
+            f"from {finite[0]:.4g} to {finite[-1]:.4g}, lowest {min(finite):.4g}, highest {max(finite):.4g}."
         ),
         draw=lambda canvas: drawings.curve(points, x_title, y_title, canvas),
     )
@@ -125,7 +125,7 @@ def _class_label(number: int, name: str) -> str:
 
 
 def _index_text(index: float) -> str:
-    return f"{index:.2f}" if math.isfinite(index) else "not finite"
+    return f"{index:.2f}".replace("-", "−") if math.isfinite(index) else "not finite"
 
 
 def _chart(

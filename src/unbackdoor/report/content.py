@@ -6,6 +6,7 @@ page is made, so nobody has to do it before.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -55,10 +56,12 @@ class Interval:
     high: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low <= self.value <= self.high <= 1:
+        ends = (0.0, self.low, self.value, self.high, 1.0)
+        # Sums of floats may end a hair on the wrong side; what is not a number passes no comparison.
+        if not all(left <= right + 1e-9 for left, right in itertools.pairwise(ends)):
             raise InputError(
-                f"an interval needs 0 <= low <= value <= high <= 1, found low {self.low}, value {self.value}, "
-                f"high {self.high}; give fractions, not percent"
+                f"an interval needs 0 <= low <= value <= high <= 1, found low {self.low}, "
+                f"value {self.value}, high {self.high}; give fractions, not percent"
             )
 
 
@@ -139,7 +142,7 @@ class Chart:
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """A named value. A fact named "Command" becomes a block to copy, hexadecimal digests are set in monospace."""
+    """A named value; one named "Command" becomes a block to copy, a hexadecimal digest monospace."""
 
     name: str
     value: str

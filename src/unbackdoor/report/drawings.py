@@ -1,17 +1,17 @@
 """Drawing with Altair and vl-convert, without a browser and without the network.
 
-Colours are the names that the page's style sheet gives them, so a drawing follows light, dark and print like the
-text around it. Text from outside is only ever data, never part of an expression that Vega evaluates.
+Colours are the names that the page's style sheet gives them, so a drawing follows light, dark and print like
+the text around it. Text from outside is only ever data, never part of an expression that Vega evaluates.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from unbackdoor.report.content import IntervalLike, Metric
-from unbackdoor.report.text import percent, shorten, width
+from unbackdoor.report.text import shorten, width
 
 if TYPE_CHECKING:
     import altair as alt
@@ -28,8 +28,8 @@ LETTER = 0.64
 # Names are keyed by their row, since two classes may have the same name; the key is cut off for display.
 _NAME_OF_KEY = r"split(slice(datum.label, indexof(datum.label, '|') + 1), '\n')"
 
-_PADDING = {"left": 4, "right": 14, "top": 24, "bottom": 4}
-_AXIS_HEIGHT = 46  # ticks, figures and title of the axis below
+_AXIS_HEIGHT = 54  # padding, and ticks, figures and title of the axis below
+_WORD_HEIGHT = 18  # a word above the plot
 
 
 class Canvas(NamedTuple):
@@ -41,7 +41,7 @@ class Canvas(NamedTuple):
 
 
 WIDE = Canvas(width=720, font=13, name_cells=26)
-NARROW = Canvas(width=340, font=12, name_cells=13)
+NARROW = Canvas(width=340, font=12, name_cells=16)
 
 
 class Bar(NamedTuple):
@@ -54,50 +54,53 @@ class Bar(NamedTuple):
 
 
 def anomaly_rows(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> alt.LayerChart:
-    """Draw bars that lie, named at their left, with their figure at their right end."""
+    """Draw bars that lie, like a table: names at the left, bars, figures at the right."""
     import altair as alt
 
     labels = _row_keys([shorten(bar.name, canvas.name_cells) for bar in bars])
-    texts = [bar.text + " flagged" * bar.flagged for bar in bars]
+    texts = ["flagged " * bar.flagged + bar.text for bar in bars]
     rows = [
-        {"label": label, "index": bar.height, "end": max(bar.height, 0), "text": text, "flagged": bar.flagged}
+        {"label": label, "index": bar.height, "text": text, "flagged": bar.flagged}
         for label, bar, text in zip(labels, bars, texts, strict=True)
     ]
     axis = _names_axis(labels, canvas)
-    plot = canvas.width - _names_width(labels, canvas) - _PADDING["left"] - _PADDING["right"]
-    # The figures stand right of the bars and need their share of the scale.
-    figure = min(0.6, (max(map(len, texts)) * LETTER * (canvas.font - 1) + 10) / plot)
-    low, top = _ends(bars, threshold)
-    high = top + (top - low) * figure / (1 - figure)
-
-    def base(data: Sequence[dict[str, object]]) -> alt.Chart:
-        y = alt.Y("label:N", sort=labels, scale=alt.Scale(domain=labels, paddingInner=0.3), axis=axis)
-        return alt.Chart(alt.Data(values=list(data))).encode(y=y)
-
+    plot = canvas.width - _names_width(labels, canvas) - 2
+    # The scale is longer than the bars need, by the share of the plot where the figures stand.
+    share = min(0.6, (max(map(len, texts)) * LETTER * (canvas.font - 1) + 12) / plot)
+    low, high = _ends(bars, threshold)
+    domain = [low, low + (high - low) / (1 - share)]
     x = alt.X(
         "index:Q",
-        scale=alt.Scale(domain=[low, high], nice=False),
-        axis=alt.Axis(title="Anomaly index", tickCount=5),
+        scale=alt.Scale(domain=domain, nice=False),
+        axis=alt.Axis(
+            title="Anomaly index", titleAnchor="start", values=_ticks(low, high), format="~g", domain=False
+        ),
     )
     layers: list[alt.Chart] = []
-    for flagged, bar_colour, ink, weight in ((False, BAR, MUTED, "normal"), (True, ACCENT, ACCENT, "bold")):
-        chosen = base([row for row in rows if row["flagged"] == flagged])
-        layers.append(chosen.mark_bar(color=bar_colour).encode(x=x))
-        layers.append(
-            chosen.mark_text(
-                align="left", dx=5, fontSize=canvas.font - 1, color=ink, fontWeight=weight
-            ).encode(x="end:Q", text="text:N")
+    for flagged, colour, ink in ((False, BAR, MUTED), (True, ACCENT, ACCENT)):
+        chosen = alt.Chart(alt.InlineData(values=[row for row in rows if row["flagged"] == flagged])).encode(
+            y=alt.Y(
+                "label:N",
+                sort=labels,
+                scale=alt.Scale(domain=labels, paddingInner=0.3, paddingOuter=0.3),
+                axis=axis,
+            )
         )
-    limit = alt.Chart(alt.Data(values=[{"index": threshold, "text": f"threshold {threshold:.2f}"}]))
+        figure = chosen.mark_text(
+            align="right",
+            x="width",
+            fontSize=canvas.font - 1,
+            color=ink,
+            fontWeight="bold" if flagged else "normal",
+        )
+        layers += [chosen.mark_bar(color=colour).encode(x=x), figure.encode(text="text:N")]
+    limit = alt.Chart(alt.InlineData(values=[{"index": threshold, "text": f"threshold {threshold:.2f}"}]))
     # Right of the middle, the word stands left of its line, where there is room.
-    side = "right" if threshold - low > 0.55 * (high - low) else "left"
+    side: Literal["right", "left"] = "right" if threshold - low > 0.5 * (domain[1] - low) else "left"
+    word = limit.mark_text(align=side, dy=-9, y=0, color=INK, fontSize=canvas.font - 1)
     layers.append(limit.mark_rule(strokeDash=[4, 3], color=INK).encode(x="index:Q"))
-    layers.append(
-        limit.mark_text(align=side, dy=-9, y=0, color=INK, fontSize=canvas.font - 1).encode(
-            x="index:Q", text="text:N"
-        )
-    )
-    return alt.layer(*layers).properties(height=_height(24 * len(rows)))
+    layers.append(word.encode(x="index:Q", text="text:N"))
+    return alt.LayerChart(layer=layers, **_frame(24 * len(rows), above=_WORD_HEIGHT))
 
 
 def anomaly_columns(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> alt.LayerChart:
@@ -123,9 +126,11 @@ def anomaly_columns(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> al
     )
     layers: list[alt.Chart] = []
     for flagged, colour in ((False, BAR), (True, ACCENT)):
-        chosen = alt.Chart(alt.Data(values=[row for row in rows if row["flagged"] == flagged]))
+        chosen = alt.Chart(alt.InlineData(values=[row for row in rows if row["flagged"] == flagged]))
         layers.append(chosen.mark_rect(color=colour).encode(x=x, x2="right:Q", y=y, y2="index:Q"))
-    limit = alt.Chart(alt.Data(values=[{"index": threshold, "text": f"threshold {threshold:.2f}"}]))
+    limit = alt.Chart(
+        alt.InlineData(values=[{"index": threshold, "text": f"dashed: threshold {threshold:.2f}"}])
+    )
     layers.append(limit.mark_rule(strokeDash=[4, 3], color=INK).encode(y="index:Q"))
     layers.append(
         # Above the plot, where no bar can stand behind it.
@@ -138,11 +143,11 @@ def anomaly_columns(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> al
         for number in _numbered(bars, canvas)
     ]
     layers.append(
-        alt.Chart(alt.Data(values=numbers))
+        alt.Chart(alt.InlineData(values=numbers))
         .mark_text(dy=-8, color=ACCENT, fontWeight="bold", fontSize=canvas.font)
         .encode(x="left:Q", y="index:Q", text="text:N")
     )
-    return alt.layer(*layers).properties(height=_height(220))
+    return alt.LayerChart(layer=layers, **_frame(220, above=_WORD_HEIGHT))
 
 
 def figures(metric: Metric) -> list[tuple[str, IntervalLike]]:
@@ -155,7 +160,7 @@ def metric_dots(metrics: Sequence[Metric], canvas: Canvas) -> alt.LayerChart:
     """Draw the figures of each metric as marks on one scale, with their intervals."""
     import altair as alt
 
-    labels = _row_keys([_in_two_lines(metric.name, canvas.name_cells) for metric in metrics])
+    labels = _row_keys([_in_lines(metric.name, canvas.name_cells) for metric in metrics])
     rows = [
         {
             "label": label,
@@ -172,22 +177,27 @@ def metric_dots(metrics: Sequence[Metric], canvas: Canvas) -> alt.LayerChart:
     legend = alt.Legend(title=None, orient="top", symbolSize=90) if len(moments) == 2 else None
     colours = alt.Scale(domain=["before", "after"], range=[MUTED, ACCENT])
     shapes = alt.Scale(domain=["before", "after"], range=["circle", "diamond"])
-    axis = alt.Axis(title="Percent", values=[0, 20, 40, 60, 80, 100])
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    axis = alt.Axis(
+        title="Percent",
+        titleAnchor="start",
+        domain=False,
+        values=list(range(0, 101, 20 if canvas is WIDE else 50)),
+    )
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
         y=alt.Y("label:N", sort=labels, axis=_names_axis(labels, canvas)),
         yOffset=alt.YOffset("when:N", sort=moments, scale=alt.Scale(paddingOuter=0.7)),
         color=alt.Color("when:N", legend=legend, scale=colours),
     )
     spans = base.mark_rule(strokeWidth=2).encode(
-        x=alt.X("low:Q", scale=alt.Scale(domain=[0, 100]), axis=axis), x2="high:Q"
+        x=alt.X("low:Q", scale=alt.Scale(domain=[-2, 102], nice=False), axis=axis), x2="high:Q"
     )
     marks = base.mark_point(filled=True, opacity=1, size=90).encode(
         x="value:Q", shape=alt.Shape("when:N", legend=legend, scale=shapes)
     )
-    row_height = 46 if len(moments) == 2 or any("\n" in label for label in labels) else 30
-    return alt.layer(spans, marks).properties(
-        height=_height(row_height * len(metrics) + 24 * (len(moments) == 2))
-    )
+    lines = max(label.count("\n") + 1 for label in labels)
+    row_height = max(22 * len(moments) + 4, round(1.25 * canvas.font * lines) + 12)
+    frame = _frame(row_height * len(metrics), above=26 if legend else 0)
+    return alt.LayerChart(layer=[spans, marks], **frame)
 
 
 def curve(
@@ -201,7 +211,7 @@ def curve(
     ticks = alt.Axis(
         title=shorten(x_title, 40), grid=False, tickCount=canvas.width // 80, tickMinStep=1 if whole else 0
     )
-    base = alt.Chart(alt.Data(values=rows)).encode(
+    base = alt.Chart(alt.InlineData(values=rows)).encode(
         x=alt.X("x:Q", scale=alt.Scale(zero=False, nice=False), axis=ticks),
         y=alt.Y("y:Q", scale=alt.Scale(zero=False), axis=alt.Axis(title=shorten(y_title, 30), tickCount=5)),
     )
@@ -209,7 +219,7 @@ def curve(
     # Between two gaps a point has no line: then its dot is all there is of it.
     size = 24 if len(points) <= 60 else 4
     dots = base.transform_filter("datum.y !== null").mark_circle(color=ACCENT, opacity=1, size=size)
-    return alt.layer(line, dots).properties(height=_height(220))
+    return alt.LayerChart(layer=[line, dots], **_frame(220))
 
 
 def to_svg(chart: alt.LayerChart, canvas: Canvas) -> str:
@@ -221,7 +231,6 @@ def to_svg(chart: alt.LayerChart, canvas: Canvas) -> str:
         chart.properties(
             width=canvas.width,
             autosize=alt.AutoSizeParams(type="fit", contains="padding"),
-            padding=_PADDING,
             background="transparent",
         )
         .configure_view(stroke=None)
@@ -235,6 +244,7 @@ def to_svg(chart: alt.LayerChart, canvas: Canvas) -> str:
             domainColor=FAINT,
             tickColor=FAINT,
             titlePadding=8,
+            labelFlush=False,
         )
         .configure_legend(labelFontSize=canvas.font, labelColor=INK)
     )
@@ -243,8 +253,9 @@ def to_svg(chart: alt.LayerChart, canvas: Canvas) -> str:
     return svg
 
 
-def _height(plot: int) -> int:
-    return plot + _AXIS_HEIGHT + _PADDING["top"] + _PADDING["bottom"]
+def _frame(plot: int, above: int = 0) -> dict[str, Any]:
+    """Return height and padding of a chart: `plot` pixels, and `above` it for a word or a legend."""
+    return {"height": plot + above + _AXIS_HEIGHT, "padding": {"left": 0, "right": 2, "top": 4, "bottom": 4}}
 
 
 def _ends(bars: Sequence[Bar], threshold: float) -> tuple[float, float]:
@@ -255,8 +266,16 @@ def _ends(bars: Sequence[Bar], threshold: float) -> tuple[float, float]:
     return low - air * (low < 0), high + air
 
 
+def _ticks(low: float, high: float) -> list[float]:
+    """Return three to six round figures between the ends of a scale."""
+    rough = (high - low) / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return [round(step * n, 10) for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
 def _numbered(bars: Sequence[Bar], canvas: Canvas) -> list[int]:
-    """Choose the flagged bars that get their number: the highest first, none too near to one chosen before."""
+    """Choose the flagged bars that get their number: the highest first, none too near to one chosen."""
     distance = (len(str(len(bars))) + 1) * LETTER * canvas.font * len(bars) / canvas.width
     chosen: list[int] = []
     for number in sorted(range(len(bars)), key=lambda number: -bars[number].height):
@@ -269,22 +288,21 @@ def _row_keys(labels: Sequence[str]) -> list[str]:
     return [f"{number}|{label}" for number, label in enumerate(labels)]
 
 
-def _in_two_lines(name: str, cells: int) -> str:
-    """Break a name between words into at most two lines of `cells` letters, cutting what is longer."""
-    name = shorten(name, 2 * cells)
-    first = ""
-    for word in name.split():
-        if first and width(f"{first} {word}") > cells:
-            break
-        first = f"{first} {word}".strip()
-    rest = name[len(first) :].strip() if name.startswith(first) else ""
-    return "\n".join(shorten(line, cells) for line in (first, rest) if line)
+def _in_lines(name: str, cells: int) -> str:
+    """Break a name between words into at most three lines of `cells` letters, cutting what is longer."""
+    lines = [""]
+    for word in shorten(name, 3 * cells).split():
+        if lines[-1] and width(f"{lines[-1]} {word}") > cells and len(lines) < 3:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(shorten(line, cells) for line in lines)
 
 
 def _names_width(labels: Sequence[str], canvas: Canvas) -> int:
     """Return the pixels that the longest line of the names needs in the widest font that a page may meet."""
     cells = max(width(line) for label in labels for line in label.partition("|")[2].split("\n"))
-    return round(cells * LETTER * canvas.font) + 8
+    return round(cells * LETTER * canvas.font) + 6
 
 
 def _names_axis(labels: Sequence[str], canvas: Canvas) -> alt.Axis:
@@ -295,9 +313,10 @@ def _names_axis(labels: Sequence[str], canvas: Canvas) -> alt.Axis:
         labelExpr=_NAME_OF_KEY,
         labelLimit=0,
         labelOverlap=False,
-        minExtent=_names_width(labels, canvas),
         ticks=False,
         domain=False,
         labelColor=INK,
-        labelPadding=8,
+        # Names begin at the left edge, in line with the text of the page.
+        labelAlign="left",
+        labelPadding=_names_width(labels, canvas),
     )

@@ -62,6 +62,7 @@ def _pixels(picture: Picture) -> UInt8[Tensor, "c h w"]:
     # Written so that NaN, which compares false, is refused too.
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
         raise InputError(
-            f"picture {picture.caption!r}: pixels must be in [0, 1], found {low:.3g} to {high:.3g}; scale them first"
+            f"picture {picture.caption!r}: pixels must be in [0, 1], found {low:.3g} to {high:.3g}; "
+            "scale them first"
         )
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)

@@ -9,10 +9,12 @@ from unbackdoor.errors import InputError
 
 _NAMESPACE = "http://www.w3.org/2000/svg"
 _SHAPES = frozenset({"g", "path", "line", "rect", "circle", "text", "tspan"})
-_ATTRIBUTES = frozenset(
-    "class transform d x y x1 y1 x2 y2 dx dy width height r cx cy opacity fill fill-opacity stroke stroke-width "
-    "stroke-opacity stroke-dasharray stroke-linecap stroke-linejoin text-anchor font-size font-weight".split()
+_GEOMETRY = frozenset(
+    {"transform", "d", "x", "y", "x1", "y1", "x2", "y2", "dx", "dy", "width", "height", "r"}
 )
+_PAINT = frozenset({"fill", "fill-opacity", "opacity", "stroke", "stroke-width", "stroke-opacity"})
+_STYLE = frozenset({"stroke-dasharray", "stroke-linecap", "stroke-linejoin", "text-anchor", "font-size"})
+_ATTRIBUTES = _GEOMETRY | _PAINT | _STYLE | {"class", "cx", "cy", "font-weight"}
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}(?:e-?\d+)?")
 
 

@@ -17,11 +17,11 @@ _SPACES = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
 # Control (Cc), invisible formatting such as text reversal (Cf), halves of characters (Cs).
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})
 
-# An absolute path: in quotes it may hold spaces, bare it ends at one. Something before the slash, such as "and/or"
-# or "https:/", means that it is not one.
+# An absolute path: in quotes it may hold spaces, bare it ends at one. Something before the slash, such as in
+# "and/or", "https:/" or "</p>", means that it is not one.
 _PATHS = re.compile(
     r"""(?P<quote>['"])(?P<quoted>(?:file:/|[A-Za-z]:[/\\]|/|\\\\)(?:(?!(?P=quote)).)+)(?P=quote)"""
-    r"""|(?:file:/{1,3}|(?<![\w.~/])/(?!/))[^\s/'"]+(?:/[^\s/'"]+)+"""
+    r"""|(?:file:/{1,3}|(?<![\w.~/<])/(?!/))[^\s/'"]+(?:/[^\s/'"]+)+"""
     r"""|(?<!\w)(?:[A-Za-z]:\\|\\\\)[^\s\\'"]+(?:\\[^\s\\'"]+)+"""
 )
 
@@ -33,7 +33,7 @@ def plain(text: str) -> str:
 
 
 def short_path(path: str | PurePath) -> str:
-    """Return the last two components of `path`, so that a shared page does not tell where its author keeps files."""
+    """Return the last two components of `path`: a shared page does not tell where its author keeps files."""
     parts = re.split(r"[/\\]+", plain(str(path)))
     kept = [part for part in parts if part not in {"", ".", "file:"} and not re.fullmatch(r"[A-Za-z]:", part)]
     return "/".join(kept[-2:])
@@ -42,8 +42,8 @@ def short_path(path: str | PurePath) -> str:
 def shown(text: str) -> str:
     """Return `text` as pages show it: cleaned by `plain`, and absolute paths within it shortened.
 
-    This is the safety net for paths inside commands and messages. A bare path with spaces cannot be told from its
-    surroundings, so whoever has a path as such passes it through `short_path`.
+    This is the safety net for paths inside commands and messages. A bare path with spaces cannot be told from
+    its surroundings, so whoever has a path as such passes it through `short_path`.
     """
 
     def shorten_path(match: re.Match[str]) -> str:
@@ -82,8 +82,8 @@ def change(metric: Metric) -> tuple[str, str]:
     """Return by how much a figure changed, and what to think of it.
 
     Returns:
-        Percentage points with a sign ("−91.2 points"), and "better", "worse" or, where the intervals overlap so
-        that nothing can be claimed, "intervals overlap"; both empty if the figure was not measured twice.
+        Percentage points with a sign ("−91.2 points"), and "better", "worse" or, where the intervals overlap
+        so that nothing can be claimed, "intervals overlap"; both empty if the figure was not measured twice.
     """
     before, after = metric.before, metric.after
     if before is None or after is None or not (math.isfinite(before.value) and math.isfinite(after.value)):

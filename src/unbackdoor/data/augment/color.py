@@ -95,8 +95,7 @@ class Grey(Transform):
 
 def _luma(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
     red, green, blue = images.unbind(1)
-    # The rounded sum may pass 1 by a little.
-    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).clamp(max=1).unsqueeze(1)
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(1)
 
 
 def _blend(

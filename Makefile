@@ -1,0 +1,63 @@
+# Two commands carry everything: `make demo` and `make test`. Both set themselves up; they need Python >= 3.11, make and git.
+PYTHON ?= python3
+VENV ?= .venv
+# Where pip looks for torch beside PyPI; for a small CPU build: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+DATA ?= ../shared/data/cifar10
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+       $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: help venv demo test lint docs bench audit chromium clean
+
+help:
+	@echo "make demo | test | lint | docs | bench | audit | venv | clean"
+
+$(VENV)/core: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unbackdoor needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/docs: $(VENV)/core
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+venv: $(VENV)/dev
+
+demo: $(VENV)/core
+	$(BIN)/unbackdoor demo
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Where Chromium is missing and this machine allows, install Debian's; otherwise the browser tests skip and say so.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    apt-get update -qq >/dev/null 2>&1 && \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } || \
+	  echo "no Chromium here: the browser tests will be skipped"
+
+test: lint chromium
+	$(BIN)/pytest
+
+docs: $(VENV)/docs
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/core
+	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/main_job.py --data $(DATA)
+
+audit: $(VENV)/dev
+	$(BIN)/pip-audit --local
+
+clean:
+	rm -rf $(VENV) build site .mypy_cache .ruff_cache .pytest_cache

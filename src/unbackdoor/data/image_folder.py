@@ -1,0 +1,156 @@
+"""Images in a folder a class, optionally below `train/` and `test/` (or `val/`, `validation/`).
+
+The folder is listed here and not through Hugging Face's imagefolder, which gives the images of a single class
+no labels at all (so nothing could be said about it), lets metadata files in the folder redefine it, and took
+4.5 s to list 6,000 files that are listed here in 0.06 s.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from unbackdoor.data.cache import content_hash
+from unbackdoor.data.decode import decode_images
+from unbackdoor.data.image_set import ImageSet
+from unbackdoor.data.limits import printable, reason_of
+from unbackdoor.data.splits import source_name, split_named
+from unbackdoor.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = frozenset(
+    {
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".bmp",
+        ".webp",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".gif",
+        ".tif",
+        ".tiff",
+    }
+)
+
+
+class ImageFolder:
+    """Reader of a folder of images.
+
+    Args:
+        path: the folder.
+        source: what to call it in messages.
+
+    Raises:
+        DataError: no images in class folders below it, or folders that cannot be listed.
+    """
+
+    def __init__(self, path: Path, source: str) -> None:
+        self.name = source_name(path)
+        self.source = source
+        self._root = path
+        # The files of each split (None: there are no splits) by class.
+        self._classes: dict[str | None, dict[str, list[Path]]] = {}
+        try:
+            self._list()
+        except OSError as error:
+            raise DataError(
+                f"cannot list {source}: {reason_of(error)}; check that you may read it"
+            ) from error
+        if not any(self._classes.values()):
+            raise DataError(
+                f"{source} holds neither parquet files nor images in a folder a class; arrange it as"
+                " CLASS/IMAGE.png, optionally below train/ and test/, or name a file in it"
+            )
+        self.splits = [split for split in self._classes if split is not None]
+        # Over all splits, so that a class has one number even where a split lacks some other class.
+        self._class_names = sorted({name for classes in self._classes.values() for name in classes})
+
+    def content_hash(self) -> str:
+        """Return the hash of all images of all splits with their places."""
+        listed = (path for classes in self._classes.values() for paths in classes.values() for path in paths)
+        return content_hash({path.relative_to(self._root).as_posix(): path for path in listed})
+
+    def read(self, split: str | None) -> ImageSet:
+        """Return the images of `split`, class by class, each class by path."""
+        classes = self._classes[split]
+        numbers = {name: number for number, name in enumerate(self._class_names)}
+        listed = [(numbers[name], path) for name in sorted(classes) for path in sorted(classes[name])]
+        return ImageSet(
+            images=decode_images(self._contents([path for _, path in listed]), len(listed), self.source),
+            labels=torch.tensor([number for number, _ in listed]),
+            class_names=tuple(self._class_names),
+            name=self.source,
+        )
+
+    def _list(self) -> None:
+        folders = _folders(self._root)
+        # Words alone: "test" is a split, "test tubes" a class.
+        splits = [
+            folder
+            for folder in folders
+            if folder.name.isalpha() and split_named(folder.name) and _holds_classes(folder)
+        ]
+        if splits:
+            if ignored := [printable(folder.name) for folder in folders if folder not in splits]:
+                logger.warning(
+                    "%s: not read, as they lie beside the splits: %s", self.source, ", ".join(ignored)
+                )
+            for folder in splits:
+                merged = self._classes.setdefault(split_named(folder.name), {})
+                for name, paths in _classes(folder).items():
+                    merged.setdefault(name, []).extend(paths)
+        else:
+            self._classes[None] = _classes(self._root)
+
+    def _contents(self, paths: list[Path]) -> Iterator[tuple[str, bytes]]:
+        for path in paths:
+            where = printable(path.relative_to(self._root).as_posix())
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise DataError(
+                    f"cannot read image {where} of {self.source}: {reason_of(error)}; check that it is there"
+                ) from error
+            yield where, content
+
+
+def _folders(parent: Path) -> list[Path]:
+    """Return the folders directly below `parent` by name, without hidden ones and archivers' litter."""
+    return sorted(
+        entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
+    )
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Tell a split from a class that happens to be called "train": a class has images directly in it."""
+    deep = any(True for child in _folders(folder) for _ in _images(child))
+    return deep and not any(_is_image(entry) for entry in folder.iterdir())
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """Return the images at any depth below each folder in `folder`; folders without images are no classes."""
+    found = {child.name: list(_images(child)) for child in _folders(folder)}
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        yield from (path for path in (Path(parent, name) for name in names) if _is_image(path))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()

@@ -1,0 +1,101 @@
+"""Bounds and checks that every reader of image data applies to what strangers wrote."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unbackdoor.errors import DataError
+
+# No data set in use has more classes (ImageNet-21k has 21,841); one label of 10^12 must not make as many
+# names.
+MAX_CLASSES = 65_536
+
+# What is assumed where the operating system does not say how much memory there is.
+_UNKNOWN_MEMORY = 64 * 2**30
+
+
+def printable(text: str) -> str:
+    """Return text from inside a file with control codes escaped and its length bounded, for messages."""
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an exception's message, fit for the middle of a sentence."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = message.strip().splitlines()
+    return printable(lines[0].rstrip(".")) if lines else type(error).__name__
+
+
+def physical_memory() -> int:
+    """Return this machine's memory in bytes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return _UNKNOWN_MEMORY
+
+
+def check_size(size: int, source: str) -> None:
+    """Refuse to hold `size` bytes when the machine does not have them.
+
+    Raises:
+        DataError: with both sizes.
+    """
+    memory = physical_memory()
+    if size > memory:
+        raise DataError(
+            f"{source} takes {size / 2**30:,.0f} GiB when it is unpacked, and this machine has"
+            f" {memory / 2**30:,.0f} GiB of memory; resize the images or take fewer of them"
+        )
+
+
+def check_labels(labels: np.ndarray, source: str) -> Int[Tensor, "n"]:
+    """Return whole numbers from outside as labels.
+
+    Args:
+        labels: any integer type, shape (N,).
+        source: for messages.
+
+    Raises:
+        DataError: not whole numbers, negative, or beyond the largest class that is accepted.
+    """
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"the labels of {source} are {labels.dtype}, not whole numbers; number the classes from 0"
+        )
+    if len(labels) and int(labels.min()) < 0:
+        raise DataError(
+            f"the labels of {source} go down to {int(labels.min())} (a negative label often means that it is"
+            " unknown); leave those images out and number the classes from 0"
+        )
+    if len(labels) and int(labels.max()) >= MAX_CLASSES:
+        raise DataError(
+            f"the labels of {source} go up to {int(labels.max())}, and at most {MAX_CLASSES:,} classes are"
+            " accepted; number the classes from 0 without gaps"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def check_classes(labels: Int[Tensor, "n"], source: str) -> None:
+    """Refuse data in which nothing can be told apart.
+
+    Raises:
+        DataError: no images, or all of one class.
+    """
+    if len(labels) == 0:
+        raise DataError(f"{source} holds no images; name a data set with images of at least two classes")
+    if int(labels.min()) == int(labels.max()):
+        raise DataError(
+            f"all {len(labels)} images of {source} are of class {int(labels[0])}; a data set needs at least"
+            " two classes"
+        )
+
+
+def numbered(classes: int) -> tuple[str, ...]:
+    """Return the names of classes that have none: "0", "1", ..."""
+    return tuple(str(number) for number in range(classes))

@@ -1,0 +1,107 @@
+"""Parquet files in Hugging Face's layout."""
+
+from __future__ import annotations
+
+import glob
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unbackdoor.data.cache import content_hash
+from unbackdoor.data.image_set import ImageSet
+from unbackdoor.data.limits import MAX_CLASSES, check_size
+from unbackdoor.data.splits import source_name, split_named
+from unbackdoor.data.tables import quiet, read_rows, reported
+from unbackdoor.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+
+class ParquetFiles:
+    """Reader of a folder of parquet files in Hugging Face's layout, or of one such file.
+
+    A file belongs to the split that its name, or a folder's name on the way to it, begins with. One file by
+    itself, or files that name no split, are one undivided set.
+
+    Args:
+        path: the folder or the file.
+        source: what to call it in messages.
+    """
+
+    def __init__(self, path: Path, source: str) -> None:
+        self.name = source_name(path)
+        self.source = source
+        self._root = path if path.is_dir() else path.parent
+        found = parquet_files(path) if path.is_dir() else [path]
+        self._files: dict[str | None, list[Path]] = {}
+        for file in found:
+            words = file.relative_to(self._root).parts if path.is_dir() else ()
+            split = next((split for split in map(split_named, words) if split is not None), None)
+            self._files.setdefault(split, []).append(file)
+        # Files beside the splits that name none of them are not part of the set.
+        self.splits = [split for split in self._files if split is not None]
+        if self.splits:
+            self._files.pop(None, None)
+
+    def content_hash(self) -> str:
+        """Return the hash of the files of all splits."""
+        listed = (file for files in self._files.values() for file in files)
+        return content_hash({file.relative_to(self._root).as_posix(): file for file in listed})
+
+    def read(self, split: str | None) -> ImageSet:
+        """Return the images of `split`, file by file."""
+        from datasets import load_dataset
+
+        rows = self._rows(split)
+        with quiet(offline=True):
+            parts: dict[str | None, IterableDataset] = {}
+            for name, files in self._files.items():
+                # File names are taken literally: a "[" in one is no pattern.
+                literal = [glob.escape(str(file.absolute())) for file in files]
+                with reported(self.source):
+                    parts[name] = load_dataset(
+                        "parquet", data_files={"train": literal}, streaming=True, split="train"
+                    )
+            return read_rows(parts, split, rows, self.source)
+
+    def _rows(self, split: str | None) -> int:
+        """Return the number of rows that a split's files declare, after bounding what all files declare."""
+        from pyarrow import parquet
+
+        rows = size = 0
+        for name, files in self._files.items():
+            for file in files:
+                with reported(self.source):
+                    metadata = parquet.read_metadata(file)
+                    sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+                    described = json.loads((metadata.metadata or {}).get(b"huggingface", b"null"))
+                    _check_declared_classes(described, self.source)
+                size += sum(sizes)
+                rows += metadata.num_rows if name == split else 0
+        check_size(size, self.source)
+        return rows
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """Return the parquet files at any depth below `folder`, hidden ones excepted, by path."""
+    return sorted(
+        file
+        for file in folder.rglob("*.parquet")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    )
+
+
+def _check_declared_classes(described: Any, source: str) -> None:
+    """Refuse a description of columns that would make `datasets` think up the names of 10^12 classes."""
+    if isinstance(described, dict):
+        classes = described.get("num_classes")
+        if isinstance(classes, int) and classes > MAX_CLASSES:
+            raise DataError(
+                f"{source} declares {classes} classes, and at most {MAX_CLASSES:,} are accepted; correct its"
+                " metadata"
+            )
+        described = list(described.values())
+    if isinstance(described, list):
+        for value in described:
+            _check_declared_classes(value, source)

@@ -1,0 +1,179 @@
+"""Tables with an image and a label column, read through Hugging Face `datasets`: parquet files and hub sets.
+
+Both take one path: `datasets` finds the columns' meaning and yields rows without decoding them; Pillow
+decodes here, so that a broken image is named. Local files are streamed (no Arrow copy of the data set is
+written) and with `datasets` in offline mode: it otherwise reports each load to a counter on the network.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unbackdoor.data.decode import decode_images
+from unbackdoor.data.image_set import ImageSet
+from unbackdoor.data.limits import check_labels, numbered, printable, reason_of
+from unbackdoor.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+_BATCH = 256
+
+
+def read_rows(
+    parts: Mapping[str | None, Dataset | IterableDataset], split: str | None, rows: int, source: str
+) -> ImageSet:
+    """Return the images and labels of one split.
+
+    Args:
+        parts: the source's splits; the others only tell how many classes there are, if these have no names.
+        split: the one to read.
+        rows: how many rows it is said to have.
+        source: what to call it in messages.
+
+    Raises:
+        DataError: columns that cannot be found, labels or image bytes that are missing or wrong, unreadable
+            files.
+    """
+    from datasets import ClassLabel, Image
+
+    part = parts[split]
+    if part.features is None:
+        raise DataError(
+            f"{source} does not say what its columns are; save it as parquet files and name their folder"
+        )
+    image, label = image_column(part.features, source), label_column(part.features, source)
+    if isinstance(part.features[image], Image):
+        with reported(source):
+            part = part.cast_column(image, Image(decode=False))
+    labels: list[np.ndarray] = []
+    batches = _batches(part, [image, label], source)
+    images = decode_images(_encoded(batches, image, label, labels, source), rows, source)
+    numbers = np.concatenate(labels)
+    if isinstance(part.features[label], ClassLabel):
+        class_names = tuple(part.features[label].names)
+    else:
+        highest = int(numbers.max())
+        for other in (other for name, other in parts.items() if name != split):
+            batches = _batches(other, [label], source)
+            highest = max(highest, *(int(_labels(batch, label, source).max()) for batch in batches))
+        class_names = numbered(highest + 1)
+    return ImageSet(images=images, labels=check_labels(numbers, source), class_names=class_names, name=source)
+
+
+def image_column(features: Mapping[str, Any], source: str) -> str:
+    """Return the column of images: declared as such, or the only one of bytes."""
+    from datasets import Image
+
+    declared = [name for name, feature in features.items() if isinstance(feature, Image)]
+    candidates = declared or [name for name, feature in features.items() if _holds_bytes(feature)]
+    return _only(candidates, ("image", "img"), "images", features, source)
+
+
+def label_column(features: Mapping[str, Any], source: str) -> str:
+    """Return the column of labels: declared as such, or the only one of whole numbers."""
+    from datasets import ClassLabel, Value
+
+    declared = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    candidates = declared or [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
+    ]
+    return _only(candidates, ("label", "labels", "fine_label"), "labels", features, source)
+
+
+def _only(
+    candidates: list[str], usual: tuple[str, ...], what: str, features: Mapping[str, Any], source: str
+) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    if named := [name for name in usual if name in candidates]:
+        return named[0]
+    columns = ", ".join(printable(str(name)) for name in features) or "none"
+    found = "several columns" if candidates else "no column"
+    raise DataError(
+        f"{source} has {found} that could hold the {what}, among: {columns}; images are a column of bytes and"
+        f" labels one of whole numbers: call yours {usual[0]!r} and save it again"
+    )
+
+
+def _holds_bytes(feature: Any) -> bool:
+    held = feature.get("bytes") if isinstance(feature, dict) else feature
+    return getattr(held, "dtype", None) in ("binary", "large_binary")
+
+
+def _encoded(
+    batches: Iterator[Any], image: str, label: str, labels: list[np.ndarray], source: str
+) -> Iterator[tuple[str, bytes]]:
+    """Yield what to call each image and its bytes; append each batch's labels to `labels`."""
+    row = 0
+    for batch in batches:
+        labels.append(_labels(batch, label, source))
+        for cell in batch.column(image).to_pylist():
+            content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+            where = f"{printable(str(path))} (row {row})" if path else f"(row {row})"
+            if not isinstance(content, bytes):
+                # The path is never followed: it is a stranger's, and may name any file here or elsewhere.
+                raise DataError(
+                    f"image {where} of {source} has no bytes, only the name of a file at best; save the"
+                    " data set with its images in it, or name the folder of the images"
+                )
+            yield where, content
+            row += 1
+
+
+def _labels(batch: Any, label: str, source: str) -> np.ndarray:
+    column = batch.column(label)
+    if column.null_count:
+        raise DataError(f"{source} has rows whose label is missing; leave those rows out and save it again")
+    labels: np.ndarray = column.to_numpy()
+    check_labels(labels, source)
+    return labels
+
+
+def _batches(part: Dataset | IterableDataset, columns: list[str], source: str) -> Iterator[Any]:
+    """Yield Arrow tables of a few rows, with these columns alone."""
+    with reported(source):
+        yield from part.select_columns(columns).with_format("arrow").iter(_BATCH)
+
+
+@contextmanager
+def reported(source: str) -> Iterator[None]:
+    """Turn whatever the readers of other libraries raise on hostile files into a `DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"cannot read {source}: {reason_of(error)}; fetch or write it anew") from error
+
+
+@contextmanager
+def quiet(*, offline: bool) -> Iterator[None]:
+    """Silence progress bars and what is logged and then raised; `offline`: keep off the network."""
+    import datasets.utils
+    import huggingface_hub.utils
+
+    logs = [logging.getLogger("datasets"), logging.getLogger("huggingface_hub")]
+    levels = [log.level for log in logs]
+    bars = [lib for lib in (datasets.utils, huggingface_hub.utils) if not lib.are_progress_bars_disabled()]
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    for log in logs:
+        log.setLevel(logging.CRITICAL)
+    for lib in bars:
+        lib.disable_progress_bars()
+    datasets.config.HF_HUB_OFFLINE = offline or was_offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+        for lib in bars:
+            lib.enable_progress_bars()
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)

@@ -1,0 +1,11 @@
+"""Public conformance checks: run them over your own methods as we run them over ours.
+
+    from unbackdoor.testing import check_purifier
+    check_purifier(MyPurifier(epochs=1))
+"""
+
+from unbackdoor.testing.attacks import check_attack
+from unbackdoor.testing.canary import CanaryData
+from unbackdoor.testing.defenses import check_purifier, check_scanner
+
+__all__ = ["CanaryData", "check_attack", "check_purifier", "check_scanner"]

@@ -1,0 +1,79 @@
+"""What every attack must do."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from unbackdoor.attacks import CLEAN, POISON, Attack, FittedAttack, load_attack, save_attack
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.testing.samples import SHAPES, sample_images, sample_network, sample_runtime
+
+
+def check_attack(attack: Attack) -> None:
+    """Check an attack on colour, grey and oblong images.
+
+    Nothing is mutated; the same seed gives the same poison; untouched rows stay as they were; poisoned rows carry the
+    trigger and the label that the criterion wants; the trigger does the same to an image in any company, stays in
+    [0, 1], changes something, and comes back from disk the same. A shape may be refused with an InputError.
+
+    Raises:
+        AssertionError: naming what is violated.
+    """
+    supported = 0
+    for shape in SHAPES:
+        train = sample_images(shape)
+        before = train.digest()
+        try:
+            fitted = _prepare(attack, train, 0)
+        except InputError:
+            continue
+        supported += 1
+        name = f"{type(attack).__name__} on {shape}"
+        assert train.digest() == before, f"{name}: the training set it was given has changed"
+        again = _prepare(attack, train, 0)
+        assert fitted.train.digest() == again.train.digest(), f"{name}: the same seed gave other data"
+        _check_rows(name, train, fitted)
+        _check_trigger(name, train, fitted)
+        _check_disk(name, train, fitted)
+    assert supported, f"{type(attack).__name__} supports none of {SHAPES}"
+
+
+def _prepare(attack: Attack, train: ImageSet, seed: int) -> FittedAttack:
+    return attack.prepare(train, lambda: sample_network(train.shape), sample_runtime(seed))
+
+
+def _check_rows(name: str, train: ImageSet, fitted: FittedAttack) -> None:
+    clean, poison = fitted.kinds == CLEAN, fitted.kinds == POISON
+    assert bool(poison.any()) or fitted.hook is not None, f"{name}: nothing is poisoned"
+    assert torch.equal(fitted.original_labels, train.labels), f"{name}: the original labels are not kept"
+    assert torch.equal(fitted.train.images[clean], train.images[clean]), f"{name}: untouched images have changed"
+    assert torch.equal(fitted.train.labels[~poison], train.labels[~poison]), f"{name}: true labels have changed"
+    wanted = fitted.criterion.wanted(train.labels[poison])
+    assert torch.equal(fitted.train.labels[poison], wanted), f"{name}: poisoned labels are not the wanted ones"
+
+
+def _check_trigger(name: str, train: ImageSet, fitted: FittedAttack) -> None:
+    images = train.images[:8].float() / 255
+    triggered = fitted.trigger(images)
+    assert triggered.shape == images.shape, f"{name}: the trigger changes the shape"
+    assert float(triggered.min()) >= 0 and float(triggered.max()) <= 1, f"{name}: the trigger leaves [0, 1]"
+    assert not torch.equal(triggered, images), f"{name}: the trigger changes nothing"
+    assert torch.equal(fitted.trigger(images), triggered), f"{name}: the trigger is not deterministic"
+    alone = torch.cat([fitted.trigger(image[None]) for image in images])
+    assert torch.allclose(alone, triggered, atol=1e-6), f"{name}: an image's trigger depends on its company"
+
+
+def _check_disk(name: str, train: ImageSet, fitted: FittedAttack) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "attack.safetensors"
+        save_attack(path, fitted, {"name": name})
+        saved = load_attack(path)
+    assert torch.equal(saved.trigger.stamp(train.images), fitted.trigger.stamp(train.images)), (
+        f"{name}: the trigger from disk is another"
+    )
+    assert saved.criterion == fitted.criterion, f"{name}: the criterion from disk is another"
+    assert torch.equal(saved.kinds, fitted.kinds), f"{name}: the poisoned rows from disk are others"

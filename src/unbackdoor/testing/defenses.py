@@ -1,0 +1,98 @@
+"""What every defence must do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from unbackdoor.errors import InputError
+from unbackdoor.purify import Purifier
+from unbackdoor.scan import Finding, Scanner
+from unbackdoor.testing.canary import CanaryData
+from unbackdoor.testing.samples import (
+    SHAPES,
+    hooks_on,
+    same_state,
+    sample_images,
+    sample_network,
+    sample_runtime,
+    state_of,
+)
+
+
+def check_purifier(purifier: Purifier) -> None:
+    """Check a purifier on colour, grey and oblong images; give it short schedules.
+
+    The model that it is given stays as it was; no hook is left behind; the same seed gives the same weights; the result
+    is in evaluation mode and answers; data that it was given stay as they were; nothing but the defender's data is
+    touched. A shape may be refused with an InputError.
+
+    Raises:
+        AssertionError: naming what is violated.
+        OracleError: it reached for what no defender has.
+    """
+
+    def check(name: str, model: nn.Module, data: CanaryData) -> None:
+        repaired, _ = purifier.purify(model, data, sample_runtime())
+        again, _ = purifier.purify(model, data, sample_runtime())
+        assert repaired is not model, f"{name}: it returned the model that it was given"
+        assert hooks_on(repaired) == 0, f"{name}: hooks are left on the result"
+        assert not repaired.training, f"{name}: the result is not in evaluation mode"
+        assert same_state(state_of(repaired), state_of(again)), f"{name}: the same seed gave other weights"
+        shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in repaired.parameters()}
+        assert not shared, f"{name}: the result shares weights with the model that it was given"
+
+    _over_shapes(type(purifier).__name__, check)
+
+
+def check_scanner(scanner: Scanner) -> None:
+    """Check a scanner on colour, grey and oblong images; give it short schedules.
+
+    The model that it is given stays as it was; no hook is left behind; the same seed gives the same finding, in whatever
+    order the clean samples come; there is an anomaly for every class; nothing but the defender's data is touched. A
+    shape may be refused with an InputError.
+
+    Raises:
+        AssertionError: naming what is violated.
+        OracleError: it reached for what no defender has.
+    """
+
+    def check(name: str, model: nn.Module, data: CanaryData) -> None:
+        assert data.clean is not None
+        finding = scanner.scan(model, data, sample_runtime())
+        again = scanner.scan(model, data, sample_runtime())
+        assert _same(finding, again), f"{name}: the same seed gave another finding"
+        order = torch.randperm(len(data.clean), generator=torch.Generator().manual_seed(3))
+        shuffled = scanner.scan(model, replace(data, clean=data.clean.subset(order)), sample_runtime())
+        assert _same(finding, shuffled), f"{name}: the order of the clean samples changes the finding"
+        assert len(finding.anomaly) == data.clean.classes, f"{name}: not one anomaly a class"
+
+    _over_shapes(type(scanner).__name__, check)
+
+
+def _same(one: Finding, other: Finding) -> bool:
+    return one.to_json() == other.to_json()
+
+
+def _over_shapes(name: str, check: Callable[[str, nn.Module, CanaryData], None]) -> None:
+    """Run a check on every shape, and check what holds for all defences."""
+    supported = 0
+    for shape in SHAPES:
+        model, images = sample_network(shape), sample_images(shape)
+        state, pixels, training = state_of(model), images.digest(), model.training
+        trainable = [parameter.requires_grad for parameter in model.parameters()]
+        try:
+            check(f"{name} on {shape}", model, CanaryData(clean=images))
+        except InputError:
+            continue
+        supported += 1
+        assert same_state(state, state_of(model)), f"{name}: the model that it was given has changed"
+        assert model.training == training, f"{name}: the model's mode has changed"
+        assert trainable == [p.requires_grad for p in model.parameters()], f"{name}: requires_grad has changed"
+        assert all(p.grad is None for p in model.parameters()), f"{name}: gradients are left on the model"
+        assert hooks_on(model) == 0, f"{name}: hooks are left on the model"
+        assert images.digest() == pixels, f"{name}: the clean samples have changed"
+    assert supported, f"{name} supports none of {SHAPES}"

@@ -1,0 +1,267 @@
+"""The command line, end to end, on the embedded digits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.commands.conftest import NETWORK, QUICK
+from unbackdoor.cli import COMMANDS, main
+
+SHORT_SCAN = ["--scanner.rounds", "2", "--scanner.steps", "2", "--clean-size", "60", "--threads", "1"]
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Run, and expect one sentence, exit code 2 and no traceback."""
+    code, out, err = run(capsys, *words)
+    assert code == 2, out + err
+    assert out == ""
+    assert err.startswith("unbackdoor: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    return err
+
+
+def test_top_level_help_names_every_command_and_is_quick() -> None:
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "unbackdoor.cli", "--help"], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in COMMANDS)
+    # The promise is one second on an idle machine; what costs is importing torch, which takes longer than this.
+    assert seconds < 3
+
+
+def test_top_level_help_does_not_import_torch() -> None:
+    code = "import sys, unbackdoor.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"unbackdoor {command}" in out
+
+
+def test_help_of_a_method_shows_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run(capsys, "attack", "--attack", "SIG", "--help")
+    assert "--attack.amplitude" in out
+    assert "--attack.size" not in out
+
+
+def test_methods_lists_everything_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "methods", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert {"BadNets", "Blended", "SIG"} <= set(found["attack"])
+    assert {"FT", "FTSAM", "SAU"} <= set(found["purifier"])
+
+
+def test_attack_writes_a_marked_model_and_what_made_it(victim: Path) -> None:
+    with safe_open(victim / "model.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["unbackdoor"])
+    assert metadata["backdoored"]["attack"]["name"] == "BadNets"
+    record = json.loads((victim / "run.json").read_text())
+    assert record["evaluation"]["asr"]["value"] > 0.5
+    assert record["runtime"]["seed"] == "0"
+    assert (victim / "report.html").stat().st_size > 1000
+    assert not list(victim.glob("*.partial")) + list(victim.glob("resume*"))
+
+
+def test_scan_purify_and_evaluate_follow_each_other(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(victim / "model.safetensors")
+    before = Path(model).read_bytes()
+    code, out, _ = run(
+        capsys, "scan", "--model", model, "--clean", "digits", "--out", str(tmp_path / "scan"), "--json", *SHORT_SCAN
+    )
+    scan = json.loads(out)
+    assert code == scan["exit_code"] == (1 if scan["backdoored"] else 0)
+    assert scan["marked"] is True
+    assert scan["calibrated"] is False
+    assert len(scan["anomaly"]) == 10
+    repaired = tmp_path / "repaired"
+    code, out, _ = run(
+        capsys,
+        *["purify", "--model", model, "--clean", "digits", "--method", "FT", "--method.epochs", "2"],
+        *["--out", str(repaired), "--json", *SHORT_SCAN],
+    )
+    assert code == 0
+    assert json.loads(out)["rounds"] == 2
+    assert Path(model).read_bytes() == before
+    code, out, _ = run(
+        capsys,
+        *["evaluate", "--model", str(repaired / "model.safetensors"), "--attack", str(victim), "--data", "digits"],
+        *["--out", str(tmp_path / "evaluation"), "--json", "--threads", "1"],
+    )
+    assert code == 0
+    result = json.loads(out)
+    assert 0 <= result["der"] <= 1
+    record = json.loads((victim / "run.json").read_text())
+    assert result["before"]["asr"]["value"] == pytest.approx(record["evaluation"]["asr"]["value"], abs=0.02)
+
+
+def test_purified_model_names_its_parent(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import hashlib
+
+    run(
+        capsys,
+        *["purify", "--model", str(victim / "model.safetensors"), "--clean", "digits", "--method", "FT"],
+        *["--method.epochs", "1", "--rescan", "false", "--out", str(tmp_path / "r"), *SHORT_SCAN[4:]],
+    )
+    with safe_open(tmp_path / "r" / "model.safetensors", "pt") as file:
+        metadata = json.loads(file.metadata()["unbackdoor"])
+    parent = hashlib.sha256((victim / "model.safetensors").read_bytes()).hexdigest()
+    assert metadata["provenance"]["parent"] == parent
+
+
+def test_interrupted_attack_goes_on_to_the_same_model(
+    victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unbackdoor.training import resume
+
+    words = ["attack", "--data", "digits", "--attack", "BadNets", "--out", str(tmp_path / "b"), *NETWORK, *QUICK]
+    written = resume.Resume.write
+    count = 0
+
+    def write(self: resume.Resume, state: dict[str, object]) -> None:
+        nonlocal count
+        written(self, state)
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.Resume, "write", write)
+        assert main(words) == 130
+    assert not (tmp_path / "b" / "model.safetensors").exists()
+    assert (tmp_path / "b" / "resume.pt").exists()
+    assert main(words) == 0
+    with safe_open(tmp_path / "b" / "model.safetensors", "pt") as ours, safe_open(
+        victim / "model.safetensors", "pt"
+    ) as theirs:
+        assert all(torch.equal(ours.get_tensor(name), theirs.get_tensor(name)) for name in theirs.keys())
+
+
+def test_configuration_file_gives_options_and_the_command_line_wins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        "data: digits\nseed: 3\nattack:\n  name: Blended\n  alpha: 0.3\nmodel:\n  name: WRN16x1\n"
+        "recipe:\n  epochs: 1\n  low_resolution: 0.0\nthreads: 1\n"
+    )
+    code, _, err = run(capsys, "attack", "--config", str(config), "--attack.alpha=0.4", "--out", str(tmp_path / "o"))
+    assert code == 0, err
+    record = json.loads((tmp_path / "o" / "run.json").read_text())
+    assert record["options"]["attack"] == {"name": "Blended", "target": 0, "poison_rate": 0.1, "alpha": 0.4}
+    assert record["runtime"]["seed"] == "3"
+
+
+def test_configuration_file_never_imports_what_it_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    config = tmp_path / "run.yaml"
+    config.write_text("data: digits\nattack:\n  class_path: evil.Attack\n")
+    refuse(capsys, "attack", "--config", str(config), "--out", str(tmp_path / "o"))
+    config.write_text("data: digits\nattack: !!python/object/apply:os.system ['true']\n")
+    assert "YAML" in refuse(capsys, "attack", "--config", str(config), "--out", str(tmp_path / "o"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["scna"], "did you mean scan?"),
+        (["attack", "--attack", "BadNet"], "did you mean BadNets?"),
+        (["purify", "--method", "SUA"], "did you mean SAU?"),
+        (["attack", "--atack.target", "1"], "did you mean --attack.target?"),
+        (["scan", "--clean", "digits"], "model"),
+        (["attack", "--data", "digits", "--out", "x", "--seed", "many"], "seed"),
+        (["attack", "--data", "digits", "--out", "x", "--seed", "-1"], "0 or more"),
+        (["attack", "--data", "no/such/folder", "--out", "x"], "no/such/folder"),
+        (["attack", "--data", "digits", "--out", "x", "--attack.target", "10"], "target class 10 is out of range"),
+        (["attack", "--data", "digits", "--out", "x", "--attack.poison_rate", "1.5"], "poison rate"),
+        (["scan", "--model", "nothing.safetensors", "--clean", "digits"], "nothing.safetensors"),
+        (["attack", "--config", "no.yaml"], "no.yaml"),
+        (["attack", "--data"], "data"),
+    ],
+)
+def test_bad_use_is_one_sentence_and_leaves_nothing(
+    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refuse(capsys, *words)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_model_for_other_images_or_classes_is_refused(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import numpy as np
+
+    model = str(victim / "model.safetensors")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "color.npz", images=rng.integers(0, 255, (40, 32, 32, 3), np.uint8), labels=np.arange(40) % 10)
+    assert "3 x 32 x 32" in refuse(capsys, "scan", "--model", model, "--clean", str(tmp_path / "color.npz"))
+    np.savez(tmp_path / "few.npz", images=rng.integers(0, 255, (40, 32, 32), np.uint8), labels=np.arange(40) % 4)
+    assert "4 classes" in refuse(capsys, "scan", "--model", model, "--clean", str(tmp_path / "few.npz"))
+
+
+def test_a_finished_result_is_never_overwritten(victim: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (victim / "model.safetensors").read_bytes()
+    err = refuse(capsys, "attack", "--data", "digits", "--out", str(victim), *NETWORK, *QUICK)
+    assert "finished result" in err
+    assert (victim / "model.safetensors").read_bytes() == before
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    err = refuse(capsys, "attack", "--data", "digits", "--out", str(tmp_path / "file" / "inner"), *NETWORK, *QUICK)
+    assert "cannot write" in err
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import errno
+
+    def full(self: Path, payload: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(payload[: len(payload) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    quick = ["--recipe.epochs", "1", *QUICK[2:]]
+    err = refuse(capsys, "attack", "--data", "digits", "--out", str(tmp_path / "o"), *NETWORK, *quick)
+    assert "No space left" in err
+    assert not [path for path in (tmp_path / "o").iterdir() if path.name != "run.json"]
+
+
+def test_a_broken_model_file_is_refused(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (victim / "model.safetensors").read_bytes()
+    (tmp_path / "short.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pt").write_text("this is no checkpoint")
+    (tmp_path / "pickle.pt").write_bytes(b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00}\x94.")
+    for name in ("short.safetensors", "text.pt", "pickle.pt"):
+        assert name in refuse(capsys, "scan", "--model", str(tmp_path / name), "--clean", "digits")
