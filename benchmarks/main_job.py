@@ -146,7 +146,9 @@ def _busy() -> float:
 
 
 def _commit() -> str:
-    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    answer = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True, cwd=HERE
+    )
     return answer.stdout.strip() or "unknown"
 
 
@@ -194,12 +196,17 @@ def table(done: list[dict[str, Any]]) -> str:
     for job in ("victim", *PURIFIERS):
         for attack in ATTACKS:
             group = sorted(
-                (row for row in done if row["job"] == job and row["attack"] == attack), key=lambda row: row["seed"]
+                (row for row in done if row["job"] == job and row["attack"] == attack),
+                key=lambda row: row["seed"],
             )
             lines += [_line(row) for row in group]
             if len(group) > 1:
                 lines.append(_mean(group))
-    lines += ["", "| scan of | seed | verdict | suspected | largest anomaly | seconds |", "|---|---:|---|---|---:|---:|"]
+    lines += [
+        "",
+        "| scan of | seed | verdict | suspected | largest anomaly | seconds |",
+        "|---|---:|---|---|---:|---:|",
+    ]
     for row in sorted(done, key=lambda row: (row["attack"], row["seed"])):
         if "finding" in row:
             finding = row["finding"]

@@ -146,7 +146,12 @@ def usual(width: int, steps: int, runtime: Runtime) -> Callable[[], float]:
     model = network(width).body.to(device, memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     loader = DataLoader(
-        OneByOne(BATCH * (steps + 2)), BATCH, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True
+        OneByOne(BATCH * (steps + 2)),
+        BATCH,
+        shuffle=True,
+        num_workers=2,
+        drop_last=True,
+        persistent_workers=True,
     )
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

@@ -32,6 +32,4 @@ def tiny_images() -> ImageSet:
     """120 random colour images of 16 x 16 in 4 classes, 30 each."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (120, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    return ImageSet(
-        images=images, labels=torch.arange(120) % 4, class_names=("a", "b", "c", "d"), name="tiny"
-    )
+    return ImageSet(images=images, labels=torch.arange(120) % 4, class_names=("a", "b", "c", "d"), name="tiny")

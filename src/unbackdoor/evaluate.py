@@ -138,9 +138,7 @@ def evaluate(
     answers = logits_of(model, triggered, runtime).argmax(1)
     fooled = int((answers == criterion.wanted(originals.labels)).sum())
     recovered = int((answers == originals.labels).sum())
-    return Evaluation(
-        acc=acc, asr=Proportion(fooled, len(originals)), ra=Proportion(recovered, len(originals))
-    )
+    return Evaluation(acc=acc, asr=Proportion(fooled, len(originals)), ra=Proportion(recovered, len(originals)))
 
 
 def defense_effectiveness(before: Evaluation, after: Evaluation) -> float:

@@ -8,7 +8,18 @@ import pytest
 
 from unbackdoor.cli import main
 
-QUICK = ["--recipe.epochs", "8", "--recipe.learning_rate", "0.05", "--recipe.batch_size", "32", "--recipe.low_resolution", "0", "--threads", "1"]
+QUICK = [
+    "--recipe.epochs",
+    "8",
+    "--recipe.learning_rate",
+    "0.05",
+    "--recipe.batch_size",
+    "32",
+    "--recipe.low_resolution",
+    "0",
+    "--threads",
+    "1",
+]
 NETWORK = ["--model", "PreActResNet18", "--model.width", "4"]
 
 

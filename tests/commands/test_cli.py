@@ -88,7 +88,16 @@ def test_scan_purify_and_evaluate_follow_each_other(
     model = str(victim / "model.safetensors")
     before = Path(model).read_bytes()
     code, out, _ = run(
-        capsys, "scan", "--model", model, "--clean", "digits", "--out", str(tmp_path / "scan"), "--json", *SHORT_SCAN
+        capsys,
+        "scan",
+        "--model",
+        model,
+        "--clean",
+        "digits",
+        "--out",
+        str(tmp_path / "scan"),
+        "--json",
+        *SHORT_SCAN,
     )
     scan = json.loads(out)
     assert code == scan["exit_code"] == (1 if scan["backdoored"] else 0)
@@ -106,7 +115,15 @@ def test_scan_purify_and_evaluate_follow_each_other(
     assert Path(model).read_bytes() == before
     code, out, _ = run(
         capsys,
-        *["evaluate", "--model", str(repaired / "model.safetensors"), "--attack", str(victim), "--data", "digits"],
+        *[
+            "evaluate",
+            "--model",
+            str(repaired / "model.safetensors"),
+            "--attack",
+            str(victim),
+            "--data",
+            "digits",
+        ],
         *["--out", str(tmp_path / "evaluation"), "--json", "--threads", "1"],
     )
     assert code == 0
@@ -116,9 +133,7 @@ def test_scan_purify_and_evaluate_follow_each_other(
     assert result["before"]["asr"]["value"] == pytest.approx(record["evaluation"]["asr"]["value"], abs=0.02)
 
 
-def test_purified_model_names_its_parent(
-    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_purified_model_names_its_parent(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import hashlib
 
     run(
@@ -137,7 +152,17 @@ def test_interrupted_attack_goes_on_to_the_same_model(
 ) -> None:
     from unbackdoor.training import resume
 
-    words = ["attack", "--data", "digits", "--attack", "BadNets", "--out", str(tmp_path / "b"), *NETWORK, *QUICK]
+    words = [
+        "attack",
+        "--data",
+        "digits",
+        "--attack",
+        "BadNets",
+        "--out",
+        str(tmp_path / "b"),
+        *NETWORK,
+        *QUICK,
+    ]
     written = resume.Resume.write
     count = 0
 
@@ -154,10 +179,11 @@ def test_interrupted_attack_goes_on_to_the_same_model(
     assert not (tmp_path / "b" / "model.safetensors").exists()
     assert (tmp_path / "b" / "resume.pt").exists()
     assert main(words) == 0
-    with safe_open(tmp_path / "b" / "model.safetensors", "pt") as ours, safe_open(
-        victim / "model.safetensors", "pt"
-    ) as theirs:
-        assert all(torch.equal(ours.get_tensor(name), theirs.get_tensor(name)) for name in theirs.keys())
+    with (
+        safe_open(tmp_path / "b" / "model.safetensors", "pt") as ours,
+        safe_open(victim / "model.safetensors", "pt") as theirs,
+    ):
+        assert all(torch.equal(ours.get_tensor(name), theirs.get_tensor(name)) for name in theirs)
 
 
 def test_configuration_file_gives_options_and_the_command_line_wins(
@@ -175,9 +201,7 @@ def test_configuration_file_gives_options_and_the_command_line_wins(
     assert record["runtime"]["seed"] == "3"
 
 
-def test_configuration_file_never_imports_what_it_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_configuration_file_never_imports_what_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     config = tmp_path / "run.yaml"
     config.write_text("data: digits\nattack:\n  class_path: evil.Attack\n")
@@ -197,7 +221,10 @@ def test_configuration_file_never_imports_what_it_names(
         (["attack", "--data", "digits", "--out", "x", "--seed", "many"], "seed"),
         (["attack", "--data", "digits", "--out", "x", "--seed", "-1"], "0 or more"),
         (["attack", "--data", "no/such/folder", "--out", "x"], "no/such/folder"),
-        (["attack", "--data", "digits", "--out", "x", "--attack.target", "10"], "target class 10 is out of range"),
+        (
+            ["attack", "--data", "digits", "--out", "x", "--attack.target", "10"],
+            "target class 10 is out of range",
+        ),
         (["attack", "--data", "digits", "--out", "x", "--attack.poison_rate", "1.5"], "poison rate"),
         (["scan", "--model", "nothing.safetensors", "--clean", "digits"], "nothing.safetensors"),
         (["attack", "--config", "no.yaml"], "no.yaml"),
@@ -205,7 +232,11 @@ def test_configuration_file_never_imports_what_it_names(
     ],
 )
 def test_bad_use_is_one_sentence_and_leaves_nothing(
-    words: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert says in refuse(capsys, *words)
@@ -220,7 +251,11 @@ def test_a_model_for_other_images_or_classes_is_refused(
 
     model = str(victim / "model.safetensors")
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "color.npz", images=rng.integers(0, 255, (40, 32, 32, 3), np.uint8), labels=np.arange(40) % 10)
+    np.savez(
+        tmp_path / "color.npz",
+        images=rng.integers(0, 255, (40, 32, 32, 3), np.uint8),
+        labels=np.arange(40) % 10,
+    )
     assert "3 x 32 x 32" in refuse(capsys, "scan", "--model", model, "--clean", str(tmp_path / "color.npz"))
     np.savez(tmp_path / "few.npz", images=rng.integers(0, 255, (40, 32, 32), np.uint8), labels=np.arange(40) % 4)
     assert "4 classes" in refuse(capsys, "scan", "--model", model, "--clean", str(tmp_path / "few.npz"))

@@ -111,16 +111,12 @@ def test_parameters_of_no_change_are_the_identity(shape: tuple[int, int, int, in
     for transform in IDENTITIES:
         changed = transform.apply(images, transform.draw(shape, seeded(seed)))
         interpolates = isinstance(transform, Rotate | ResizeCrop)
-        torch.testing.assert_close(
-            changed, images, rtol=0, atol=1e-5 if interpolates else 0, msg=str(transform)
-        )
+        torch.testing.assert_close(changed, images, rtol=0, atol=1e-5 if interpolates else 0, msg=str(transform))
 
 
 @pytest.mark.parametrize("transform", MOVERS, ids=name)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_movers_give_the_same_pixels_for_bytes_and_floats(
-    transform: Transform, layout: torch.memory_format
-) -> None:
+def test_movers_give_the_same_pixels_for_bytes_and_floats(transform: Transform, layout: torch.memory_format) -> None:
     images = bytes_like((6, 3, 9, 7)).contiguous(memory_format=layout)
     draw = transform.draw((6, 3, 9, 7), seeded())
     moved = transform.apply(images, draw)
@@ -147,9 +143,7 @@ def test_gradients_reach_float_images_through_an_augmentation(augmentation: Augm
     assert images.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize(
-    "images", [bytes_like((5, 3, 12, 10)), floats_like((5, 3, 12, 10))], ids=["bytes", "floats"]
-)
+@pytest.mark.parametrize("images", [bytes_like((5, 3, 12, 10)), floats_like((5, 3, 12, 10))], ids=["bytes", "floats"])
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 def test_an_augmentation_returns_float32_in_channels_last(augmentation: Augmentation, images: Tensor) -> None:
     changed = augmentation(images, seeded())
@@ -163,9 +157,7 @@ def test_no_transforms_only_convert_to_fractions_of_255() -> None:
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     expected = torch.tensor([value / 255 for value in range(256)]).view(1, 1, 16, 16)
     assert torch.equal(Augmentation()(images, seeded()), expected)
-    assert torch.equal(images.flatten(), torch.arange(256, dtype=torch.uint8)), (
-        "the given images stay as they are"
-    )
+    assert torch.equal(images.flatten(), torch.arange(256, dtype=torch.uint8)), "the given images stay as they are"
 
 
 def test_float_images_are_not_divided_again_and_other_precisions_become_float32() -> None:

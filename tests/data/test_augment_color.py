@@ -30,9 +30,7 @@ def colour(red: float, green: float, blue: float) -> Tensor:
     return torch.tensor([red, green, blue]).view(1, 3, 1, 1)
 
 
-def reference(
-    image: np.ndarray, brightness: float, contrast: float, saturation: float, turns: float
-) -> np.ndarray:
+def reference(image: np.ndarray, brightness: float, contrast: float, saturation: float, turns: float) -> np.ndarray:
     """One RGB image (3, H, W), step by step and pixel by pixel."""
     image = np.clip(image * brightness, 0, 1)
     middle = np.mean([LUMA @ image[:, y, x] for y in range(image.shape[1]) for x in range(image.shape[2])])

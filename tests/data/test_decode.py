@@ -29,7 +29,9 @@ def test_lossless_formats_give_the_very_pixels(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95})])
 def test_lossy_formats_give_nearly_the_pixels(kind: str, options: dict[str, int]) -> None:
     ramp = np.linspace(0, 255, 32).astype(np.uint8)
-    smooth = np.stack([np.tile(ramp, (32, 1)), np.tile(ramp[:, None], (1, 32)), np.full((32, 32), 99)], 2).astype(np.uint8)
+    smooth = np.stack([np.tile(ramp, (32, 1)), np.tile(ramp[:, None], (1, 32)), np.full((32, 32), 99)], 2).astype(
+        np.uint8
+    )
     result = decoded(encoded(smooth, kind, **options))[0].transpose(1, 2, 0)
     assert np.abs(result.astype(int) - smooth).mean() < 4
     assert not np.array_equal(result, smooth)
@@ -116,7 +118,9 @@ def test_floating_point_pixels_are_refused() -> None:
 def test_two_sizes_are_refused_naming_two_files() -> None:
     with pytest.raises(DataError, match=r"image0\.png is 8x6 and image2\.png is 6x8 pixels .*resize them all"):
         decoded(
-            encoded(random_pixels(1)[0]), encoded(random_pixels(1)[0]), encoded(random_pixels(1, (8, 6, 3))[0])
+            encoded(random_pixels(1)[0]),
+            encoded(random_pixels(1)[0]),
+            encoded(random_pixels(1, (8, 6, 3))[0]),
         )
 
 
@@ -127,7 +131,12 @@ def png_declaring(width: int, height: int) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(10**6)))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("width", [8_200, 10_000, 60_000])
@@ -142,7 +151,9 @@ def test_decompression_bombs_are_refused_quickly(width: int, monkeypatch: pytest
     assert time.process_time() - start < 1
 
 
-def test_more_pixels_than_memory_are_refused_before_they_are_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_pixels_than_memory_are_refused_before_they_are_allocated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     image = encoded(random_pixels(1)[0])
     with pytest.raises(DataError, match=r"takes .* GiB when it is unpacked, .*resize the images"):
         decode_images([("a", image)], 10**13, "the set")

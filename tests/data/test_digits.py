@@ -24,7 +24,9 @@ def test_digits_have_the_published_labels_and_their_pixels_enlarged() -> None:
     assert np.array_equal(everything.labels.numpy(), labels)
     # Pillow's resize is another implementation of the same bilinear interpolation.
     for row in (0, 1000, 1796):
-        enlarged = Image.fromarray(small[row].reshape(8, 8).astype(np.float32)).resize((32, 32), Image.Resampling.BILINEAR)
+        enlarged = Image.fromarray(small[row].reshape(8, 8).astype(np.float32)).resize(
+            (32, 32), Image.Resampling.BILINEAR
+        )
         difference = everything.images[row, 0].numpy() - np.asarray(enlarged) * 255 / 16
         assert np.abs(difference).max() < 0.6
 

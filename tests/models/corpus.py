@@ -8,7 +8,6 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
-import json
 import os
 import pickle
 import struct
@@ -21,7 +20,6 @@ from typing import Any
 
 import joblib
 import numpy as np
-import safetensors.torch
 import torch
 from torch import nn
 

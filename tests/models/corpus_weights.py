@@ -1,4 +1,4 @@
-"""The part of the corpus whose weights, headers or notes are wrong; name to content and words of the refusal."""
+"""The part of the corpus with wrong weights, headers or notes: name to content and words of the refusal."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ def tensors() -> dict[str, tuple[bytes, str]]:
         return torch_bytes({**good, **{name.replace("__", "."): value for name, value in tensors.items()}})
 
     def published(**tensors: torch.Tensor) -> bytes:
-        return safetensors.torch.save(
-            {**good, **{name.replace("__", "."): value for name, value in tensors.items()}}
-        )
+        return safetensors.torch.save({**good, **{name.replace("__", "."): value for name, value in tensors.items()}})
 
     bias = good["fc.bias"]
     block = torch.ones(1000)

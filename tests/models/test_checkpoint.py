@@ -12,12 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from unbackdoor.errors import CheckpointError, InputError, OutputError
-from unbackdoor.models import Network, build_network, load_model, save_model
+from unbackdoor.models import build_network, load_model, save_model
 
-from .files import assert_same_weights, trained, rezip, small_description, small_network, torch_bytes
+from .files import assert_same_weights, small_description, small_network, torch_bytes, trained
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
@@ -90,9 +89,7 @@ def test_other_float_types_load_as_float32(tmp_path: Path, dtype: torch.dtype, f
 
 @pytest.mark.parametrize("key", [None, "state_dict", "model", "net", "model_state_dict"])
 @pytest.mark.parametrize("prefix", ["", "module.", "body.", "_orig_mod.", "module._orig_mod.body."])
-def test_state_dicts_are_found_below_their_keys_and_wrappers(
-    tmp_path: Path, key: str | None, prefix: str
-) -> None:
+def test_state_dicts_are_found_below_their_keys_and_wrappers(tmp_path: Path, key: str | None, prefix: str) -> None:
     state = trained(small_network()).body.state_dict()
     wrapped: Any = OrderedDict((prefix + name, tensor) for name, tensor in state.items())
     if key is not None:
@@ -130,7 +127,7 @@ def test_the_name_of_a_file_does_not_matter(tmp_path: Path, name: str) -> None:
 
 
 def test_a_safetensors_file_that_begins_like_a_pickle_loads(tmp_path: Path) -> None:
-    # A benign look-alike: a header of 0x??80 bytes begins with 0x80, the first byte of a pickle, then 2, 3 or more.
+    # A benign look-alike: a header of 0x??80 bytes begins with 0x80, the first byte of a pickle.
     state = small_network().body.state_dict()
     for padding in range(4096):
         data = safetensors.torch.save(state, {"pad": "x" * padding})
@@ -181,9 +178,7 @@ def test_what_is_assumed_is_noted_and_what_is_said_is_not(tmp_path: Path) -> Non
 
 def test_the_users_word_counts_more_than_the_files(tmp_path: Path) -> None:
     save_model(tmp_path / "m", small_network(), provenance={})
-    model = load_model(
-        tmp_path / "m", classes=list("wxyz"), mean=(0, 0, 0), std=(1, 1, 1), image_shape=(3, 20, 20)
-    )
+    model = load_model(tmp_path / "m", classes=list("wxyz"), mean=(0, 0, 0), std=(1, 1, 1), image_shape=(3, 20, 20))
     assert model.network.description == small_description(
         class_names=tuple("wxyz"), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), image_shape=(3, 20, 20)
     )
@@ -205,9 +200,7 @@ def test_the_users_word_counts_more_than_the_files(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_the_weights_is_refused(
-    tmp_path: Path, options: dict[str, Any], words: str
-) -> None:
+def test_what_does_not_fit_the_weights_is_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     torch.save(small_network().body.state_dict(), tmp_path / "m")
     with pytest.raises(CheckpointError, match=words):
         load_model(tmp_path / "m", **options)
@@ -220,9 +213,7 @@ def test_missing_and_unexpected_tensors_are_summed_up_with_the_first_two_names(t
     torch.save(state, tmp_path / "m")
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path / "m", arch="WRN16x1", arguments={"width": 2}, classes=list("abcd"))
-    assert "3 missing (bn1.bias, fc.weight, ...); 3 unexpected (old_fc.bias, old_fc.weight, ...)" in str(
-        caught.value
-    )
+    assert "3 missing (bn1.bias, fc.weight, ...); 3 unexpected (old_fc.bias, old_fc.weight, ...)" in str(caught.value)
 
 
 # The user's own code
@@ -238,7 +229,7 @@ def test_code_is_taken_from_the_user_and_never_from_the_file(tmp_path: Path, use
     with pytest.raises(CheckpointError, match=r"code is never taken from a file.*--arch"):
         load_model(tmp_path / "m")
     assert user_module not in sys.modules
-    # The file's arguments are not handed to the user's code either: with its own default the weights do not fit.
+    # The file's arguments are not handed to the user's code: with its own default the weights do not fit.
     with pytest.raises(CheckpointError, match="do not fit user_networks:tiny"):
         load_model(tmp_path / "m", arch=f"{user_module}:tiny")
     model = load_model(tmp_path / "m", arch=f"{user_module}:tiny", arguments={"hidden": 6})
@@ -246,9 +237,7 @@ def test_code_is_taken_from_the_user_and_never_from_the_file(tmp_path: Path, use
     assert any("code is the user's" in note for note in model.notes)
 
 
-def test_bare_weights_of_the_users_network_need_the_number_of_classes(
-    tmp_path: Path, user_module: str
-) -> None:
+def test_bare_weights_of_the_users_network_need_the_number_of_classes(tmp_path: Path, user_module: str) -> None:
     network = build_network(small_description(architecture=f"{user_module}:tiny", arguments={}), seed=0)
     torch.save(network.body.state_dict(), tmp_path / "m")
     with pytest.raises(CheckpointError, match="number of classes is not in the file"):

@@ -113,9 +113,7 @@ def test_features_can_be_tapped(originals: dict[str, tuple[Path, nn.Module]]) ->
     assert torch.equal(features["model.classifier"], logits)
 
 
-def test_half_precision_weights_become_float32(
-    originals: dict[str, tuple[Path, nn.Module]], tmp_path: Path
-) -> None:
+def test_half_precision_weights_become_float32(originals: dict[str, tuple[Path, nn.Module]], tmp_path: Path) -> None:
     folder = tmp_path / "half"
     shutil.copytree(originals["vit"][0], folder)
     weights = safetensors.torch.load_file(folder / "model.safetensors")
@@ -249,8 +247,7 @@ def test_unused_weights_are_noted(edit: Callable[..., Path]) -> None:
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     safetensors.torch.save_file({**weights, "pooler.extra": torch.zeros(2)}, folder / "model.safetensors")
     assert any(
-        "1 tensors are not part of the network, such as pooler.extra" in note
-        for note in load_model(folder).notes
+        "1 tensors are not part of the network, such as pooler.extra" in note for note in load_model(folder).notes
     )
 
 
@@ -271,9 +268,7 @@ def test_nothing_is_printed(edit: Callable[..., Path], capfd: pytest.CaptureFixt
     assert transformers.utils.logging.is_progress_bar_enabled()
 
 
-def test_without_transformers_the_extra_is_named(
-    edit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_transformers_the_extra_is_named(edit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     folder = edit()

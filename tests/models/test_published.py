@@ -17,14 +17,12 @@ from .files import assert_same_weights, rezip, small_description, torch_bytes, t
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)
 
 
-
 def backdoorbench_result(model_name: str, state: dict[str, Tensor], **changes: Any) -> dict[str, Any]:
     """A result file's content, with numpy numbers and arrays where BackdoorBench leaves them."""
 
     def data_set(size: int) -> dict[str, Any]:
         poisoned = {
-            np.int64(i): {"path": f"./bd/0/{i}.png", "other_info": [np.int64(0), i % 3]}
-            for i in range(0, size, 7)
+            np.int64(i): {"path": f"./bd/0/{i}.png", "other_info": [np.int64(0), i % 3]} for i in range(0, size, 7)
         }
         container = {"save_folder_path": "./bd", "data_dict": poisoned, "save_file_format": ".png"}
         return {
@@ -70,9 +68,7 @@ def test_a_backdoorbench_result_loads_unchanged(
         )
     )
     state = network.body.state_dict()
-    data = torch_bytes(
-        backdoorbench_result(theirs, {f"module.{name}": tensor for name, tensor in state.items()})
-    )
+    data = torch_bytes(backdoorbench_result(theirs, {f"module.{name}": tensor for name, tensor in state.items()}))
     old = b"numpy._core.multiarray" if b"numpy._core.multiarray" in data else b"numpy.core.multiarray"
     data = rezip(data, lambda name, content: content.replace(old, numpy_names.encode()))
     (tmp_path / "attack_result.pt").write_bytes(data)
@@ -99,9 +95,7 @@ def test_a_backdoorbench_result_loads_unchanged(
 def test_the_data_set_that_a_result_names_decides_how_images_are_scaled(
     tmp_path: Path, changes: dict[str, Any], mean: tuple[float, ...], side: int
 ) -> None:
-    network = build_network(
-        small_description(architecture="PreActResNet18", class_names=tuple("0123456789")), seed=0
-    )
+    network = build_network(small_description(architecture="PreActResNet18", class_names=tuple("0123456789")), seed=0)
     result = backdoorbench_result("preactresnet18", network.body.state_dict(), **changes)
     del result["img_size"]
     torch.save(result, tmp_path / "m")
@@ -111,9 +105,7 @@ def test_the_data_set_that_a_result_names_decides_how_images_are_scaled(
 
 
 def test_a_defence_result_without_data_loads_with_its_assumptions_noted(tmp_path: Path) -> None:
-    network = build_network(
-        small_description(architecture="PreActResNet18", class_names=tuple("0123456789")), seed=0
-    )
+    network = build_network(small_description(architecture="PreActResNet18", class_names=tuple("0123456789")), seed=0)
     torch.save(
         {"model_name": "preactresnet18", "num_classes": 10, "model": network.body.state_dict()},
         tmp_path / "m",
@@ -124,9 +116,7 @@ def test_a_defence_result_without_data_loads_with_its_assumptions_noted(tmp_path
 
 
 def test_numpy_itself_is_never_reached_by_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build_network(
-        small_description(architecture="PreActResNet18", class_names=tuple("0123456789")), seed=0
-    )
+    network = build_network(small_description(architecture="PreActResNet18", class_names=tuple("0123456789")), seed=0)
     torch.save(backdoorbench_result("preactresnet18", network.body.state_dict()), tmp_path / "m")
 
     def reached(*arguments: object) -> None:

@@ -102,9 +102,7 @@ def test_a_benign_whole_module_is_refused_with_its_class_named(corpus: dict[str,
         load_model(corpus["whole_module.pt"][0])
 
 
-def test_a_file_above_the_size_limit_is_refused_unread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_above_the_size_limit_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "huge.pt").open("wb") as file:
         file.truncate(MAX_FILE_BYTES + 1)
 
@@ -163,9 +161,7 @@ def test_the_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ({"arch": "os.path;evil:x"}, "is no architecture"),
     ],
 )
-def test_what_the_user_got_wrong_is_an_input_error(
-    tmp_path: Path, options: dict[str, object], words: str
-) -> None:
+def test_what_the_user_got_wrong_is_an_input_error(tmp_path: Path, options: dict[str, object], words: str) -> None:
     (tmp_path / "model.pt").write_bytes(torch_bytes(small_network().body.state_dict()))
     with pytest.raises(InputError, match=words):
         load_model(tmp_path / "model.pt", **options)  # type: ignore[arg-type]

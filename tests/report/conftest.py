@@ -41,9 +41,7 @@ HOSTILE = "<script>document.title='owned'</script>\x1b[31m\x9b1mred\x1b]0;t\x07\
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     """Headless Chromium, or a skip."""
-    found = [
-        path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))
-    ]
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
     if not found:
         pytest.skip("no Chromium: none of chromium, chromium-browser, google-chrome is installed")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -149,9 +147,7 @@ def full_report() -> Report:
                 after=interval(0.2, 0.15, 0.26),
                 better="lower",
             ),
-            Metric(
-                name="Defence effectiveness rating (DER)", after=interval(0.8, 0.75, 0.84), better="higher"
-            ),
+            Metric(name="Defence effectiveness rating (DER)", after=interval(0.8, 0.75, 0.84), better="higher"),
         ],
         charts=[
             anomaly_chart(CIFAR, INDICES, 2.0, [7]),
@@ -167,9 +163,7 @@ def full_report() -> Report:
         notes=["The clean images were drawn by seed 0.", f"A class is called {HOSTILE}."],
         facts={
             "What was run": [
-                Fact(
-                    name="Command", value="unbackdoor purify '/home/anna/my secrets/m.safetensors' --seed 0"
-                ),
+                Fact(name="Command", value="unbackdoor purify '/home/anna/my secrets/m.safetensors' --seed 0"),
                 Fact(name="Seed", value="0"),
                 Fact(name="unbreakable" * 8, value="value" * 40),
             ],

@@ -87,9 +87,7 @@ def is_drawn(page: Any, element: Any) -> bool:
     return len(np.unique(picture.reshape(-1, 3), axis=0)) > 1
 
 
-def test_pictures_show_the_pixels_of_their_tensors(
-    open_page: Open, full_page: str, full_report: Report
-) -> None:
+def test_pictures_show_the_pixels_of_their_tensors(open_page: Open, full_page: str, full_report: Report) -> None:
     page = open_page(full_page)
     script = """image => {
         const canvas = document.createElement('canvas'), context = canvas.getContext('2d');
@@ -147,9 +145,7 @@ def test_two_hundred_classes_have_two_hundred_bars(open_page: Open, width: int) 
     bars = sorted(page.evaluate(BARS, 0), key=lambda bar: bar["left"])
     assert len(bars) == 200
     assert all(bar["width"] * bar["height"] > 0 for bar in bars)
-    np.testing.assert_allclose(
-        [bar["height"] for bar in bars], np.array(indices) * bars[42]["height"] / 6.0, atol=0.6
-    )
+    np.testing.assert_allclose([bar["height"] for bar in bars], np.array(indices) * bars[42]["height"] / 6.0, atol=0.6)
     assert {n for n, bar in enumerate(bars) if bar["fill"] == colour_of(page, "--accent")} == {42}
     assert page.locator(".drawing svg:visible text", has_text="42").count() == 1
     assert page.evaluate(COLLISIONS) == []
@@ -159,9 +155,7 @@ def test_marks_and_whiskers_stand_at_their_percentages(open_page: Open, full_pag
     page = open_page(full_page)
     drawing = page.locator(".drawing .wide svg").nth(0)
     centre = "element => { const box = element.getBoundingClientRect(); return box.left + box.width / 2; }"
-    zero, hundred = (
-        drawing.locator("text").get_by_text(end, exact=True).evaluate(centre) for end in ("0", "100")
-    )
+    zero, hundred = (drawing.locator("text").get_by_text(end, exact=True).evaluate(centre) for end in ("0", "100"))
 
     def percent(x: float) -> float:
         return 100 * (x - zero) / (hundred - zero)
@@ -210,9 +204,7 @@ def test_a_table_that_is_too_wide_scrolls_in_its_own_box(open_page: Open) -> Non
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_dark_and_light_differ_and_all_text_can_be_read_in_both(
-    open_page: Open, full_page: str, width: int
-) -> None:
+def test_dark_and_light_differ_and_all_text_can_be_read_in_both(open_page: Open, full_page: str, width: int) -> None:
     grounds = {}
     for scheme in ("light", "dark"):
         page = open_page(full_page, scheme=scheme, width=width)
@@ -233,9 +225,7 @@ def test_print_is_light_and_wide_even_for_readers_in_the_dark(open_page: Open, f
 
 def test_hostile_class_names_are_read_not_run(open_page: Open) -> None:
     names = [HOSTILE, "<img src=x onerror=alert(1)>", "</text></svg><script>alert(1)</script>"]
-    page = open_page(
-        Report(title=HOSTILE, charts=[anomaly_chart(names, [1, 2, 3], 2.5, [0, 1, 2])], notes=names)
-    )
+    page = open_page(Report(title=HOSTILE, charts=[anomaly_chart(names, [1, 2, 3], 2.5, [0, 1, 2])], notes=names))
     shown = "<script>document.title='owned'</script>red"
     assert page.title() == f"{shown} · unbackdoor"
     assert page.locator("h1").inner_text() == shown
@@ -260,9 +250,7 @@ def test_a_click_selects_the_whole_command_to_copy(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_headers_names_and_roles_are_there_for_those_who_listen(
-    open_page: Open, full_page: str, width: int
-) -> None:
+def test_headers_names_and_roles_are_there_for_those_who_listen(open_page: Open, full_page: str, width: int) -> None:
     page = open_page(full_page, width=width)
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.get_by_role("heading", level=1).count() == 1

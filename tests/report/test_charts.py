@@ -26,9 +26,7 @@ def bars(svg: str) -> list[str]:
 
 @pytest.mark.parametrize("count", [2, 10, 30, 31, 200])
 def test_there_is_a_bar_per_class_and_the_flagged_are_in_the_accent_colour(count: int) -> None:
-    chart = anomaly_chart(
-        [f"class {n}" for n in range(count)], [1 + n / count for n in range(count)], 1.5, [0, 1]
-    )
+    chart = anomaly_chart([f"class {n}" for n in range(count)], [1 + n / count for n in range(count)], 1.5, [0, 1])
     for svg in (chart.svg, chart.narrow_svg):
         assert sorted(bars(svg)) == ["var(--accent)"] * 2 + ["var(--bar)"] * (count - 2)
 
@@ -155,9 +153,7 @@ def test_only_harmless_shapes_and_attributes_of_a_drawing_are_kept() -> None:
     assert harmless_svg(result) == result
 
 
-@pytest.mark.parametrize(
-    "svg", ["", "<p>", "<svg viewBox='0 0 1 1'/>", '<svg xmlns="http://www.w3.org/2000/svg"/>']
-)
+@pytest.mark.parametrize("svg", ["", "<p>", "<svg viewBox='0 0 1 1'/>", '<svg xmlns="http://www.w3.org/2000/svg"/>'])
 def test_what_is_no_drawing_is_refused(svg: str) -> None:
     with pytest.raises(InputError, match="SVG"):
         harmless_svg(svg)

@@ -89,9 +89,7 @@ def test_every_part_of_a_report_is_on_the_page(full_page: str) -> None:
 
 def test_a_page_needs_nothing_but_itself(full_page: str) -> None:
     outline = Outline(full_page)
-    assert {tag for tag, _ in outline.tags}.isdisjoint(
-        {"script", "iframe", "object", "embed", "a", "base", "form"}
-    )
+    assert {tag for tag, _ in outline.tags}.isdisjoint({"script", "iframe", "object", "embed", "a", "base", "form"})
     for tag, attributes in outline.tags:
         for name in ("src", "href", "srcset", "data", "poster", "xlink:href"):
             assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
@@ -123,11 +121,7 @@ def test_text_of_strangers_is_shown_as_text_wherever_it_stands() -> None:
         title=EVIL,
         verdict=Verdict(level="info", headline=EVIL, detail=EVIL, calibrated=False),
         metrics=[Metric(name=EVIL, explanation=EVIL, before=figure, after=figure, better="higher")],
-        galleries=[
-            Gallery(
-                title=EVIL, explanation=EVIL, pictures=[Picture(caption=EVIL, image=torch.zeros(1, 9, 9))]
-            )
-        ],
+        galleries=[Gallery(title=EVIL, explanation=EVIL, pictures=[Picture(caption=EVIL, image=torch.zeros(1, 9, 9))])],
         charts=[
             Chart(
                 title=EVIL,
@@ -156,9 +150,7 @@ def test_backticks_become_code_only_in_pairs() -> None:
 
 
 def test_paths_lose_their_folders_in_commands_too() -> None:
-    fact = Fact(
-        name="Command", value="unbackdoor scan /home/anna/models/a.pt --out '/home/anna/my out/r.html'"
-    )
+    fact = Fact(name="Command", value="unbackdoor scan /home/anna/models/a.pt --out '/home/anna/my out/r.html'")
     text = Outline(render(Report(title="t", facts={"What was run": [fact]}))).text
     assert "unbackdoor scan models/a.pt --out 'my out/r.html'" in text
 
@@ -200,9 +192,7 @@ def test_figures_of_one_moment_make_a_table_without_comparison() -> None:
 
 def test_cells_keep_their_roles_where_phones_display_them_in_another_way(full_page: str) -> None:
     table = full_page.partition('<table class="metrics" role="table">')[2].partition("</table>")[0]
-    cells = [
-        attributes for tag, attributes in Outline(table).tags if tag in {"th", "td", "tr", "thead", "tbody"}
-    ]
+    cells = [attributes for tag, attributes in Outline(table).tags if tag in {"th", "td", "tr", "thead", "tbody"}]
     assert len(cells) == 1 + 1 + 4 + 3 * (1 + 2 + 4 + 1)
     assert all(attributes.get("role") for attributes in cells)
 

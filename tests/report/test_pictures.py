@@ -27,9 +27,7 @@ def decode(encoded: EncodedPicture) -> np.ndarray:
     [(32, 32, 3), (28, 28, 4), (8, 8, 12), (100, 100, 1), (96, 200, 1), (40, 20, 5)],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_pixel_becomes_a_square_of_its_own_colour(
-    height: int, width: int, factor: int, channels: int
-) -> None:
+def test_every_pixel_becomes_a_square_of_its_own_colour(height: int, width: int, factor: int, channels: int) -> None:
     values = torch.randint(0, 256, (channels, height, width), generator=torch.Generator().manual_seed(1))
     array = decode(encode(Picture(caption="c", image=values / 255)))
     expected = np.kron(values.permute(1, 2, 0).numpy(), np.ones((factor, factor, 1), dtype=np.int64))

@@ -34,9 +34,7 @@ def short(path: object) -> str:
         ("half\ud800", "half"),
     ],
 )
-def test_plain_text_keeps_letters_and_loses_terminal_commands_and_hidden_characters(
-    text: str, expected: str
-) -> None:
+def test_plain_text_keeps_letters_and_loses_terminal_commands_and_hidden_characters(text: str, expected: str) -> None:
     assert plain(text) == expected
 
 

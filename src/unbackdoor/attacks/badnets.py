@@ -38,9 +38,7 @@ class BadNets(Attack):
     poison_rate: float = 0.1
     size: int = 3
 
-    def prepare(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime
-    ) -> FittedAttack:
+    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
         """Make the patch and stamp it on the drawn rows (see `Attack.prepare`)."""
         check_target(self.target, train)
         channels, height, width = train.shape
@@ -50,10 +48,6 @@ class BadNets(Attack):
         mask = torch.zeros(1, height, width)
         mask[:, height - rows :, width - columns :] = 1
         trigger = Stamp(mask=mask, pattern=torch.ones(channels, height, width))
-        criterion = (
-            AllToOne(target=self.target) if self.labels == "all-to-one" else AllToAll(classes=train.classes)
-        )
-        chosen = poison_rows(
-            torch.arange(len(train)), self.poison_rate, len(train), runtime.generator("poison")
-        )
+        criterion = AllToOne(target=self.target) if self.labels == "all-to-one" else AllToAll(classes=train.classes)
+        chosen = poison_rows(torch.arange(len(train)), self.poison_rate, len(train), runtime.generator("poison"))
         return apply_poison(train, chosen, trigger, criterion)

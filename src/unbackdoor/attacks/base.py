@@ -35,8 +35,8 @@ class FittedAttack:
     """
 
     train: ImageSet
-    kinds: UInt8[Tensor, "n"]
-    original_labels: Int[Tensor, "n"]
+    kinds: UInt8[Tensor, n]
+    original_labels: Int[Tensor, n]
     trigger: Trigger
     criterion: Criterion
     hook: Hook | None = None
@@ -47,9 +47,7 @@ class Attack(ABC):
     """Base of all attacks: its fields are its options, nothing else is stored."""
 
     @abstractmethod
-    def prepare(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime
-    ) -> FittedAttack:
+    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
         """Make the trigger and poison the training set.
 
         Args:
@@ -62,9 +60,7 @@ class Attack(ABC):
         """
 
 
-def poison_rows(
-    candidates: Int[Tensor, "m"], rate: float, size: int, generator: torch.Generator
-) -> Int[Tensor, "p"]:
+def poison_rows(candidates: Int[Tensor, m], rate: float, size: int, generator: torch.Generator) -> Int[Tensor, p]:
     """Draw the rows to poison.
 
     Args:
@@ -93,9 +89,7 @@ def poison_rows(
     return torch.sort(candidates.cpu()[chosen]).values
 
 
-def apply_poison(
-    train: ImageSet, rows: Int[Tensor, "p"], trigger: Trigger, criterion: Criterion
-) -> FittedAttack:
+def apply_poison(train: ImageSet, rows: Int[Tensor, p], trigger: Trigger, criterion: Criterion) -> FittedAttack:
     """Stamp the trigger on the rows, in 8 bits, and give them the labels that the attacker wants.
 
     Raises:
@@ -122,6 +116,4 @@ def apply_poison(
 def check_target(target: int, train: ImageSet) -> None:
     """Raise InputError unless `target` is a class of the data set."""
     if not 0 <= target < train.classes:
-        raise InputError(
-            f"target class {target} is out of range; {train.name} has classes 0 to {train.classes - 1}"
-        )
+        raise InputError(f"target class {target} is out of range; {train.name} has classes 0 to {train.classes - 1}")

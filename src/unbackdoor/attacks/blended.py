@@ -35,9 +35,7 @@ class Blended(Attack):
     poison_rate: float = 0.1
     alpha: float = 0.2
 
-    def prepare(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime
-    ) -> FittedAttack:
+    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
         """Draw the picture and blend it into the drawn rows (see `Attack.prepare`)."""
         check_target(self.target, train)
         if not 0 < self.alpha <= 1:
@@ -45,7 +43,5 @@ class Blended(Attack):
         _, height, width = train.shape
         picture = torch.rand(train.shape, generator=runtime.generator("blended picture"))
         trigger = Stamp(mask=torch.full((1, height, width), self.alpha), pattern=picture)
-        chosen = poison_rows(
-            torch.arange(len(train)), self.poison_rate, len(train), runtime.generator("poison")
-        )
+        chosen = poison_rows(torch.arange(len(train)), self.poison_rate, len(train), runtime.generator("poison"))
         return apply_poison(train, chosen, trigger, AllToOne(target=self.target))

@@ -38,15 +38,11 @@ class SIG(Attack):
     amplitude: float = 40 / 255
     periods: int = 6
 
-    def prepare(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime
-    ) -> FittedAttack:
+    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
         """Make the sinusoid and add it to the drawn rows (see `Attack.prepare`)."""
         check_target(self.target, train)
         if self.amplitude <= 0 or self.periods <= 0:
-            raise InputError(
-                f"amplitude and periods must be above 0, found {self.amplitude} and {self.periods}"
-            )
+            raise InputError(f"amplitude and periods must be above 0, found {self.amplitude} and {self.periods}")
         width = train.shape[2]
         wave = self.amplitude * torch.sin(2 * math.pi * self.periods * torch.arange(width) / width)
         trigger = Additive(signal=wave.expand(train.shape).clone())

@@ -71,7 +71,11 @@ def run(
     save_model(folder / MODEL, network, provenance=clock.record(), backdoored=mark)
     return Outcome(
         title=f"{type(attack).__name__} on {train.name}",
-        rows=[*evaluation_rows(evaluation), ("time", f"{clock.seconds:.0f} s"), ("model", str(folder / MODEL))],
+        rows=[
+            *evaluation_rows(evaluation),
+            ("time", f"{clock.seconds:.0f} s"),
+            ("model", str(folder / MODEL)),
+        ],
         result={"evaluation": evaluation.to_json(), "model": str(folder / MODEL)},
         page=folder / PAGE,
     )
@@ -94,7 +98,13 @@ def poison_and_train(
     fitted = attack.prepare(train, build, runtime)
     network = build()
     history = fit(
-        network, fitted.train, recipe, runtime, hook=fitted.hook, resume=resume, description=type(attack).__name__
+        network,
+        fitted.train,
+        recipe,
+        runtime,
+        hook=fitted.hook,
+        resume=resume,
+        description=type(attack).__name__,
     )
     evaluation = evaluate(network, test, runtime, fitted.trigger, fitted.criterion)
     return network, fitted, history, evaluation

@@ -88,8 +88,7 @@ def _parser(
 ) -> ArgumentParser:
     """Return a parser for this command with these methods chosen."""
     notes = [
-        f"  --{key} NAME: {', '.join(sorted(choice.registry))} (now: {chosen[key]})"
-        for key, choice in choices.items()
+        f"  --{key} NAME: {', '.join(sorted(choice.registry))} (now: {chosen[key]})" for key, choice in choices.items()
     ]
     parser = ArgumentParser(
         prog=f"unbackdoor {name}",

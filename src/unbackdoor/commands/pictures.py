@@ -43,11 +43,7 @@ def found_gallery(finding: Finding, class_names: tuple[str, ...], true: Trigger 
     if not finding.reconstructions:
         return None
     order = finding.suspected or (int(finding.anomaly.argmax()),)
-    pictures = [
-        picture
-        for c in order[:EXAMPLES]
-        for picture in _found(finding.reconstructions[c], class_names[c])
-    ]
+    pictures = [picture for c in order[:EXAMPLES] for picture in _found(finding.reconstructions[c], class_names[c])]
     if true is not None:
         grey = finding.reconstructions[0].pattern.new_full(finding.reconstructions[0].pattern.shape, 0.5)
         pictures.append(Picture(caption="the true trigger, on grey", image=true(grey[None])[0].clamp(0, 1)))

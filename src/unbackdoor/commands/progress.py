@@ -26,9 +26,7 @@ class RichProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(
-            *columns, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             task = progress.add_task(description, total=total)
             yield lambda: progress.advance(task)
 

@@ -71,7 +71,12 @@ def run(
     page = purify_page(clock, model.name, names, method, scanner, (before, after), history, finding)
     write_report(folder / PAGE, page)
     found = None if finding is None else finding.to_json()
-    clock.write(folder, clean_accuracy={"before": before.to_json(), "after": after.to_json()}, rescan=found, clean_rows=rows)
+    clock.write(
+        folder,
+        clean_accuracy={"before": before.to_json(), "after": after.to_json()},
+        rescan=found,
+        clean_rows=rows,
+    )
     provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
     save_model(folder / MODEL, repaired, provenance=provenance)
     verdict = "not done" if finding is None else verdict_word(finding)
@@ -111,9 +116,7 @@ def purify_page(
     charts = [curve_chart(list(range(1, len(history.loss) + 1)), history.loss, "round", "loss")]
     galleries = []
     if finding is not None:
-        charts.append(
-            anomaly_chart(class_names, finding.anomaly.tolist(), finding.threshold, list(finding.suspected))
-        )
+        charts.append(anomaly_chart(class_names, finding.anomaly.tolist(), finding.threshold, list(finding.suspected)))
         gallery = found_gallery(finding, class_names)
         galleries = [] if gallery is None else [gallery]
     return Report(

@@ -99,9 +99,7 @@ def scan_verdict(finding: Finding, scanner: Scanner, names: tuple[str, ...]) -> 
     if finding.backdoored:
         suspected = " and ".join(names[c] for c in finding.suspected)
         headline = f"This model looks backdoored, towards class {suspected}."
-        return Verdict(
-            level="backdoored", headline=headline, detail=finding.reason, calibrated=finding.calibrated
-        )
+        return Verdict(level="backdoored", headline=headline, detail=finding.reason, calibrated=finding.calibrated)
     return Verdict(
         level="no evidence",
         headline=f"No evidence of a backdoor found by {method}.",

@@ -69,7 +69,11 @@ def run(
     save_model(folder / MODEL, network, provenance=clock.record())
     return Outcome(
         title=page.title,
-        rows=[*evaluation_rows(evaluation), ("time", f"{clock.seconds:.0f} s"), ("model", str(folder / MODEL))],
+        rows=[
+            *evaluation_rows(evaluation),
+            ("time", f"{clock.seconds:.0f} s"),
+            ("model", str(folder / MODEL)),
+        ],
         result={"evaluation": evaluation.to_json(), "model": str(folder / MODEL)},
         page=folder / PAGE,
     )

@@ -85,9 +85,7 @@ def load(folder: Path, key: str, name: str) -> ImageSet | None:
             raise ValueError("its class names are not a list of texts")
         if metadata["digest"] != _digest(key, pixels, labels, class_names):
             raise ValueError("its content does not match its digest")
-        return ImageSet(
-            images=pixels.permute(0, 3, 1, 2), labels=labels, class_names=tuple(class_names), name=name
-        )
+        return ImageSet(images=pixels.permute(0, 3, 1, 2), labels=labels, class_names=tuple(class_names), name=name)
     except (SafetensorError, DataError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         logger.warning("kept images in %s are damaged (%s); decoding %s again", path, reason_of(error), name)
         return None
@@ -112,15 +110,11 @@ def _path(folder: Path, key: str) -> Path:
     return folder / f"images-{key}.safetensors"
 
 
-def _digest(
-    key: str, pixels: UInt8[Tensor, "n h w c"], labels: Int[Tensor, "n"], class_names: Sequence[str]
-) -> str:
+def _digest(key: str, pixels: UInt8[Tensor, "n h w c"], labels: Int[Tensor, n], class_names: Sequence[str]) -> str:
     """Hash all that is kept, with the key, so that a file moved to another name is noticed too."""
     if pixels.dtype != torch.uint8 or labels.dtype != torch.int64:
         raise ValueError("its tensors are of the wrong type")
-    digest = hashlib.sha256(
-        json.dumps([key, tuple(pixels.shape), tuple(labels.shape), list(class_names)]).encode()
-    )
+    digest = hashlib.sha256(json.dumps([key, tuple(pixels.shape), tuple(labels.shape), list(class_names)]).encode())
     digest.update(pixels.numpy().data)
     digest.update(labels.numpy().data)
     return digest.hexdigest()

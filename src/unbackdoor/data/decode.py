@@ -54,9 +54,7 @@ def decode_images(images: Iterable[tuple[str, bytes]], count: int, source: str) 
                 check_size(count * image.size, source)
                 pixels = np.empty((count, *image.shape), np.uint8)
             if row >= count:
-                raise DataError(
-                    f"{source} holds more than the {count} images that it declares; write it anew"
-                )
+                raise DataError(f"{source} holds more than the {count} images that it declares; write it anew")
             if image.shape[:2] != pixels.shape[1:3]:
                 raise DataError(
                     f"the images of {source} are not of one size: {first} is {_size(pixels[0])} and {where}"
@@ -84,13 +82,10 @@ def _decode(encoded: bytes, where: str, source: str) -> UInt8[np.ndarray, "h w c
         pixels = _pixels(encoded)
     except UnidentifiedImageError as error:
         raise DataError(
-            f"cannot decode image {where} of {source}: it is none of {', '.join(FORMATS)}; replace or"
-            " remove it"
+            f"cannot decode image {where} of {source}: it is none of {', '.join(FORMATS)}; replace or remove it"
         ) from error
     except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes
-        raise DataError(
-            f"cannot decode image {where} of {source}: {reason_of(error)}; replace or remove it"
-        ) from error
+        raise DataError(f"cannot decode image {where} of {source}: {reason_of(error)}; replace or remove it") from error
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 

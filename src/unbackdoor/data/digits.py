@@ -29,6 +29,4 @@ def read_digits(split: str) -> ImageSet:
         class_names=numbered(10),
         name=f"digits/{split}",
     )
-    return (
-        images if split == "any" else images.subset(part_rows(images, "test" if split == "test" else "train"))
-    )
+    return images if split == "any" else images.subset(part_rows(images, "test" if split == "test" else "train"))

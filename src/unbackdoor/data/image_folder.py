@@ -62,9 +62,7 @@ class ImageFolder:
         try:
             self._list()
         except OSError as error:
-            raise DataError(
-                f"cannot list {source}: {reason_of(error)}; check that you may read it"
-            ) from error
+            raise DataError(f"cannot list {source}: {reason_of(error)}; check that you may read it") from error
         if not any(self._classes.values()):
             raise DataError(
                 f"{source} holds neither parquet files nor images in a folder a class; arrange it as"
@@ -101,9 +99,7 @@ class ImageFolder:
         ]
         if splits:
             if ignored := [printable(folder.name) for folder in folders if folder not in splits]:
-                logger.warning(
-                    "%s: not read, as they lie beside the splits: %s", self.source, ", ".join(ignored)
-                )
+                logger.warning("%s: not read, as they lie beside the splits: %s", self.source, ", ".join(ignored))
             for folder in splits:
                 merged = self._classes.setdefault(split_named(folder.name), {})
                 for name, paths in _classes(folder).items():
@@ -125,9 +121,7 @@ class ImageFolder:
 
 def _folders(parent: Path) -> list[Path]:
     """Return the folders directly below `parent` by name, without hidden ones and archivers' litter."""
-    return sorted(
-        entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
-    )
+    return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
 def _holds_classes(folder: Path) -> bool:

@@ -54,7 +54,7 @@ def check_size(size: int, source: str) -> None:
         )
 
 
-def check_labels(labels: np.ndarray, source: str) -> Int[Tensor, "n"]:
+def check_labels(labels: np.ndarray, source: str) -> Int[Tensor, n]:
     """Return whole numbers from outside as labels.
 
     Args:
@@ -65,9 +65,7 @@ def check_labels(labels: np.ndarray, source: str) -> Int[Tensor, "n"]:
         DataError: not whole numbers, negative, or beyond the largest class that is accepted.
     """
     if labels.dtype.kind not in "iu":
-        raise DataError(
-            f"the labels of {source} are {labels.dtype}, not whole numbers; number the classes from 0"
-        )
+        raise DataError(f"the labels of {source} are {labels.dtype}, not whole numbers; number the classes from 0")
     if len(labels) and int(labels.min()) < 0:
         raise DataError(
             f"the labels of {source} go down to {int(labels.min())} (a negative label often means that it is"
@@ -81,7 +79,7 @@ def check_labels(labels: np.ndarray, source: str) -> Int[Tensor, "n"]:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def check_classes(labels: Int[Tensor, "n"], source: str) -> None:
+def check_classes(labels: Int[Tensor, n], source: str) -> None:
     """Refuse data in which nothing can be told apart.
 
     Raises:
@@ -91,8 +89,7 @@ def check_classes(labels: Int[Tensor, "n"], source: str) -> None:
         raise DataError(f"{source} holds no images; name a data set with images of at least two classes")
     if int(labels.min()) == int(labels.max()):
         raise DataError(
-            f"all {len(labels)} images of {source} are of class {int(labels[0])}; a data set needs at least"
-            " two classes"
+            f"all {len(labels)} images of {source} are of class {int(labels[0])}; a data set needs at least two classes"
         )
 
 

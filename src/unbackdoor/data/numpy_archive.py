@@ -120,9 +120,7 @@ class NumpyArchive:
             elif version == (2, 0):
                 shape, _, dtype = np.lib.format.read_array_header_2_0(member)
             else:
-                raise DataError(
-                    f"{name} of {self.source} is in an unknown version of NumPy's format: {version}"
-                )
+                raise DataError(f"{name} of {self.source} is in an unknown version of NumPy's format: {version}")
             if dtype.kind not in "uifbUS":
                 raise DataError(
                     f"{name} of {self.source} is an array of {printable(str(dtype))}, not of numbers:"
@@ -145,16 +143,13 @@ class NumpyArchive:
             labels = labels[:, 0]  # as Keras keeps CIFAR-10's
         if labels.ndim != 1:
             raise DataError(
-                f"{name} of {self.source} has shape {labels.shape}, and labels must be one whole number an"
-                " image"
+                f"{name} of {self.source} has shape {labels.shape}, and labels must be one whole number an image"
             )
         return check_labels(labels, f"{name} in {self.source}")
 
     def _class_names(self, names: np.ndarray) -> tuple[str, ...]:
         if names.ndim != 1 or names.dtype.kind not in "US":
-            raise DataError(
-                f"class_names of {self.source} must be a list of texts, found {names.dtype} {names.shape}"
-            )
+            raise DataError(f"class_names of {self.source} must be a list of texts, found {names.dtype} {names.shape}")
         if names.dtype.kind == "S":
             return tuple(name.decode(errors="replace") for name in names.tolist())
         return tuple(names.tolist())

@@ -60,9 +60,7 @@ class ParquetFiles:
                 # File names are taken literally: a "[" in one is no pattern.
                 literal = [glob.escape(str(file.absolute())) for file in files]
                 with reported(self.source):
-                    parts[name] = load_dataset(
-                        "parquet", data_files={"train": literal}, streaming=True, split="train"
-                    )
+                    parts[name] = load_dataset("parquet", data_files={"train": literal}, streaming=True, split="train")
             return read_rows(parts, split, rows, self.source)
 
     def _rows(self, split: str | None) -> int:
@@ -98,8 +96,7 @@ def _check_declared_classes(described: Any, source: str) -> None:
         classes = described.get("num_classes")
         if isinstance(classes, int) and classes > MAX_CLASSES:
             raise DataError(
-                f"{source} declares {classes} classes, and at most {MAX_CLASSES:,} are accepted; correct its"
-                " metadata"
+                f"{source} declares {classes} classes, and at most {MAX_CLASSES:,} are accepted; correct its metadata"
             )
         described = list(described.values())
     if isinstance(described, list):

@@ -44,9 +44,7 @@ def read_rows(
 
     part = parts[split]
     if part.features is None:
-        raise DataError(
-            f"{source} does not say what its columns are; save it as parquet files and name their folder"
-        )
+        raise DataError(f"{source} does not say what its columns are; save it as parquet files and name their folder")
     image, label = image_column(part.features, source), label_column(part.features, source)
     if isinstance(part.features[image], Image):
         with reported(source):
@@ -88,9 +86,7 @@ def label_column(features: Mapping[str, Any], source: str) -> str:
     return _only(candidates, ("label", "labels", "fine_label"), "labels", features, source)
 
 
-def _only(
-    candidates: list[str], usual: tuple[str, ...], what: str, features: Mapping[str, Any], source: str
-) -> str:
+def _only(candidates: list[str], usual: tuple[str, ...], what: str, features: Mapping[str, Any], source: str) -> str:
     if len(candidates) == 1:
         return candidates[0]
     if named := [name for name in usual if name in candidates]:

@@ -75,8 +75,7 @@ def build_body(description: Description) -> nn.Module:
     except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise InputError(
-            f"cannot build {name} for {channels} channels and {classes} classes with"
-            f" {given or 'no arguments'}: {error}"
+            f"cannot build {name} for {channels} channels and {classes} classes with {given or 'no arguments'}: {error}"
         ) from error
     if not isinstance(body, nn.Module):
         raise InputError(f"{name} returned {type(body).__name__}; it must return a torch.nn.Module")
@@ -110,7 +109,5 @@ def _user_function(name: str) -> Callable[..., Any]:
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise InputError(
-            f"the module {module_name!r} has no function {function_name!r}; name one that it has"
-        )
+        raise InputError(f"the module {module_name!r} has no function {function_name!r}; name one that it has")
     return function  # type: ignore[no-any-return]

@@ -116,9 +116,7 @@ def load_model(
     if arch is not None:
         find_architecture(arch)
     try:
-        asked = Asked.of(
-            arch=arch, arguments=arguments, classes=classes, mean=mean, std=std, image_shape=image_shape
-        )
+        asked = Asked.of(arch=arch, arguments=arguments, classes=classes, mean=mean, std=std, image_shape=image_shape)
         digest, stored = _read(Path(path))
         description, notes = complete(stored, asked)
         network = fit(description, stored.state, trusted=arch is not None or arguments is not None)
@@ -178,6 +176,4 @@ def _read_bytes(path: Path) -> bytes:
             return file.read(status.st_size)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(
-            f"cannot be read: {clean_text(reason)}; check the path and its permissions"
-        ) from error
+        raise CheckpointError(f"cannot be read: {clean_text(reason)}; check the path and its permissions") from error

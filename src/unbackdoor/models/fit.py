@@ -136,17 +136,13 @@ def _architecture(stored: Stored, asked: Asked, notes: list[str]) -> tuple[str, 
 def _arguments(stored: Stored, asked: Asked, measured: Guess | None, architecture: str) -> dict[str, Any]:
     """Return the network's options: the user's, then the file's, then what the shapes tell."""
     # A file's options are for the file's own architecture, and never for the user's code.
-    arguments = (
-        dict(stored.arguments) if architecture == stored.architecture and not is_code(architecture) else {}
-    )
+    arguments = dict(stored.arguments) if architecture == stored.architecture and not is_code(architecture) else {}
     if measured is not None:
         arguments.setdefault("width", measured.width)
     return arguments | (asked.arguments or {})
 
 
-def _class_names(
-    stored: Stored, asked: Asked, measured: Guess | None, architecture: str
-) -> tuple[str, ...]:
+def _class_names(stored: Stored, asked: Asked, measured: Guess | None, architecture: str) -> tuple[str, ...]:
     """Return the names of the classes, after the numbers of them that are known are found to agree."""
     counts = {
         "the file's class names": None if stored.class_names is None else len(stored.class_names),
@@ -157,19 +153,15 @@ def _class_names(
     known = {source: count for source, count in counts.items() if count is not None}
     if len(set(known.values())) > 1:
         told = ", ".join(f"{source}: {count}" for source, count in known.items())
-        raise CheckpointError(
-            f"wrong number of classes ({told}); name as many classes as the model has outputs"
-        )
+        raise CheckpointError(f"wrong number of classes ({told}); name as many classes as the model has outputs")
     if not known and architecture in ENDS:
         raise CheckpointError(
-            f"its weights do not fit {architecture}: there are no {' and '.join(ENDS[architecture])} as it has"
-            " them; name the right architecture with --arch"
+            f"its weights do not fit {architecture}: there are no {' and '.join(ENDS[architecture])} as it"
+            " has them; name the right architecture with --arch"
         )
     if not known:
         raise CheckpointError("the number of classes is not in the file; give the class names (--classes)")
-    return (
-        asked.classes or stored.class_names or tuple(f"class {i}" for i in range(next(iter(known.values()))))
-    )
+    return asked.classes or stored.class_names or tuple(f"class {i}" for i in range(next(iter(known.values()))))
 
 
 def _image_shape(
@@ -185,8 +177,7 @@ def _image_shape(
         known = channels, side, side
     if measured is not None and known[0] != measured.channels:
         raise CheckpointError(
-            f"its first layer takes images of {measured.channels} channels, not {known[0]};"
-            " give the right image shape"
+            f"its first layer takes images of {measured.channels} channels, not {known[0]}; give the right image shape"
         )
     return known
 
@@ -201,19 +192,13 @@ def _scaling(
         mean = (0.0,) * channels if facts is None else facts.mean
         std = (1.0,) * channels if facts is None else facts.std
         why = "none" if facts is None else f"that of {facts.title}, since there are {classes} classes"
-        notes.append(
-            f"the file does not tell how images were normalised: assumed {why}; mean and std correct it"
-        )
+        notes.append(f"the file does not tell how images were normalised: assumed {why}; mean and std correct it")
     if len(mean) != channels:
-        raise CheckpointError(
-            f"mean and std have {len(mean)} values, but its images have {channels} channels"
-        )
+        raise CheckpointError(f"mean and std have {len(mean)} values, but its images have {channels} channels")
     return mean, std
 
 
-def _compare(
-    description: Description, expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]
-) -> None:
+def _compare(description: Description, expected: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor]) -> None:
     """Refuse weights that do not fit the network, in one sentence."""
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
@@ -231,8 +216,7 @@ def _compare(
     if faults:
         architecture = clean_text(description.architecture, 80)
         raise CheckpointError(
-            f"its weights do not fit {architecture}: {'; '.join(faults)};"
-            " name the right architecture with --arch"
+            f"its weights do not fit {architecture}: {'; '.join(faults)}; name the right architecture with --arch"
         )
 
 
@@ -251,10 +235,6 @@ def _try(network: Network) -> None:
     wanted = (1, network.classes)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise CheckpointError(
-            f"the network puts out {found} for an image instead of logits {wanted}; name the classes"
-        )
+        raise CheckpointError(f"the network puts out {found} for an image instead of logits {wanted}; name the classes")
     if not bool(torch.isfinite(logits).all()):
-        raise CheckpointError(
-            "NaN weights: the network's outputs are NaN or infinite, so nothing can be said about it"
-        )
+        raise CheckpointError("NaN weights: the network's outputs are NaN or infinite, so nothing can be said about it")

@@ -54,9 +54,7 @@ class HuggingFace(nn.Module):
             self.model = auto.from_config(options, trust_remote_code=False).float()
         # Their code over a stranger's options: whatever it raises, the options are to blame.
         except Exception as error:
-            raise CheckpointError(
-                f"no network can be built from its configuration: {_reason(error)}"
-            ) from error
+            raise CheckpointError(f"no network can be built from its configuration: {_reason(error)}") from error
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Return logits of normalised images."""
@@ -88,9 +86,7 @@ def read_folder(files: Mapping[str, bytes]) -> Stored:
 
     found = files.get("preprocessor_config.json")
     preprocessor = {} if found is None else json_object(found, "preprocessor_config.json")
-    size = size_of(
-        getattr(options, "image_size", None) or preprocessor.get("crop_size") or preprocessor.get("size")
-    )
+    size = size_of(getattr(options, "image_size", None) or preprocessor.get("crop_size") or preprocessor.get("size"))
     mean, std = scaling_of(preprocessor, channels)
     return Stored(
         format="Hugging Face folder",
@@ -110,17 +106,14 @@ def _transformers() -> ModuleType:
         import transformers
     except ImportError as error:
         raise InputError(
-            "Hugging Face folders need the package transformers;"
-            " install it with: pip install 'unbackdoor[hf]'"
+            "Hugging Face folders need the package transformers; install it with: pip install 'unbackdoor[hf]'"
         ) from error
     return transformers
 
 
 def _configuration(transformers: ModuleType, config: dict[str, Any], channels: int, classes: int) -> Any:
     if channels != config.get("num_channels", 3):
-        raise CheckpointError(
-            f"its configuration is for {config.get('num_channels', 3)} channels, not {channels}"
-        )
+        raise CheckpointError(f"its configuration is for {config.get('num_channels', 3)} channels, not {channels}")
     options = {name: value for name, value in config.items() if name != "model_type"}
     try:
         return transformers.CONFIG_MAPPING[config["model_type"]](**options, num_labels=classes)
@@ -167,9 +160,7 @@ def _from_pretrained(transformers: ModuleType, options: Any, weights: bytes) -> 
         )
     unused = sorted(str(name) for name in loaded.get("unexpected_keys", ()))
     notes = (
-        [f"{len(unused)} tensors are not part of the network, such as {clean_text(unused[0], 80)}"]
-        if unused
-        else []
+        [f"{len(unused)} tensors are not part of the network, such as {clean_text(unused[0], 80)}"] if unused else []
     )
     return model.float(), notes
 

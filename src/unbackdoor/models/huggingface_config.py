@@ -57,9 +57,7 @@ def accepted_options(config: object) -> dict[str, Any]:
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _MODEL_TYPES:
         known = ", ".join(sorted(_MODEL_TYPES))
-        raise CheckpointError(
-            f"its config.json names the type {clean_text(str(kind), 40)!r} (known: {known})"
-        )
+        raise CheckpointError(f"its config.json names the type {clean_text(str(kind), 40)!r} (known: {known})")
     kept = {name: value for name, value in config.items() if name in _OPTIONS}
     for name, value in kept.items():
         _check_option(name, value)
@@ -73,9 +71,7 @@ def _check_option(name: str, value: object) -> None:
         right = right or (type(one) is int and 0 <= one <= _MAX_NUMBER)
         right = right or (isinstance(one, float) and math.isfinite(one) and abs(one) <= _MAX_NUMBER)
         if not right:
-            raise CheckpointError(
-                f"its config.json has {name} = {clean_text(str(one), 40)}, which is not accepted"
-            )
+            raise CheckpointError(f"its config.json has {name} = {clean_text(str(one), 40)}, which is not accepted")
     numbers = [one for one in values if isinstance(one, (int, float))]
     if len(values) > _MAX_LAYERS or (name in {"num_hidden_layers", "depths"} and sum(numbers) > _MAX_LAYERS):
         raise CheckpointError(f"its config.json asks for more than {_MAX_LAYERS} layers ({name})")

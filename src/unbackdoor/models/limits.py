@@ -71,9 +71,7 @@ def check_name(name: object) -> None:
     """Refuse a tensor's name that is not text of a reasonable length."""
     if not isinstance(name, str) or not name or len(name) > MAX_NAME:
         shown = clean_text(str(name), 60) if isinstance(name, (str, int, float)) else type(name).__name__
-        raise CheckpointError(
-            f"a tensor has the name {shown!r}; names must be text of 1 to {MAX_NAME} characters"
-        )
+        raise CheckpointError(f"a tensor has the name {shown!r}; names must be text of 1 to {MAX_NAME} characters")
 
 
 def check_finite(state: Mapping[str, Tensor]) -> None:
@@ -111,11 +109,7 @@ def check_class_names(names: object) -> tuple[str, ...]:
 
 def check_image_shape(shape: object) -> tuple[int, int, int]:
     """Return channels, height and width as a tuple, or refuse what is no image shape."""
-    if (
-        not isinstance(shape, (list, tuple))
-        or len(shape) != 3
-        or any(type(side) is not int for side in shape)
-    ):
+    if not isinstance(shape, (list, tuple)) or len(shape) != 3 or any(type(side) is not int for side in shape):
         raise CheckpointError("its image shape must be three whole numbers (channels, height, width)")
     channels, height, width = shape
     if not (1 <= channels <= MAX_CHANNELS and all(1 <= side <= MAX_IMAGE_SIDE for side in (height, width))):
@@ -130,9 +124,7 @@ def check_scaling(mean: object, std: object, channels: int) -> tuple[tuple[float
     """Return mean and standard deviation as tuples of one finite number per channel, the latter positive."""
     columns = []
     for name, values in (("mean", mean), ("std", std)):
-        right_type = isinstance(values, (list, tuple)) and all(
-            type(value) in (int, float) for value in values
-        )
+        right_type = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
         if not right_type or len(values) != channels:  # type: ignore[arg-type]
             raise CheckpointError(f"the normalisation's {name} must be {channels} numbers, one per channel")
         columns.append(tuple(float(value) for value in values))  # type: ignore[attr-defined]

@@ -42,19 +42,13 @@ def read_stored(state: dict[str, Tensor], metadata: dict[str, str]) -> Stored:
     note = json_object(metadata[KEY], f"metadata entry {KEY!r}")
     if note.get("format") != FORMAT or type(note["format"]) is not int:
         raise CheckpointError("it was written by another version of unbackdoor; update unbackdoor")
-    description, provenance, backdoored = (
-        note.get(key) for key in ("description", "provenance", "backdoored")
-    )
+    description, provenance, backdoored = (note.get(key) for key in ("description", "provenance", "backdoored"))
     right = isinstance(provenance, dict) and (backdoored is None or isinstance(backdoored, dict))
     if not right or not isinstance(description, dict) or set(description) != _DESCRIPTION:
-        raise CheckpointError(
-            f"its metadata entry {KEY!r} lacks parts or has unknown ones; save the model again"
-        )
+        raise CheckpointError(f"its metadata entry {KEY!r} lacks parts or has unknown ones; save the model again")
     architecture, arguments = description["architecture"], description["arguments"]
     if not isinstance(architecture, str) or not isinstance(arguments, dict):
-        raise CheckpointError(
-            "its architecture must be a name with a table of arguments; save the model again"
-        )
+        raise CheckpointError("its architecture must be a name with a table of arguments; save the model again")
     shape = check_image_shape(description["image_shape"])
     mean, std = check_scaling(description["mean"], description["std"], shape[0])
     return Stored(

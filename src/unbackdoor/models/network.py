@@ -102,7 +102,9 @@ class Network(nn.Module):
         stages: list[tuple[str, nn.Module]] = self.body.stages() if hasattr(self.body, "stages") else []
         names = [name for name, _ in stages]
         if at not in names:
-            raise InputError(f"{self.description.architecture} has no stage {at!r}; it has: {', '.join(names) or 'none'}")
+            raise InputError(
+                f"{self.description.architecture} has no stage {at!r}; it has: {', '.join(names) or 'none'}"
+            )
         cut = names.index(at)
         modules = [module for _, module in stages]
         return nn.Sequential(self.normalize, *modules[:cut]), nn.Sequential(*modules[cut:])

@@ -80,15 +80,11 @@ def scan_pickle(data: bytes, records: Mapping[str, int]) -> frozenset[str]:
             with the declared size, or there are bytes after its end.
     """
     if len(data) > MAX_PICKLE_BYTES:
-        raise CheckpointError(
-            f"its pickle is {len(data)} bytes long; at most {MAX_PICKLE_BYTES} are accepted{_ADVICE}"
-        )
+        raise CheckpointError(f"its pickle is {len(data)} bytes long; at most {MAX_PICKLE_BYTES} are accepted{_ADVICE}")
     try:
         return _Scan(records).run(data)
     except (ValueError, KeyError, IndexError, OverflowError, struct.error) as error:
-        raise CheckpointError(
-            f"its pickle is damaged: {clean_text(str(error), 80)}; copy it again"
-        ) from error
+        raise CheckpointError(f"its pickle is damaged: {clean_text(str(error), 80)}; copy it again") from error
 
 
 class _Scan:
@@ -141,9 +137,7 @@ class _Scan:
         elif name in {"STACK_GLOBAL", "INST"}:
             self.unsafe.add(str(argument or "code by a computed name"))
         elif name not in _OTHERS and not self.unsafe:
-            raise CheckpointError(
-                f"its pickle uses the instruction {name}, which torch.save does not write{_ADVICE}"
-            )
+            raise CheckpointError(f"its pickle uses the instruction {name}, which torch.save does not write{_ADVICE}")
         if name == "BINPERSID":
             self._storage()
         elif name == "REDUCE" and self._encodes_latin1():
@@ -159,9 +153,7 @@ class _Scan:
         if len(self.recent) < 4:
             return False
         function, text, codec, end = tuple(self.recent)[-4:]
-        right = (
-            isinstance(function, _Global) and function == _ENCODE and (codec, end) == ("=latin1", "TUPLE2")
-        )
+        right = isinstance(function, _Global) and function == _ENCODE and (codec, end) == ("=latin1", "TUPLE2")
         return right and isinstance(text, str) and text.startswith("=")
 
     def _storage(self) -> None:

@@ -65,9 +65,7 @@ def read_published(content: object) -> Stored:
         CheckpointError: there is no state dict in it, or more than one, or a tensor that is refused.
     """
     if not isinstance(content, dict):
-        raise CheckpointError(
-            f"it holds {_kind(content)} instead of a dictionary of weights; save model.state_dict()"
-        )
+        raise CheckpointError(f"it holds {_kind(content)} instead of a dictionary of weights; save model.state_dict()")
     # A dictionary from a file may carry attributes of its own (even one called "items"), so the class is
     # asked.
     entries = dict(dict.items(content))
@@ -94,9 +92,7 @@ def _backdoorbench(entries: dict[Any, Any]) -> Stored:
     """Return the weights of a BackdoorBench result, and what is known of its data; the rest is dropped."""
     model_name, classes, weights = (entries[key] for key in ("model_name", "num_classes", "model"))
     if not isinstance(model_name, str) or type(classes) is not int or not 1 <= classes <= MAX_CLASSES:
-        raise CheckpointError(
-            "its model_name and num_classes must be a text and a number, as BackdoorBench writes"
-        )
+        raise CheckpointError("its model_name and num_classes must be a text and a number, as BackdoorBench writes")
     if not isinstance(weights, dict):
         raise CheckpointError(f"its entry 'model' is {_kind(weights)} instead of a dictionary of weights")
     notes = [
@@ -134,6 +130,4 @@ def _facts(where: object) -> DataSetFacts | None:
 
 
 def _kind(value: object) -> str:
-    return (
-        f"a {type(value).__name__}" if isinstance(value, (list, tuple, str, int, float)) else "another object"
-    )
+    return f"a {type(value).__name__}" if isinstance(value, (list, tuple, str, int, float)) else "another object"

@@ -36,9 +36,7 @@ def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     header, start = _header(data)
     metadata = _metadata(header.pop("__metadata__", {}))
     if len(header) > MAX_TENSORS:
-        raise CheckpointError(
-            f"it holds {len(header)} tensors, more than the {MAX_TENSORS} that are accepted"
-        )
+        raise CheckpointError(f"it holds {len(header)} tensors, more than the {MAX_TENSORS} that are accepted")
     if not header:
         raise CheckpointError("it holds no tensors; save the model's state_dict()")
     ends = sorted(_extent(name, entry) for name, entry in header.items())
@@ -77,9 +75,7 @@ def json_object(text: str | bytes, what: str) -> dict[str, Any]:
         content = json.loads(text, object_pairs_hook=_without_repeats)
     # A RecursionError is what the standard library answers to a million opening brackets.
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"its {what} is no valid JSON: {clean_text(str(error), 100)}; save it again"
-        ) from error
+        raise CheckpointError(f"its {what} is no valid JSON: {clean_text(str(error), 100)}; save it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"its {what} is no JSON object; save it again")
     return content
@@ -118,16 +114,12 @@ def _extent(name: str, entry: object) -> tuple[int, int]:
         raise CheckpointError(f"the header describes {shown} in a malformed way; save it again")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _ITEM_BYTES:
-        raise CheckpointError(
-            f"{shown} has the type {clean_text(str(dtype), 20)}; save the weights as float32"
-        )
+        raise CheckpointError(f"{shown} has the type {clean_text(str(dtype), 20)}; save the weights as float32")
     if not (_are_sizes(shape) and _are_sizes(offsets)) or len(shape) > MAX_DIMENSIONS or len(offsets) != 2:
         raise CheckpointError(f"the header describes {shown} in a malformed way; save it again")
     begin, end = offsets
     if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
-        raise CheckpointError(
-            f"{shown} declares a shape that does not fit its {end - begin} bytes; save it again"
-        )
+        raise CheckpointError(f"{shown} declares a shape that does not fit its {end - begin} bytes; save it again")
     return begin, end
 
 

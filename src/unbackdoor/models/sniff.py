@@ -30,8 +30,7 @@ _REFUSED: tuple[tuple[re.Pattern[bytes], str], ...] = tuple(
         (rb"c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n|\([cdlti(]|[\]}][q(.]", _PICKLE + CONVERT),
         (
             rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|\x78[\x01\x5e\x9c\xda]|\x04\x22\x4d\x18|7z\xbc\xaf|Rar!",
-            "it is a compressed file (joblib also writes such files); unpack it, and if it holds a pickle, "
-            + CONVERT,
+            "it is a compressed file (joblib also writes such files); unpack it, and if it holds a pickle, " + CONVERT,
         ),
         (
             rb"\x89HDF\r\n\x1a\n",

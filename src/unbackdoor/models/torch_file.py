@@ -18,9 +18,7 @@ from unbackdoor.text import clean_text
 
 _MAX_RECORDS = 2 * MAX_TENSORS
 _ENTRY = b"PK\x01\x02"
-_SIDE_RECORDS = frozenset(
-    {"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"}
-)
+_SIDE_RECORDS = frozenset({"version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id"})
 _ADVICE = "; save it again with torch.save(model.state_dict(), path)"
 
 
@@ -36,9 +34,7 @@ def read_torch(data: bytes) -> object:
     """
     records = _records(data)
     storages = {
-        name.removeprefix("data/"): len(content)
-        for name, content in records.items()
-        if name.startswith("data/")
+        name.removeprefix("data/"): len(content) for name, content in records.items() if name.startswith("data/")
     }
     used = scan_pickle(records["data.pkl"], storages)
     # PyTorch reads zip files by other code than Python. A fresh archive of the very records that were checked
@@ -93,11 +89,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
         raise CheckpointError(f"the zip file has repeated names or several top folders{_ADVICE}")
     for entry in entries:
         shown, below = clean_text(entry.filename, 60), entry.filename.partition("/")[2]
-        if (
-            entry.compress_type != zipfile.ZIP_STORED
-            or entry.flag_bits & 1
-            or entry.file_size != entry.compress_size
-        ):
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
             raise CheckpointError(f"{shown} is compressed or encrypted, which torch.save never does{_ADVICE}")
         folder, _, key = below.rpartition("/")
         if not (below == "data.pkl" or below in _SIDE_RECORDS or (folder == "data" and key.isdecimal())):

@@ -91,9 +91,7 @@ class _SharpnessAware(Hook):
         optimizer.step()
         return loss
 
-    def _backward(
-        self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer
-    ) -> Float[Tensor, ""]:
+    def _backward(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
         with self.runtime.autocast():
             loss = self.loss(model, batch)
         optimizer.zero_grad(set_to_none=True)

@@ -128,11 +128,8 @@ def _index_text(index: float) -> str:
     return f"{index:.2f}".replace("-", "−") if math.isfinite(index) else "not finite"
 
 
-def _chart(
-    title: str, explanation: str, label: str, draw: Callable[[drawings.Canvas], alt.LayerChart]
-) -> Chart:
+def _chart(title: str, explanation: str, label: str, draw: Callable[[drawings.Canvas], alt.LayerChart]) -> Chart:
     wide, narrow = (
-        harmless_svg(drawings.to_svg(draw(canvas), canvas), shown(label))
-        for canvas in (drawings.WIDE, drawings.NARROW)
+        harmless_svg(drawings.to_svg(draw(canvas), canvas), shown(label)) for canvas in (drawings.WIDE, drawings.NARROW)
     )
     return Chart(title=title, explanation=explanation, svg=wide, narrow_svg=narrow)

@@ -72,9 +72,7 @@ def anomaly_rows(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> alt.L
     x = alt.X(
         "index:Q",
         scale=alt.Scale(domain=domain, nice=False),
-        axis=alt.Axis(
-            title="Anomaly index", titleAnchor="start", values=_ticks(low, high), format="~g", domain=False
-        ),
+        axis=alt.Axis(title="Anomaly index", titleAnchor="start", values=_ticks(low, high), format="~g", domain=False),
     )
     layers: list[alt.Chart] = []
     for flagged, colour, ink in ((False, BAR, MUTED), (True, ACCENT, ACCENT)):
@@ -115,9 +113,7 @@ def anomaly_columns(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> al
     x = alt.X(
         "left:Q",
         scale=alt.Scale(domain=[-1, len(bars)], nice=False, zero=False),
-        axis=alt.Axis(
-            title="Class number", grid=False, format="d", tickMinStep=1, tickCount=canvas.width // 60
-        ),
+        axis=alt.Axis(title="Class number", grid=False, format="d", tickMinStep=1, tickCount=canvas.width // 60),
     )
     y = alt.Y(
         "zero:Q",
@@ -128,15 +124,11 @@ def anomaly_columns(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> al
     for flagged, colour in ((False, BAR), (True, ACCENT)):
         chosen = alt.Chart(alt.InlineData(values=[row for row in rows if row["flagged"] == flagged]))
         layers.append(chosen.mark_rect(color=colour).encode(x=x, x2="right:Q", y=y, y2="index:Q"))
-    limit = alt.Chart(
-        alt.InlineData(values=[{"index": threshold, "text": f"dashed: threshold {threshold:.2f}"}])
-    )
+    limit = alt.Chart(alt.InlineData(values=[{"index": threshold, "text": f"dashed: threshold {threshold:.2f}"}]))
     layers.append(limit.mark_rule(strokeDash=[4, 3], color=INK).encode(y="index:Q"))
     layers.append(
         # Above the plot, where no bar can stand behind it.
-        limit.mark_text(align="right", x="width", y=-10, color=INK, fontSize=canvas.font - 1).encode(
-            text="text:N"
-        )
+        limit.mark_text(align="right", x="width", y=-10, color=INK, fontSize=canvas.font - 1).encode(text="text:N")
     )
     numbers = [
         {"left": number, "index": max(bars[number].height, 0), "text": str(number)}
@@ -200,9 +192,7 @@ def metric_dots(metrics: Sequence[Metric], canvas: Canvas) -> alt.LayerChart:
     return alt.LayerChart(layer=[spans, marks], **frame)
 
 
-def curve(
-    points: Sequence[tuple[float, float]], x_title: str, y_title: str, canvas: Canvas
-) -> alt.LayerChart:
+def curve(points: Sequence[tuple[float, float]], x_title: str, y_title: str, canvas: Canvas) -> alt.LayerChart:
     """Draw a line through the points, with a dot on each if they are few."""
     import altair as alt
 

@@ -61,9 +61,7 @@ def render(report: Report) -> str:
     # Markup is what we made ourselves: it is put in as it is. Base64 has slashes, which `shown` would take
     # for paths.
     digest = Markup(base64.b64encode(hashlib.sha256(style.encode()).digest()).decode())
-    measured = any(
-        percent(figure)[1] for metric in report.metrics for figure in (metric.before, metric.after)
-    )
+    measured = any(percent(figure)[1] for metric in report.metrics for figure in (metric.before, metric.after))
     return environment.get_template("report.html.j2").render(
         report=report,
         answers=_ANSWERS,
@@ -108,8 +106,7 @@ def _prose(text: str) -> Markup:
     if len(parts) % 2 == 0:
         return escape(shown(text))
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
-        for number, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
     )
 
 

@@ -39,9 +39,7 @@ def encode(picture: Picture) -> EncodedPicture:
     enlarged = pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     array = enlarged.permute(1, 2, 0).numpy()
     stream = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(
-        stream, format="PNG", optimize=True
-    )
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(stream, format="PNG", optimize=True)
     address = "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
     return EncodedPicture(address, enlarged.shape[2], enlarged.shape[1])
 
@@ -62,7 +60,6 @@ def _pixels(picture: Picture) -> UInt8[Tensor, "c h w"]:
     # Written so that NaN, which compares false, is refused too.
     if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
         raise InputError(
-            f"picture {picture.caption!r}: pixels must be in [0, 1], found {low:.3g} to {high:.3g}; "
-            "scale them first"
+            f"picture {picture.caption!r}: pixels must be in [0, 1], found {low:.3g} to {high:.3g}; scale them first"
         )
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)

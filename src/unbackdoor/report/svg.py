@@ -9,9 +9,7 @@ from unbackdoor.errors import InputError
 
 _NAMESPACE = "http://www.w3.org/2000/svg"
 _SHAPES = frozenset({"g", "path", "line", "rect", "circle", "text", "tspan"})
-_GEOMETRY = frozenset(
-    {"transform", "d", "x", "y", "x1", "y1", "x2", "y2", "dx", "dy", "width", "height", "r"}
-)
+_GEOMETRY = frozenset({"transform", "d", "x", "y", "x1", "y1", "x2", "y2", "dx", "dy", "width", "height", "r"})
 _PAINT = frozenset({"fill", "fill-opacity", "opacity", "stroke", "stroke-width", "stroke-opacity"})
 _STYLE = frozenset({"stroke-dasharray", "stroke-linecap", "stroke-linejoin", "text-anchor", "font-size"})
 _ATTRIBUTES = _GEOMETRY | _PAINT | _STYLE | {"class", "cx", "cy", "font-weight"}
@@ -33,9 +31,7 @@ def harmless_svg(svg: str, label: str | None = None) -> str:
     try:
         source = ElementTree.fromstring(svg)
     except ElementTree.ParseError as error:
-        raise InputError(
-            f"the chart is not an SVG drawing ({error}); make it with unbackdoor.report"
-        ) from error
+        raise InputError(f"the chart is not an SVG drawing ({error}); make it with unbackdoor.report") from error
     if source.tag != f"{{{_NAMESPACE}}}svg" or "viewBox" not in source.attrib:
         raise InputError("the chart is not an SVG drawing with a viewBox; make it with unbackdoor.report")
     drawing = ElementTree.Element("svg", xmlns=_NAMESPACE, viewBox=source.attrib["viewBox"], role="img")

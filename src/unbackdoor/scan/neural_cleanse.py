@@ -68,7 +68,9 @@ class NeuralCleanse(Scanner):
         sizes = masks.sum((1, 2, 3))
         anomaly = low_outliers(sizes)
         suspected = [
-            int(c) for c in anomaly.argsort(descending=True) if anomaly[c] > self.threshold and success[c] >= self.success
+            int(c)
+            for c in anomaly.argsort(descending=True)
+            if anomaly[c] > self.threshold and success[c] >= self.success
         ]
         return Finding(
             backdoored=bool(suspected),
@@ -85,7 +87,7 @@ class NeuralCleanse(Scanner):
 
     def _invert(
         self, model: nn.Module, clean: ImageSet, runtime: Runtime
-    ) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, "k"]]:
+    ) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, k]]:
         """Return the smallest successful mask of each class (the last one if none succeeds), its pattern and success."""
         draws = runtime.generator("neural cleanse")
         search = _Search(self, model, clean, runtime)
@@ -120,27 +122,28 @@ class _Search:
         pattern = torch.rand(1, channels, height, width, generator=draws).expand(k, -1, -1, -1)
         self.mask_raw = torch.atanh(mask.mul(2).sub(1).mul(0.999)).to(place).clone().requires_grad_(True)
         self.pattern_raw = torch.atanh(pattern.mul(2).sub(1).mul(0.999)).to(place).clone().requires_grad_(True)
-        self.optimizer = torch.optim.Adam(
-            [self.mask_raw, self.pattern_raw], options.learning_rate, betas=(0.5, 0.9)
-        )
+        self.optimizer = torch.optim.Adam([self.mask_raw, self.pattern_raw], options.learning_rate, betas=(0.5, 0.9))
         self.weight = torch.full((k,), options.first_lambda, device=place)
         self.smallest = torch.full((k,), torch.inf, device=place)
-        self.best_mask, self.best_pattern = torch.ones(k, 1, height, width), torch.zeros(k, channels, height, width)
+        self.best_mask, self.best_pattern = (
+            torch.ones(k, 1, height, width),
+            torch.zeros(k, channels, height, width),
+        )
         self.best_mask, self.best_pattern = self.best_mask.to(place), self.best_pattern.to(place)
         self.best_success = torch.zeros(k, device=place)
         self.good, self.bad, self.idle = (torch.zeros(k, dtype=torch.long, device=place) for _ in range(3))
         self.rose, self.fell = (torch.zeros(k, dtype=torch.bool, device=place) for _ in range(2))
 
-    def active(self) -> Int[Tensor, "a"]:
+    def active(self) -> Int[Tensor, a]:
         """Return the classes whose search goes on."""
         done = (self.idle >= self.options.stop_patience) & self.rose & self.fell
         return (~done).nonzero().squeeze(1)
 
-    def triggers(self, classes: Int[Tensor, "a"]) -> tuple[Float[Tensor, "a 1 h w"], Float[Tensor, "a c h w"]]:
+    def triggers(self, classes: Int[Tensor, a]) -> tuple[Float[Tensor, "a 1 h w"], Float[Tensor, "a c h w"]]:
         """Return the present masks and patterns of these classes, in [0, 1]."""
         return (self.mask_raw[classes].tanh() + 1) / 2, (self.pattern_raw[classes].tanh() + 1) / 2
 
-    def step(self, classes: Int[Tensor, "a"], rows: Int[Tensor, "b"]) -> Float[Tensor, "a"]:
+    def step(self, classes: Int[Tensor, a], rows: Int[Tensor, b]) -> Float[Tensor, a]:
         """Do one step of Adam for these classes on the images at `rows`; return the share of hits of each."""
         images = self.runtime.layout(self.clean.images[rows.to(self.clean.device)]).float() / 255
         masks, patterns = self.triggers(classes)
@@ -156,7 +159,7 @@ class _Search:
         return (logits.argmax(1) == wanted).view(len(classes), -1).float().mean(1)
 
     @torch.no_grad()
-    def reconsider(self, classes: Int[Tensor, "a"], success: Float[Tensor, "a"]) -> None:
+    def reconsider(self, classes: Int[Tensor, a], success: Float[Tensor, a]) -> None:
         """Keep masks that are smaller and succeed, and move each class's lambda."""
         masks, patterns = self.triggers(classes)
         sizes = masks.sum((1, 2, 3))
@@ -177,7 +180,7 @@ class _Search:
         self.good[rise], self.bad[fall] = 0, 0
 
     @torch.no_grad()
-    def best(self) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, "k"]]:
+    def best(self) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, k]]:
         """Return each class's smallest successful trigger, or its last one where none succeeded (success 0)."""
         masks, patterns = self.triggers(torch.arange(len(self.smallest), device=self.smallest.device))
         found = self.smallest.isfinite()
@@ -189,9 +192,7 @@ class _Search:
         )
 
 
-def _reason(
-    suspected: list[int], anomaly: Float[Tensor, "k"], sizes: Float[Tensor, "k"], threshold: float
-) -> str:
+def _reason(suspected: list[int], anomaly: Float[Tensor, k], sizes: Float[Tensor, k], threshold: float) -> str:
     """Return the verdict in one sentence."""
     if suspected:
         first = suspected[0]

@@ -1,7 +1,7 @@
 """Public conformance checks: run them over your own methods as we run them over ours.
 
-    from unbackdoor.testing import check_purifier
-    check_purifier(MyPurifier(epochs=1))
+from unbackdoor.testing import check_purifier
+check_purifier(MyPurifier(epochs=1))
 """
 
 from unbackdoor.testing.attacks import check_attack

@@ -25,7 +25,6 @@ from unbackdoor.training.resume import Resume
 from unbackdoor.training.runtime import Runtime
 from unbackdoor.training.schedule import schedule_named
 
-
 LOW_RESOLUTION = 0.75
 """Share of the side that images keep in the low-resolution epochs."""
 
@@ -67,9 +66,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
-            raise InputError(
-                f"epochs and batch size must be 1 or more, found {self.epochs} and {self.batch_size}"
-            )
+            raise InputError(f"epochs and batch size must be 1 or more, found {self.epochs} and {self.batch_size}")
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise InputError(f"the learning rate must be a positive number, found {self.learning_rate}")
         if not (0 <= self.ema < 1 and 0 <= self.label_smoothing < 1 and 0 <= self.low_resolution <= 1):
@@ -153,9 +150,7 @@ def fit(
 class _Run:
     """One run of `fit`: everything that changes while it goes on."""
 
-    def __init__(
-        self, model: nn.Module, data: ImageSet, recipe: Recipe, runtime: Runtime, hook: Hook
-    ) -> None:
+    def __init__(self, model: nn.Module, data: ImageSet, recipe: Recipe, runtime: Runtime, hook: Hook) -> None:
         self.model = model
         self.forward = runtime.compiled(model)
         self.data = data
@@ -191,7 +186,7 @@ class _Run:
             advance()
         return float(total) / self.batches
 
-    def batch(self, rows: Int[Tensor, "b"], draws: torch.Generator, small: bool) -> Batch:
+    def batch(self, rows: Int[Tensor, b], draws: torch.Generator, small: bool) -> Batch:
         """Return the augmented images at `rows`, as the hook wants them."""
         images, labels = self.data.images[rows], self.data.labels[rows]
         draw = self.augmentation.draw((len(rows), *self.data.shape), draws)
@@ -254,9 +249,7 @@ class _Run:
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.optimizer == "Adam":
-        return torch.optim.Adam(
-            parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, amsgrad=True
-        )
+        return torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, amsgrad=True)
     return torch.optim.SGD(
         parameters,
         recipe.learning_rate,

@@ -36,7 +36,15 @@ class Resume:
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
             fingerprint = state.pop("fingerprint")
-        except (RuntimeError, pickle.UnpicklingError, KeyError, AttributeError, EOFError, OSError, ValueError) as error:
+        except (
+            RuntimeError,
+            pickle.UnpicklingError,
+            KeyError,
+            AttributeError,
+            EOFError,
+            OSError,
+            ValueError,
+        ) as error:
             raise InputError(f"{self.path} cannot be resumed from (damaged); delete it to start again") from error
         if fingerprint != self.fingerprint:
             raise InputError(

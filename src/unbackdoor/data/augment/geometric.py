@@ -167,8 +167,7 @@ class ResizeCrop(Transform):
 
 def _draw_window(batch: int, margins: tuple[int, int], generator: torch.Generator) -> Draw:
     rows, columns = (
-        torch.randint(0, 2 * margin + 1, (batch,), generator=generator, device=generator.device)
-        for margin in margins
+        torch.randint(0, 2 * margin + 1, (batch,), generator=generator, device=generator.device) for margin in margins
     )
     return {"rows": rows, "columns": columns}
 

@@ -65,14 +65,10 @@ class Transform(ABC):
         name = type(self).__name__
         if not (images.is_floating_point() or (self.moves_pixels and images.dtype == torch.uint8)):
             kinds = "uint8 or floating point" if self.moves_pixels else "floating point in [0, 1]"
-            raise InputError(
-                f"{name} needs images that are {kinds}, found {images.dtype}; convert them first"
-            )
+            raise InputError(f"{name} needs images that are {kinds}, found {images.dtype}; convert them first")
         if any(len(values) != len(images) for values in draw.values()):
             found = sorted({len(values) for values in draw.values()})
-            raise InputError(
-                f"{name}: the draw is for {found} images, the batch has {len(images)}; draw for its shape"
-            )
+            raise InputError(f"{name}: the draw is for {found} images, the batch has {len(images)}; draw for its shape")
         return self._apply(images, {key: values.to(images.device) for key, values in draw.items()})
 
     @abstractmethod
@@ -155,9 +151,7 @@ class Augmentation:
             targets = transform.mix(targets, draw)
         return targets
 
-    def __call__(
-        self, images: Shaped[Tensor, "b c h w"], generator: torch.Generator
-    ) -> Float[Tensor, "b c h w"]:
+    def __call__(self, images: Shaped[Tensor, "b c h w"], generator: torch.Generator) -> Float[Tensor, "b c h w"]:
         """Draw and apply at once, see `apply`.
 
         Raises:
@@ -180,9 +174,7 @@ def to_float(images: Shaped[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     if images.is_floating_point():
         return images.to(torch.float32)
     if images.dtype != torch.uint8:
-        raise InputError(
-            f"images must be uint8 or floating point in [0, 1], found {images.dtype}; convert them first"
-        )
+        raise InputError(f"images must be uint8 or floating point in [0, 1], found {images.dtype}; convert them first")
     # Twice as fast as one division with type promotion, and the same numbers.
     return images.to(torch.float32).div_(255)
 
