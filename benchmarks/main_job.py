@@ -1,7 +1,7 @@
 """The main job, measured: victims, scans and repairs on CIFAR-10, three seeds.
 
-Writes one line of JSON a finished cell to results/main_job.jsonl and, with `--table`, results/main_job.md. Finished cells are
-not run again, so the program can be stopped and started at will:
+Writes one line of JSON a finished cell to results/main_job.jsonl and, with `--table`, results/main_job.md.
+Finished cells are not run again, so the program can be stopped and started at will:
 
     python benchmarks/main_job.py --data ../shared/data/cifar10
 """
@@ -184,7 +184,7 @@ def table(done: list[dict[str, Any]]) -> str:
     lines = [
         "# The main job on CIFAR-10",
         "",
-        f"Made by `python benchmarks/main_job.py`: PreActResNet18 of width {WIDTH}, 10 % poison (SIG: 5 % of the training set),"
+        f"Made by `python benchmarks/main_job.py`: PreActResNet18 of width {WIDTH}, 10 % poison (SIG: 5 % of all),"
         f" {CLEAN_SIZE} clean training images for the defences, intervals: 95 % Wilson. One line a run in"
         " `main_job.jsonl`, with commit and versions.",
         "",

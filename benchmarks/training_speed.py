@@ -237,12 +237,12 @@ def main() -> None:
     lines = [
         "# Speed of the training loop",
         "",
-        f"Made by `python benchmarks/training_speed.py`: PreActResNet18, batches of {BATCH}, 32 x 32; medians of three turns"
-        " in one run; data are random.",
+        f"Made by `python benchmarks/training_speed.py`: PreActResNet18, batches of {BATCH}, 32 x 32; medians of three"
+        " turns in one run; data are random.",
         "",
         ", ".join(f"{key} {value}" for key, value in described.items()),
         "",
-        "| width | ours, images/s | bare step | usual loop | ours / bare | ours / usual | peak, TFLOP/s | share of peak |",
+        "| width | ours, images/s | bare step | usual loop | ours/bare | ours/usual | peak, TFLOP/s | share of peak |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:

@@ -10,9 +10,9 @@ from unbackdoor.cli import main
 
 QUICK = [
     "--recipe.epochs",
-    "8",
+    "16",
     "--recipe.learning_rate",
-    "0.05",
+    "0.1",
     "--recipe.batch_size",
     "32",
     "--recipe.low_resolution",
@@ -20,7 +20,7 @@ QUICK = [
     "--threads",
     "1",
 ]
-NETWORK = ["--model", "PreActResNet18", "--model.width", "4"]
+NETWORK = ["--model", "PreActResNet18", "--model.width", "8"]
 
 
 @pytest.fixture(scope="session")

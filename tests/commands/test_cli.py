@@ -37,7 +37,9 @@ def refuse(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_top_level_help_names_every_command_and_is_quick() -> None:
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "unbackdoor.cli", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "unbackdoor.cli", "--help"], capture_output=True, text=True, check=False
+    )
     seconds = time.perf_counter() - start
     assert done.returncode == 0
     assert all(command in done.stdout for command in COMMANDS)
@@ -47,7 +49,7 @@ def test_top_level_help_names_every_command_and_is_quick() -> None:
 
 def test_top_level_help_does_not_import_torch() -> None:
     code = "import sys, unbackdoor.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -183,7 +185,7 @@ def test_interrupted_attack_goes_on_to_the_same_model(
         safe_open(tmp_path / "b" / "model.safetensors", "pt") as ours,
         safe_open(victim / "model.safetensors", "pt") as theirs,
     ):
-        assert all(torch.equal(ours.get_tensor(name), theirs.get_tensor(name)) for name in theirs)
+        assert all(torch.equal(ours.get_tensor(name), theirs.get_tensor(name)) for name in theirs.keys())  # noqa: SIM118
 
 
 def test_configuration_file_gives_options_and_the_command_line_wins(

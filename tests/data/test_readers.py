@@ -67,7 +67,7 @@ def test_what_looks_like_a_path_is_not_asked_of_the_hub(
     source: str, connections: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="no such file or folder|cannot open|holds neither"):
+    with pytest.raises(DataError, match=r"no such file or folder|cannot open|holds neither"):
         read_images(source, "train")
     with pytest.raises(DataError):
         read_images(Path("cifar10"), "train")

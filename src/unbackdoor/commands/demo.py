@@ -26,8 +26,8 @@ from unbackdoor.training import Recipe, Runtime
 
 RECIPE = Recipe(epochs=25, batch_size=64, learning_rate=0.05, low_resolution=0.0)
 ATTACK_OPTIONS = BadNets()
-METHOD = SAU(rounds=12, batch_size=64)
-SCANNER = NeuralCleanse(rounds=30, batch_size=16)
+METHOD = SAU(rounds=10, batch_size=64)
+SCANNER = NeuralCleanse(rounds=30, batch_size=8)
 CLEAN_SIZE = 500
 
 

@@ -59,7 +59,7 @@ def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[],
     """
     choices: dict[str, Choice] = getattr(module, "CHOICES", {})
     wants_runtime: bool = getattr(module, "RUNTIME", True)
-    words = _with_config(words, choices)
+    words = _with_config([_underscored(word) for word in words], choices)
     chosen, words = _take_choices(words, choices)
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
     parser = _parser(name, module, choices, chosen, wants_runtime)
@@ -70,7 +70,8 @@ def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[],
     values.pop("config", None)
     arguments = parser.instantiate(values).as_dict()
     for key, choice in choices.items():
-        method, options = choice.registry[chosen[key]], arguments.pop(key, {})
+        method: Callable[..., Any] = choice.registry[chosen[key]]
+        options = arguments.pop(key, {})
         arguments[key] = partial(method, **options) if choice.partial else method(**options)
     if wants_runtime:
         from unbackdoor.commands.progress import RichProgress
@@ -179,6 +180,14 @@ def _take_choices(words: list[str], choices: dict[str, Choice]) -> tuple[dict[st
         chosen[key] = choice.default if named is None else named
         choice.registry[chosen[key]]  # an unknown name is an InputError with a hint
     return chosen, words
+
+
+def _underscored(word: str) -> str:
+    """Return an option with its dashes as underscores, so that --clean-size is --clean_size; values stay."""
+    if not word.startswith("--"):
+        return word
+    option, equals, value = word[2:].partition("=")
+    return f"--{option.replace('-', '_')}{equals}{value}"
 
 
 def _take(words: list[str], option: str) -> tuple[str | None, list[str]]:

@@ -78,6 +78,8 @@ class ParquetFiles:
                 size += sum(sizes)
                 rows += metadata.num_rows if name == split else 0
         check_size(size, self.source)
+        if rows == 0:
+            raise DataError(f"{self.source} holds no images; name a data set with at least one image")
         return rows
 
 

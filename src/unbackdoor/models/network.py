@@ -99,7 +99,7 @@ class Network(nn.Module):
         Raises:
             InputError: the body has no such stage.
         """
-        stages: list[tuple[str, nn.Module]] = self.body.stages() if hasattr(self.body, "stages") else []
+        stages: list[tuple[str, nn.Module]] = getattr(self.body, "stages", list)()
         names = [name for name, _ in stages]
         if at not in names:
             raise InputError(

@@ -88,7 +88,7 @@ class NeuralCleanse(Scanner):
     def _invert(
         self, model: nn.Module, clean: ImageSet, runtime: Runtime
     ) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, k]]:
-        """Return the smallest successful mask of each class (the last one if none succeeds), its pattern and success."""
+        """Return each class's smallest successful mask (the last one if none succeeds), its pattern and success."""
         draws = runtime.generator("neural cleanse")
         search = _Search(self, model, clean, runtime)
         trial = _Search(self, model, clean, runtime)
@@ -156,7 +156,8 @@ class _Search:
         gradients = torch.autograd.grad(loss, [self.mask_raw, self.pattern_raw])
         self.mask_raw.grad, self.pattern_raw.grad = gradients
         self.optimizer.step()
-        return (logits.argmax(1) == wanted).view(len(classes), -1).float().mean(1)
+        hits: Tensor = (logits.argmax(1) == wanted).view(len(classes), -1).float().mean(1)
+        return hits
 
     @torch.no_grad()
     def reconsider(self, classes: Int[Tensor, a], success: Float[Tensor, a]) -> None:

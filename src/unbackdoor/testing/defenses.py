@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from unbackdoor.errors import InputError
+from unbackdoor.models import Network
 from unbackdoor.purify import Purifier
 from unbackdoor.scan import Finding, Scanner
 from unbackdoor.testing.canary import CanaryData
@@ -35,7 +35,7 @@ def check_purifier(purifier: Purifier) -> None:
         OracleError: it reached for what no defender has.
     """
 
-    def check(name: str, model: nn.Module, data: CanaryData) -> None:
+    def check(name: str, model: Network, data: CanaryData) -> None:
         repaired, _ = purifier.purify(model, data, sample_runtime())
         again, _ = purifier.purify(model, data, sample_runtime())
         assert repaired is not model, f"{name}: it returned the model that it was given"
@@ -51,8 +51,9 @@ def check_purifier(purifier: Purifier) -> None:
 def check_scanner(scanner: Scanner) -> None:
     """Check a scanner on colour, grey and oblong images; give it short schedules.
 
-    The model that it is given stays as it was; no hook is left behind; the same seed gives the same finding, in whatever
-    order the clean samples come; there is an anomaly for every class; nothing but the defender's data is touched. A
+    The model that it is given stays as it was; no hook is left behind; the same seed gives the same finding, in
+    whatever order the clean samples come; there is an anomaly for every class; nothing but the defender's data is
+    touched. A
     shape may be refused with an InputError.
 
     Raises:
@@ -60,7 +61,7 @@ def check_scanner(scanner: Scanner) -> None:
         OracleError: it reached for what no defender has.
     """
 
-    def check(name: str, model: nn.Module, data: CanaryData) -> None:
+    def check(name: str, model: Network, data: CanaryData) -> None:
         assert data.clean is not None
         finding = scanner.scan(model, data, sample_runtime())
         again = scanner.scan(model, data, sample_runtime())
@@ -77,7 +78,7 @@ def _same(one: Finding, other: Finding) -> bool:
     return one.to_json() == other.to_json()
 
 
-def _over_shapes(name: str, check: Callable[[str, nn.Module, CanaryData], None]) -> None:
+def _over_shapes(name: str, check: Callable[[str, Network, CanaryData], None]) -> None:
     """Run a check on every shape, and check what holds for all defences."""
     supported = 0
     for shape in SHAPES:
