@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from unbackdoor import __version__
@@ -60,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
+        return BAD_USE
+    except Exception:
+        # A defect of ours. Python's own exit code would be 1, which says "backdoored".
+        traceback.print_exc()
         return BAD_USE
 
 

@@ -102,7 +102,9 @@ def test_scan_purify_and_evaluate_follow_each_other(
         *SHORT_SCAN,
     )
     scan = json.loads(out)
-    assert code == scan["exit_code"] == (1 if scan["backdoored"] else 0)
+    assert code == scan["exit_code"] == 3
+    # Two rounds of two steps find too few triggers to compare classes.
+    assert scan["backdoored"] is None
     assert scan["marked"] is True
     assert scan["calibrated"] is False
     assert len(scan["anomaly"]) == 10
@@ -302,3 +304,13 @@ def test_a_broken_model_file_is_refused(victim: Path, tmp_path: Path, capsys: py
     (tmp_path / "pickle.pt").write_bytes(b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00}\x94.")
     for name in ("short.safetensors", "text.pt", "pickle.pt"):
         assert name in refuse(capsys, "scan", "--model", str(tmp_path / name), "--clean", "digits")
+
+
+def test_a_defect_of_ours_never_exits_with_the_code_for_backdoored(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unbackdoor.commands import methods
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(methods, "run", broken)
+    assert main(["methods"]) == 2

@@ -65,16 +65,19 @@ class NeuralCleanse(Scanner):
                 f"found {clean.classes}"
             )
         masks, patterns, success = self._invert(model, clean, runtime)
-        sizes = masks.sum((1, 2, 3))
+        # A class whose trigger never succeeded has no size to compare: it is not small, whatever its mask.
+        found = success >= self.success
+        sizes = torch.where(found, masks.sum((1, 2, 3)), float(masks[0].numel()))
         anomaly = low_outliers(sizes)
         suspected = [
             int(c)
             for c in anomaly.argsort(descending=True)
             if anomaly[c] > self.threshold and success[c] >= self.success
         ]
+        enough = 2 * int(found.sum()) > clean.classes
         return Finding(
-            backdoored=bool(suspected),
-            suspected=tuple(suspected),
+            backdoored=bool(suspected) if enough else None,
+            suspected=tuple(suspected) if enough else (),
             calibrated=False,
             anomaly=anomaly,
             threshold=self.threshold,
@@ -82,7 +85,9 @@ class NeuralCleanse(Scanner):
                 Reconstruction(target=c, mask=masks[c], pattern=patterns[c], success=float(success[c]))
                 for c in range(clean.classes)
             ),
-            reason=_reason(suspected, anomaly, sizes, self.threshold),
+            reason=_reason(suspected, anomaly, sizes, self.threshold)
+            if enough
+            else f"only {int(found.sum())} of {clean.classes} classes have a trigger that works; allow more rounds",
         )
 
     def _invert(

@@ -1,0 +1,241 @@
+"""Attack files: what was written is read, and nothing else is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from tests.attacks.test_badnets import some
+from tests.planted import runtime
+from unbackdoor.attacks import SIG, Attack, BadNets, Blended, load_attack, save_attack
+from unbackdoor.attacks.saved import FORMAT, KEY
+from unbackdoor.errors import InputError, OutputError
+
+SHAPE = (3, 8, 6)
+
+
+@pytest.mark.parametrize("attack", [BadNets(size=8), BadNets(labels="all-to-all"), Blended(target=1), SIG(target=3)])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 20, 28)])
+def test_what_was_written_is_read(tmp_path: Path, attack: Attack, shape: tuple[int, int, int]) -> None:
+    train = some(shape=shape)
+    fitted = attack.prepare(train, lambda: pytest.fail("no model is needed"), runtime())
+    path, options = tmp_path / "a.safetensors", {"name": type(attack).__name__, "rate": 0.1, "text": "é\n"}
+    save_attack(path, fitted, options)
+    saved = load_attack(path)
+    assert type(saved.trigger) is type(fitted.trigger)
+    assert torch.equal(saved.trigger.stamp(train.images), fitted.trigger.stamp(train.images))
+    assert saved.criterion == fitted.criterion
+    assert torch.equal(saved.kinds, fitted.kinds)
+    assert torch.equal(saved.original_labels, train.labels)
+    assert saved.image_shape == shape
+    assert saved.options == options
+
+
+class File:
+    """The parts of a good file, to be spoiled one at a time."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.tensors: dict[str, Tensor] = {
+            "trigger.mask": torch.rand(1, *SHAPE[1:], generator=generator),
+            "trigger.pattern": torch.rand(SHAPE, generator=generator),
+            "kinds": torch.zeros(10, dtype=torch.uint8),
+            "original_labels": torch.arange(10) % 3,
+        }
+        self.description: dict[str, Any] = {
+            "format": FORMAT,
+            "trigger": "Stamp",
+            "criterion": {"kind": "all-to-one", "target": 0},
+            "image_shape": list(SHAPE),
+            "options": {"name": "BadNets"},
+        }
+
+    def bytes(self, text: str | None = None) -> bytes:
+        return save(self.tensors, metadata={KEY: json.dumps(self.description) if text is None else text})
+
+    def read(self, folder: Path) -> Any:
+        path = folder / "attack.safetensors"
+        path.write_bytes(self.bytes())
+        return load_attack(path)
+
+
+def refused(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        load_attack(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_good_file_is_good(tmp_path: Path) -> None:
+    saved = File().read(tmp_path)
+    assert saved.image_shape == SHAPE
+    assert saved.options == {"name": "BadNets"}
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    whole = File().bytes()
+    for length in range(0, len(whole), 7):
+        assert "damaged" in refused(tmp_path / "a", whole[:length])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"not a file of ours",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 4) + b"null",
+        b"PK\x03\x04" + bytes(100),
+        save({"a": torch.zeros(1)}),
+        save({"a": torch.zeros(1)}, metadata={"other": "1"}),
+    ],
+)
+def test_other_formats_are_refused_with_the_path(tmp_path: Path, content: bytes) -> None:
+    assert "a is no attack file, or is damaged" in refused(tmp_path / "a", content)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "5", '"text"', "[" * 100_000, "{}"])
+def test_metadata_that_is_no_description_is_refused(tmp_path: Path, text: str) -> None:
+    assert "damaged" in refused(tmp_path / "a", File().bytes(text))
+
+
+def test_a_missing_file_a_folder_and_an_unreadable_one_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(InputError, match="cannot read"):
+            load_attack(path)
+
+
+def test_a_file_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "a").open("wb") as sparse:
+        sparse.truncate((1 << 30) + 1)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read"))
+    with pytest.raises(InputError, match="larger than any attack file"):
+        load_attack(tmp_path / "a")
+
+
+Spoil = Callable[[File], object]
+
+
+def _without(key: str) -> Any:
+    return pytest.param(lambda file: file.description.pop(key), id=f"without {key}")
+
+
+def _lacking(name: str) -> Any:
+    return pytest.param(lambda file: file.tensors.pop(name), id=f"lacking {name}")
+
+
+def _described(**changes: Any) -> Any:
+    return pytest.param(lambda file: file.description.update(changes), id=str(changes))
+
+
+def _held(name: str, value: Tensor) -> Any:
+    return pytest.param(lambda file: file.tensors.update({name: value}), id=f"{name} {value.dtype} {list(value.shape)}")
+
+
+def _bug(case: Any, reason: str, raises: type[BaseException] = pytest.fail.Exception) -> Any:
+    """Mark a case that is read without complaint, or ends in the exception `raises`."""
+    return pytest.param(*case.values, id=case.id, marks=pytest.mark.xfail(strict=True, reason=reason, raises=raises))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *map(_without, ("format", "trigger", "criterion", "image_shape", "options")),
+        *map(_lacking, ("trigger.mask", "trigger.pattern", "kinds", "original_labels")),
+        _described(format=FORMAT + 1),
+        _described(format=None),
+        _described(trigger="Trigger"),
+        _described(trigger="os.system"),
+        _described(trigger=None),
+        _described(trigger=["Stamp"]),
+        _described(trigger="Additive"),
+        _described(criterion=None),
+        _described(criterion={"kind": "all-to-one", "target": -3}),
+        _described(image_shape=[3, 8]),
+        _described(image_shape=[3, 8, 6, 1]),
+        _described(image_shape=[3, -8, 6]),
+        _described(image_shape=[3, 9, 6]),
+        _described(image_shape=None),
+        _described(image_shape=[3, 8, None]),
+        _described(image_shape=[3, 8, float("nan")]),
+        _described(options=5),
+        _described(image_shape=[0, 8, 6]),
+        _held("trigger.mask", torch.rand(1, 3, 3)),
+        _held("trigger.pattern", torch.rand(3, 8, 7)),
+        _bug(_described(image_shape=[3, 8, float("inf")]), "OverflowError is not caught", OverflowError),
+        _bug(_described(image_shape=[1, 8, 6]), "three channels are made of one"),
+        _bug(_held("trigger.pattern", torch.rand(2, 3, 8, 6)), "two images are made of one"),
+        _bug(_held("trigger.mask", torch.rand(4, 3, 8, 6)), "four images are made of one"),
+        _bug(_held("kinds", torch.zeros(3, dtype=torch.uint8)), "fewer kinds than labels"),
+        _bug(_held("kinds", torch.zeros(10)), "kinds that are no whole numbers"),
+        _bug(_held("original_labels", torch.zeros(10)), "labels that are no whole numbers"),
+        _bug(_described(criterion={"kind": "all-to-one", "target": 10**30}), "evaluate would end in a RuntimeError"),
+    ],
+)
+def test_a_spoilt_part_is_refused_with_a_sentence(tmp_path: Path, spoil: Spoil) -> None:
+    file = File()
+    spoil(file)
+    refused(tmp_path / "a", file.bytes())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -3.0])
+@pytest.mark.parametrize("buffer", ["trigger.mask", "trigger.pattern"])
+def test_buffers_out_of_range_are_refused_or_make_8_bit_images_all_the_same(
+    tmp_path: Path, buffer: str, value: float
+) -> None:
+    file = File()
+    file.tensors[buffer][..., 2, 3] = value
+    images = torch.full((2, *SHAPE), 100, dtype=torch.uint8)
+    try:
+        stamped = file.read(tmp_path).trigger.stamp(images)
+    except InputError:
+        return
+    assert stamped.dtype == torch.uint8
+    assert stamped.shape == images.shape
+    untouched = torch.ones(SHAPE[1:], dtype=torch.bool)
+    untouched[2, 3] = False
+    assert torch.equal(stamped[..., untouched], File().read(tmp_path).trigger.stamp(images)[..., untouched])
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="zeros of the declared shape are made before it is compared",
+)
+def test_an_image_shape_that_the_buffers_do_not_have_makes_no_large_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of 2 kB must not ask for 19 GB: buffers of one pixel broadcast to any size."""
+    file = File()
+    file.tensors["trigger.mask"], file.tensors["trigger.pattern"] = torch.rand(1, 1, 1), torch.rand(3, 1, 1)
+    file.description["image_shape"] = [3, 40_000, 40_000]
+    (tmp_path / "a").write_bytes(file.bytes())
+    asked: list[int] = []
+
+    def zeros(*shape: int) -> Tensor:
+        asked.append(torch.Size(shape).numel())
+        return torch.empty(1, 3, 1, 1)
+
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with contextlib.suppress(InputError):
+        load_attack(tmp_path / "a")
+    assert max(asked, default=0) < 10**8
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    fitted = BadNets().prepare(some(), lambda: pytest.fail("no model is needed"), runtime())
+    with pytest.raises(OutputError, match="cannot write"):
+        save_attack(tmp_path / "file" / "a", fitted, {})

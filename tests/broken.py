@@ -1,0 +1,257 @@
+"""Methods that break one rule each, to prove that the conformance checks can fail."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unbackdoor.attacks import POISON, Attack, BadNets, FittedAttack, Stamp
+from unbackdoor.data import DefenderData, ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.purify import FT, Purifier
+from unbackdoor.scan import Finding, Scanner
+from unbackdoor.testing.samples import sample_network
+from unbackdoor.training import History, Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangesItsTrainingSet(BadNets):
+    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
+        fitted = super().prepare(train, build_model, runtime)
+        train.images[0] = 7
+        return fitted
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawsRowsWithoutTheSeed(BadNets):
+    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
+        return super().prepare(train, build_model, replace(runtime, seed=int(torch.randint(2**31, (1,)))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoils(BadNets):
+    """Changes what BadNets has fitted, by `spoil(fitted, train)`."""
+
+    spoil: Callable[[FittedAttack, ImageSet], FittedAttack]
+
+    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
+        return self.spoil(super().prepare(train, build_model, runtime), train)
+
+
+def with_trigger(kind: type[Stamp]) -> Attack:
+    """Return BadNets whose trigger is of another kind from the start, as far as the disk knows: a Stamp."""
+
+    def spoil(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
+        return replace(fitted, trigger=kind(**fitted.trigger.state_dict()))
+
+    return Spoils(spoil=spoil)
+
+
+class Idle(Stamp):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.clone()
+
+
+class Random(Stamp):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.rand_like(images)
+
+
+class TooBright(Stamp):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * 1.1
+
+
+class LooksAround(Stamp):
+    def forward(self, images: Tensor) -> Tensor:
+        return (super().forward(images) + images.mean()) / 2
+
+
+class Crops(Stamp):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images)[..., 1:]
+
+
+class NotInItsState(Stamp):
+    """What it does is not in its buffers, so it is another after loading: the disk says Stamp."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 1 - super().forward(images)
+
+
+NotInItsState.__name__ = "Stamp"
+
+
+def untouched_image_changed(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
+    images = fitted.train.images.clone()
+    images[int((fitted.kinds != POISON).nonzero()[0])] ^= 1
+    return replace(fitted, train=replace(fitted.train, images=images))
+
+
+def true_label_changed(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
+    labels = fitted.train.labels.clone()
+    row = int((fitted.kinds != POISON).nonzero()[0])
+    labels[row] = (labels[row] + 1) % 4
+    return replace(fitted, train=replace(fitted.train, labels=labels))
+
+
+def poisoned_label_kept(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
+    return replace(fitted, train=replace(fitted.train, labels=train.labels))
+
+
+def original_labels_lost(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
+    return replace(fitted, original_labels=fitted.train.labels)
+
+
+def nothing_poisoned(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
+    return replace(fitted, train=train, kinds=torch.zeros_like(fitted.kinds))
+
+
+def poisoned_rows_without_the_trigger(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
+    return replace(fitted, train=replace(fitted.train, images=train.images.clone()))
+
+
+Repair = Callable[[Network, Network, DefenderData, Runtime], Network]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purifies(Purifier):
+    """Returns what `how(model, copy of the model, data, runtime)` returns."""
+
+    how: Repair
+
+    def purify(
+        self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None = None
+    ) -> tuple[Network, History]:
+        return self.how(model, copy.deepcopy(model), data, runtime), History(epochs=1)
+
+    def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
+        raise NotImplementedError
+
+
+def honest(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    with torch.no_grad():
+        next(own.parameters()).add_(torch.rand((), generator=runtime.generator("draw")))
+    return own
+
+
+def returns_its_input(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    return model
+
+
+def changes_weights(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    return sample_network(model.description.image_shape)
+
+
+def changes_statistics(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    model.body[1].running_mean.add_(1)
+    return sample_network(model.description.image_shape)
+
+
+def changes_mode(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    model.train()
+    return own.eval()
+
+
+def freezes(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    model.requires_grad_(False)
+    return own
+
+
+def leaves_gradients(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    clean = data.need_clean("test")
+    model(clean.images.float() / 255).sum().backward()
+    return own
+
+
+def leaves_a_hook_on_the_model(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    model.body[0].register_forward_pre_hook(lambda *_: None)
+    return sample_network(model.description.image_shape)
+
+
+def leaves_a_hook_on_the_result(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    own.body.register_forward_hook(lambda *_: None)
+    return own
+
+
+def leaves_it_in_training(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    return own.train()
+
+
+def draws_without_the_seed(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    with torch.no_grad():
+        next(own.parameters()).add_(torch.randn(()))
+    return own
+
+
+def shares_weights(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    own.body[7] = model.body[7]
+    return own
+
+
+def changes_the_samples(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    data.need_clean("test").images[0] = 0
+    return own
+
+
+def refuses(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    raise InputError("not this one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scans(Scanner):
+    """Finds the anomalies that `how(model, data, runtime)` returns; `scan` hands it what it was given itself."""
+
+    how: Callable[[Network, DefenderData, Runtime], Tensor]
+
+    def scan(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        return self.inspect(model, data, runtime)
+
+    def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        anomaly = self.how(model, data, runtime)
+        return Finding(backdoored=False, suspected=(), calibrated=False, anomaly=anomaly, threshold=2.0)
+
+
+def looks_at_the_first_samples(model: Network, data: DefenderData, runtime: Runtime) -> Tensor:
+    clean = data.need_clean("test")
+    return clean.images[: clean.classes].float().mean((1, 2, 3))
+
+
+def looks_at_all_samples(model: Network, data: DefenderData, runtime: Runtime) -> Tensor:
+    clean = data.need_clean("test")
+    means = clean.images.double().mean((1, 2, 3))
+    return torch.stack([means[clean.labels == c].mean() for c in range(clean.classes)])
+
+
+def scans_without_the_seed(model: Network, data: DefenderData, runtime: Runtime) -> Tensor:
+    return torch.rand(4)
+
+
+def forgets_a_class(model: Network, data: DefenderData, runtime: Runtime) -> Tensor:
+    return torch.zeros(3)
+
+
+def trains_the_model(model: Network, data: DefenderData, runtime: Runtime) -> Tensor:
+    model.train()(data.need_clean("test").images.float() / 255)
+    model.eval()
+    return torch.zeros(4)
+
+
+def hooks_the_model(model: Network, data: DefenderData, runtime: Runtime) -> Tensor:
+    model.body[0].register_full_backward_hook(lambda *_: None)
+    return torch.zeros(4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeavesAHookInRepair(FT):
+    def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
+        model.body.register_forward_hook(lambda *_: None)
+        return History(epochs=1)

@@ -1,0 +1,90 @@
+"""Methods are found by name, and third-party ones through entry points."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+import unbackdoor.registry as module
+from unbackdoor.attacks import ATTACKS, BadNets
+from unbackdoor.errors import InputError
+from unbackdoor.purify import PURIFIERS
+from unbackdoor.registry import Registry
+from unbackdoor.scan import SCANNERS
+
+
+class Apple: ...
+
+
+class Pear: ...
+
+
+class Quince: ...
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Pretend that a package offers Quince as a fruit, and another Apple; return what is asked for."""
+    asked: list[tuple[str, str]] = []
+
+    def entry(name: str) -> SimpleNamespace:
+        def load() -> type:
+            asked.append(("load", name))
+            return Quince
+
+        return SimpleNamespace(name=name, load=load)
+
+    def entry_points(group: str) -> list[SimpleNamespace]:
+        asked.append(("group", group))
+        return [entry("Quince"), entry("Apple")] if group == "unbackdoor.fruit" else []
+
+    monkeypatch.setattr(module, "entry_points", entry_points)
+    return asked
+
+
+def test_members_are_known_by_their_class_names_in_their_order() -> None:
+    fruits: Registry[object] = Registry("nothing", Pear, Apple)
+    assert list(fruits) == ["Pear", "Apple"]
+    assert len(fruits) == 2
+    assert fruits["Apple"] is Apple
+    assert "Apple" in fruits
+    assert "Quince" not in fruits
+    assert dict(fruits.items()) == {"Pear": Pear, "Apple": Apple}
+
+
+def test_entry_points_of_the_kind_are_added_once_and_cannot_replace_ours(installed: list[tuple[str, str]]) -> None:
+    fruits: Registry[object] = Registry("fruit", Apple)
+    assert installed == [], "nothing is loaded until it is needed"
+    assert fruits["Quince"] is Quince
+    assert fruits["Apple"] is Apple
+    assert set(fruits) == {"Apple", "Quince"}
+    assert installed.count(("group", "unbackdoor.fruit")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("Aple", "did you mean Apple"), ("apple", "did you mean Apple"), ("Peer", "did you mean Pear")]
+)
+def test_an_unknown_name_is_answered_with_the_likely_one_and_all_known(name: str, hint: str) -> None:
+    fruits: Registry[object] = Registry("fruit", Pear, Apple)
+    with pytest.raises(InputError, match=rf"unknown fruit '{name}'; {hint}\? \(known: Apple, Pear\)"):
+        fruits[name]
+
+
+def test_a_name_like_no_other_gets_no_hint() -> None:
+    fruits: Registry[object] = Registry("fruit", Pear, Apple)
+    with pytest.raises(InputError) as caught:
+        fruits["xyzzy"]
+    assert "did you mean" not in str(caught.value)
+
+
+def test_the_registries_hold_the_methods_under_the_names_of_the_literature() -> None:
+    assert {"BadNets", "Blended", "SIG"} <= set(ATTACKS)
+    assert {"FT", "FTSAM", "SAU"} <= set(PURIFIERS)
+    assert set(SCANNERS) >= {"NeuralCleanse"}
+    assert ATTACKS["BadNets"] is BadNets
+
+
+@pytest.mark.xfail(strict=True, raises=InputError, reason="Mapping.get catches KeyError, and InputError is none")
+def test_get_returns_the_default_as_every_mapping_does() -> None:
+    assert Registry("fruit", Apple).get("Pear") is None

@@ -1,0 +1,73 @@
+"""The learning-rate schedules have the values of their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unbackdoor.errors import InputError
+from unbackdoor.training.schedule import SCHEDULES, constant, cosine, one_cycle, schedule_named
+
+
+def test_one_cycle_has_the_values_computed_by_hand() -> None:
+    # Positions are the middles of the steps: 1/16, 3/16, 5/16, ...; the peak is at 1/4.
+    expected = [1 / 4, 3 / 4, 11 / 12, 9 / 12, 7 / 12, 5 / 12, 3 / 12, 1 / 12]
+    assert [one_cycle(step, 8) for step in range(8)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 100, 1001])
+def test_one_cycle_rises_for_a_quarter_then_falls_and_is_never_zero(steps: int) -> None:
+    values = [one_cycle(step, steps) for step in range(steps)]
+    top = values.index(max(values))
+    assert abs((top + 0.5) / steps - 0.25) <= max(1 / steps, 0.25)
+    assert values[: top + 1] == sorted(values[: top + 1])
+    assert values[top:] == sorted(values[top:], reverse=True)
+    assert all(0 < value <= 1 for value in values)
+
+
+def test_cosine_falls_from_one_to_zero_along_half_a_cosine() -> None:
+    assert [cosine(step, 4) for step in range(5)] == pytest.approx(
+        [1, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4, 0]
+    )
+
+
+def test_cosine_with_a_half_period_swings_as_torch_s_scheduler_stepped_once_a_batch() -> None:
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=0.01)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
+    named = schedule_named("cosine:100")
+    for step in range(450):
+        # The total number of steps must not matter.
+        for steps in (1, 450, 5000):
+            assert 0.01 * named(step, steps) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        scheduler.step()
+    assert (named(0, 7), named(100, 7), named(200, 7)) == pytest.approx((1, 0, 1))
+
+
+def test_constant_stays() -> None:
+    assert {constant(step, 10) for step in range(10)} == {1.0}
+
+
+def test_names_lead_to_their_schedules() -> None:
+    assert {name: schedule_named(name) for name in SCHEDULES} == {
+        "one-cycle": one_cycle,
+        "cosine": cosine,
+        "constant": constant,
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["", "step", "cosine:0", "cosine:-1", "cosine:ten", "cosine:1.5", "one-cycle:100", "constant:5"]
+)
+def test_unknown_names_are_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(InputError, match="one-cycle, cosine, constant, cosine:STEPS"):
+        schedule_named(name)
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="str.isdigit accepts digits that int() does not")
+def test_a_superscript_is_no_number_of_steps() -> None:
+    with pytest.raises(InputError):
+        schedule_named("cosine:²")
