@@ -35,8 +35,8 @@ class FittedAttack:
     """
 
     train: ImageSet
-    kinds: UInt8[Tensor, n]
-    original_labels: Int[Tensor, n]
+    kinds: UInt8[Tensor, "n"]
+    original_labels: Int[Tensor, "n"]
     trigger: Trigger
     criterion: Criterion
     hook: Hook | None = None
@@ -60,7 +60,7 @@ class Attack(ABC):
         """
 
 
-def poison_rows(candidates: Int[Tensor, m], rate: float, size: int, generator: torch.Generator) -> Int[Tensor, p]:
+def poison_rows(candidates: Int[Tensor, "m"], rate: float, size: int, generator: torch.Generator) -> Int[Tensor, "p"]:
     """Draw the rows to poison.
 
     Args:
@@ -89,7 +89,7 @@ def poison_rows(candidates: Int[Tensor, m], rate: float, size: int, generator: t
     return torch.sort(candidates.cpu()[chosen]).values
 
 
-def apply_poison(train: ImageSet, rows: Int[Tensor, p], trigger: Trigger, criterion: Criterion) -> FittedAttack:
+def apply_poison(train: ImageSet, rows: Int[Tensor, "p"], trigger: Trigger, criterion: Criterion) -> FittedAttack:
     """Stamp the trigger on the rows, in 8 bits, and give them the labels that the attacker wants.
 
     Raises:

@@ -20,10 +20,10 @@ class Criterion(ABC):
     kind: ClassVar[str]
 
     @abstractmethod
-    def wanted(self, labels: Int[Tensor, n]) -> Int[Tensor, n]:
+    def wanted(self, labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         """Return the class that the attacker wants for images of these true classes."""
 
-    def counted(self, labels: Int[Tensor, n]) -> Bool[Tensor, n]:
+    def counted(self, labels: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
         """Return which images show success: those whose true class is not the wanted one already."""
         return self.wanted(labels) != labels
 
@@ -39,7 +39,7 @@ class AllToOne(Criterion):
     target: int
     kind: ClassVar[str] = "all-to-one"
 
-    def wanted(self, labels: Int[Tensor, n]) -> Int[Tensor, n]:
+    def wanted(self, labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         """Return `target` for every image."""
         return torch.full_like(labels, self.target)
 
@@ -55,7 +55,7 @@ class AllToAll(Criterion):
     classes: int
     kind: ClassVar[str] = "all-to-all"
 
-    def wanted(self, labels: Int[Tensor, n]) -> Int[Tensor, n]:
+    def wanted(self, labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
         """Return (label + 1) modulo the number of classes."""
         return (labels + 1) % self.classes
 

@@ -39,8 +39,8 @@ class SavedAttack:
 
     trigger: Trigger
     criterion: Criterion
-    kinds: UInt8[Tensor, n]
-    original_labels: Int[Tensor, n]
+    kinds: UInt8[Tensor, "n"]
+    original_labels: Int[Tensor, "n"]
     image_shape: tuple[int, int, int]
     options: dict[str, Any]
 

@@ -106,7 +106,9 @@ def _page(
     rescan: Finding,
 ) -> Report:
     """Return the demo's report."""
-    assert before.asr and after.asr  # both were measured with the attack
+    # Both were measured with the attack.
+    assert before.asr
+    assert after.asr
     names = test.class_names
     galleries: list[Gallery] = [trigger_gallery(test, fitted.trigger, fitted.criterion)]
     gallery = found_gallery(found, names, fitted.trigger)

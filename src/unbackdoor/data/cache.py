@@ -110,7 +110,7 @@ def _path(folder: Path, key: str) -> Path:
     return folder / f"images-{key}.safetensors"
 
 
-def _digest(key: str, pixels: UInt8[Tensor, "n h w c"], labels: Int[Tensor, n], class_names: Sequence[str]) -> str:
+def _digest(key: str, pixels: UInt8[Tensor, "n h w c"], labels: Int[Tensor, "n"], class_names: Sequence[str]) -> str:
     """Hash all that is kept, with the key, so that a file moved to another name is noticed too."""
     if pixels.dtype != torch.uint8 or labels.dtype != torch.int64:
         raise ValueError("its tensors are of the wrong type")

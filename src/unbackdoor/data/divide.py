@@ -18,7 +18,7 @@ from unbackdoor.data.image_set import ImageSet
 TEST_FRACTION = 0.2
 
 
-def part_rows(images: ImageSet, part: Literal["train", "test"]) -> Int[Tensor, m]:
+def part_rows(images: ImageSet, part: Literal["train", "test"]) -> Int[Tensor, "m"]:
     """Return the rows of `part`, ascending.
 
     A class of two or more images has at least one on either side; a single image is for training.

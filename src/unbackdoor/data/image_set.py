@@ -27,7 +27,7 @@ class ImageSet:
     """
 
     images: UInt8[Tensor, "n c h w"]
-    labels: Int[Tensor, n]
+    labels: Int[Tensor, "n"]
     class_names: tuple[str, ...]
     name: str = "images"
 
@@ -70,12 +70,12 @@ class ImageSet:
         """Return the set on `device` (itself if it is there already)."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def subset(self, rows: Int[Tensor, m]) -> ImageSet:
+    def subset(self, rows: Int[Tensor, "m"]) -> ImageSet:
         """Return the images at `rows`, in that order."""
         rows = rows.to(self.device)
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
-    def class_counts(self) -> Int[Tensor, classes]:
+    def class_counts(self) -> Int[Tensor, "classes"]:
         """Return how many images each class has."""
         return torch.bincount(self.labels, minlength=self.classes)
 
@@ -96,7 +96,7 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def balanced_rows(labels: Int[Tensor, n], size: int, seed: int) -> Int[Tensor, m]:
+def balanced_rows(labels: Int[Tensor, "n"], size: int, seed: int) -> Int[Tensor, "m"]:
     """Draw `size` rows without replacement, as equal in number per class as the data allow.
 
     Args:

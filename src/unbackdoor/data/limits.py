@@ -54,7 +54,7 @@ def check_size(size: int, source: str) -> None:
         )
 
 
-def check_labels(labels: np.ndarray, source: str) -> Int[Tensor, n]:
+def check_labels(labels: np.ndarray, source: str) -> Int[Tensor, "n"]:
     """Return whole numbers from outside as labels.
 
     Args:
@@ -79,7 +79,7 @@ def check_labels(labels: np.ndarray, source: str) -> Int[Tensor, n]:
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def check_classes(labels: Int[Tensor, n], source: str) -> None:
+def check_classes(labels: Int[Tensor, "n"], source: str) -> None:
     """Refuse data in which nothing can be told apart.
 
     Raises:

@@ -108,7 +108,7 @@ class _Unlearning(Hook):
         clean = F.cross_entropy(clean_logits, batch.targets)
         return self.options.clean_weight * clean + self.options.unlearn_weight * unlearn
 
-    def search(self, model: nn.Module, batch: Batch, answers: Int[Tensor, b]) -> Float[Tensor, "b c h w"]:
+    def search(self, model: nn.Module, batch: Batch, answers: Int[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
         """Return the clean images plus deltas that fool both models into the same answer, where found.
 
         Args:
@@ -144,12 +144,12 @@ class _Unlearning(Hook):
 def search_objective(
     logits: Float[Tensor, "b k"],
     suspect_logits: Float[Tensor, "b k"],
-    labels: Int[Tensor, b],
-    answers: Int[Tensor, b],
-    suspect_answers: Int[Tensor, b],
+    labels: Int[Tensor, "b"],
+    answers: Int[Tensor, "b"],
+    suspect_answers: Int[Tensor, "b"],
     fool_weight: float,
     share_weight: float,
-) -> tuple[Float[Tensor, ""], Bool[Tensor, b]]:
+) -> tuple[Float[Tensor, ""], Bool[Tensor, "b"]]:
     """Return what the search minimises, and which samples are shared adversarial examples already.
 
     Each model that is not fooled yet adds minus half its cross-entropy; each sample that is not shared yet adds the
@@ -175,7 +175,7 @@ def search_objective(
     return fool_weight * fool + share_weight * divergence, shared
 
 
-def jensen_shannon(p: Float[Tensor, "b k"], q: Float[Tensor, "b k"]) -> Float[Tensor, b]:
+def jensen_shannon(p: Float[Tensor, "b k"], q: Float[Tensor, "b k"]) -> Float[Tensor, "b"]:
     """Return the Jensen-Shannon divergence of two distributions in nats, 0 to log 2; probabilities floored at 1e-8."""
     p, q = p.clamp_min(1e-8), q.clamp_min(1e-8)
     middle = (p + q) / 2
@@ -183,7 +183,7 @@ def jensen_shannon(p: Float[Tensor, "b k"], q: Float[Tensor, "b k"]) -> Float[Te
 
 
 def unlearning_loss(
-    logits: Float[Tensor, "b k"], fooled_to: Int[Tensor, b], fooled: Bool[Tensor, b]
+    logits: Float[Tensor, "b k"], fooled_to: Int[Tensor, "b"], fooled: Bool[Tensor, "b"]
 ) -> Float[Tensor, ""]:
     """Return the outer loss on shared examples: minus the logarithm of not giving the suspect's answer.
 

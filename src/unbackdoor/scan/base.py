@@ -55,7 +55,7 @@ class Finding:
     backdoored: bool | None
     suspected: tuple[int, ...]
     calibrated: bool
-    anomaly: Float[Tensor, classes]
+    anomaly: Float[Tensor, "classes"]
     threshold: float
     reconstructions: tuple[Reconstruction, ...] = ()
     reason: str = ""

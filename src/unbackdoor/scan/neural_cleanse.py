@@ -92,7 +92,7 @@ class NeuralCleanse(Scanner):
 
     def _invert(
         self, model: nn.Module, clean: ImageSet, runtime: Runtime
-    ) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, k]]:
+    ) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, "k"]]:
         """Return each class's smallest successful mask (the last one if none succeeds), its pattern and success."""
         draws = runtime.generator("neural cleanse")
         search = _Search(self, model, clean, runtime)
@@ -139,16 +139,16 @@ class _Search:
         self.good, self.bad, self.idle = (torch.zeros(k, dtype=torch.long, device=place) for _ in range(3))
         self.rose, self.fell = (torch.zeros(k, dtype=torch.bool, device=place) for _ in range(2))
 
-    def active(self) -> Int[Tensor, a]:
+    def active(self) -> Int[Tensor, "a"]:
         """Return the classes whose search goes on."""
         done = (self.idle >= self.options.stop_patience) & self.rose & self.fell
         return (~done).nonzero().squeeze(1)
 
-    def triggers(self, classes: Int[Tensor, a]) -> tuple[Float[Tensor, "a 1 h w"], Float[Tensor, "a c h w"]]:
+    def triggers(self, classes: Int[Tensor, "a"]) -> tuple[Float[Tensor, "a 1 h w"], Float[Tensor, "a c h w"]]:
         """Return the present masks and patterns of these classes, in [0, 1]."""
         return (self.mask_raw[classes].tanh() + 1) / 2, (self.pattern_raw[classes].tanh() + 1) / 2
 
-    def step(self, classes: Int[Tensor, a], rows: Int[Tensor, b]) -> Float[Tensor, a]:
+    def step(self, classes: Int[Tensor, "a"], rows: Int[Tensor, "b"]) -> Float[Tensor, "a"]:
         """Do one step of Adam for these classes on the images at `rows`; return the share of hits of each."""
         images = self.runtime.layout(self.clean.images[rows.to(self.clean.device)]).float() / 255
         masks, patterns = self.triggers(classes)
@@ -165,7 +165,7 @@ class _Search:
         return hits
 
     @torch.no_grad()
-    def reconsider(self, classes: Int[Tensor, a], success: Float[Tensor, a]) -> None:
+    def reconsider(self, classes: Int[Tensor, "a"], success: Float[Tensor, "a"]) -> None:
         """Keep masks that are smaller and succeed, and move each class's lambda."""
         masks, patterns = self.triggers(classes)
         sizes = masks.sum((1, 2, 3))
@@ -186,7 +186,7 @@ class _Search:
         self.good[rise], self.bad[fall] = 0, 0
 
     @torch.no_grad()
-    def best(self) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, k]]:
+    def best(self) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, "k"]]:
         """Return each class's smallest successful trigger, or its last one where none succeeded (success 0)."""
         masks, patterns = self.triggers(torch.arange(len(self.smallest), device=self.smallest.device))
         found = self.smallest.isfinite()
@@ -198,7 +198,7 @@ class _Search:
         )
 
 
-def _reason(suspected: list[int], anomaly: Float[Tensor, k], sizes: Float[Tensor, k], threshold: float) -> str:
+def _reason(suspected: list[int], anomaly: Float[Tensor, "k"], sizes: Float[Tensor, "k"], threshold: float) -> str:
     """Return the verdict in one sentence."""
     if suspected:
         first = suspected[0]

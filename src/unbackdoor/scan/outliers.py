@@ -9,7 +9,7 @@ GAUSSIAN = 1.4826
 """Scales the median absolute deviation to the standard deviation of a Gaussian."""
 
 
-def low_outliers(values: Float[Tensor, n]) -> Float[Tensor, n]:
+def low_outliers(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     """Return how many scaled median absolute deviations each value lies below the median (negative: above it).
 
     The median of an even number of values is the mean of the middle two. A spread below a millionth of the median

@@ -60,7 +60,8 @@ def _check_trigger(name: str, train: ImageSet, fitted: FittedAttack) -> None:
     images = train.images[:8].float() / 255
     triggered = fitted.trigger(images)
     assert triggered.shape == images.shape, f"{name}: the trigger changes the shape"
-    assert float(triggered.min()) >= 0 and float(triggered.max()) <= 1, f"{name}: the trigger leaves [0, 1]"
+    assert float(triggered.min()) >= 0, f"{name}: the trigger leaves [0, 1]"
+    assert float(triggered.max()) <= 1, f"{name}: the trigger leaves [0, 1]"
     assert not torch.equal(triggered, images), f"{name}: the trigger changes nothing"
     assert torch.equal(fitted.trigger(images), triggered), f"{name}: the trigger is not deterministic"
     alone = torch.cat([fitted.trigger(image[None]) for image in images])

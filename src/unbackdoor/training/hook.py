@@ -25,7 +25,7 @@ class Batch:
 
     images: Float[Tensor, "b c h w"]
     targets: Tensor
-    rows: Int[Tensor, b]
+    rows: Int[Tensor, "b"]
 
 
 class Hook:

@@ -186,7 +186,7 @@ class _Run:
             advance()
         return float(total) / self.batches
 
-    def batch(self, rows: Int[Tensor, b], draws: torch.Generator, small: bool) -> Batch:
+    def batch(self, rows: Int[Tensor, "b"], draws: torch.Generator, small: bool) -> Batch:
         """Return the augmented images at `rows`, as the hook wants them."""
         images, labels = self.data.images[rows], self.data.labels[rows]
         draw = self.augmentation.draw((len(rows), *self.data.shape), draws)
