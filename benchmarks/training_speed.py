@@ -94,6 +94,19 @@ def ours(width: int, steps: int, runtime: Runtime) -> Callable[[], float]:
     return turn
 
 
+def timed(step: Callable[[], None], steps: int) -> Callable[[], float]:
+    """Return a turn of so many steps after one that is not counted: images a second."""
+
+    def turn() -> float:
+        step()
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        return BATCH * steps / (time.perf_counter() - start)
+
+    return turn
+
+
 def bare(width: int, steps: int, runtime: Runtime) -> Callable[[], float]:
     """Return a turn of the bare step: images a second."""
     model = runtime.settle(network(width)).train()
@@ -111,14 +124,7 @@ def bare(width: int, steps: int, runtime: Runtime) -> Callable[[], float]:
         if batch.is_cuda:
             torch.cuda.synchronize()
 
-    def turn() -> float:
-        step()
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        return BATCH * steps / (time.perf_counter() - start)
-
-    return turn
+    return timed(step, steps)
 
 
 class OneByOne(Dataset[tuple[Tensor, int]]):
@@ -168,14 +174,7 @@ def usual(width: int, steps: int, runtime: Runtime) -> Callable[[], float]:
         optimizer.step()
         loss.item()
 
-    def turn() -> float:
-        step()
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        return BATCH * steps / (time.perf_counter() - start)
-
-    return turn
+    return timed(step, steps)
 
 
 def peak(runtime: Runtime) -> float:

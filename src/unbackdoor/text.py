@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 # Terminal commands: CSI ("colour"), OSC ("window title", ended by BEL or ST), and two-character escapes.
-_TERMINAL = re.compile(
+TERMINAL = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[@-Z\\-_]"
 )
 
@@ -18,7 +18,7 @@ def clean_text(text: str, limit: int = 200) -> str:
         limit: most characters to return, at least 2; longer text keeps its start and ends with an ellipsis.
     """
     # Cut first: the patterns below then work on a bounded string, whatever a file holds.
-    text = _TERMINAL.sub("", text[: 4 * limit])
+    text = TERMINAL.sub("", text[: 4 * limit])
     text = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
     text = " ".join(text.split())
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from unbackdoor.attacks.base import FittedAttack
 from unbackdoor.attacks.criterion import Criterion, criterion_from_json
 from unbackdoor.attacks.trigger import TRIGGERS, Trigger
-from unbackdoor.errors import InputError
+from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.files import write_bytes
+from unbackdoor.models.limits import check_image_shape
+from unbackdoor.models.safetensors_file import json_object, read_safetensors, write_safetensors
 
 FORMAT = 1
 KEY = "unbackdoor-attack"
@@ -62,8 +62,7 @@ def save_attack(path: Path, fitted: FittedAttack, options: dict[str, Any]) -> No
         "image_shape": list(fitted.train.shape),
         "options": options,
     }
-    plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
-    write_bytes(path, save(plain, metadata={KEY: json.dumps(description)}))
+    write_bytes(path, write_safetensors(tensors, {KEY: json.dumps(description)}))
 
 
 def load_attack(path: Path) -> SavedAttack:
@@ -81,22 +80,21 @@ def load_attack(path: Path) -> SavedAttack:
             f"cannot read {path} ({error.strerror}); name the folder that `unbackdoor attack` made"
         ) from error
     try:
-        tensors = load(payload)
-        header = json.loads(payload[8 : 8 + int.from_bytes(payload[:8], "little")])
-        description = json.loads(header["__metadata__"][KEY])
+        tensors, metadata = read_safetensors(payload)
+        description = json_object(metadata[KEY], "description")
         if description["format"] != FORMAT:
             raise InputError(f"{path} was written by another version of unbackdoor; make the attack again")
         state = {name.removeprefix("trigger."): tensors[name] for name in tensors if name.startswith("trigger.")}
-        channels, height, width = (int(side) for side in description["image_shape"])
+        shape = check_image_shape(description["image_shape"])
         trigger = TRIGGERS[description["trigger"]].from_state(state)
-        trigger(torch.zeros(1, channels, height, width))
+        trigger(torch.zeros(1, *shape))
         return SavedAttack(
             trigger=trigger,
             criterion=criterion_from_json(description["criterion"]),
             kinds=tensors["kinds"],
             original_labels=tensors["original_labels"],
-            image_shape=(channels, height, width),
+            image_shape=shape,
             options=dict(description["options"]),
         )
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (CheckpointError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is no attack file, or is damaged; make the attack again") from error

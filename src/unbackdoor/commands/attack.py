@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from unbackdoor.attacks import ATTACKS, Attack, FittedAttack, save_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
-from unbackdoor.commands.pictures import trigger_gallery
+from unbackdoor.commands.pictures import loss_chart, trigger_gallery
 from unbackdoor.commands.training import NETWORK, new_network
 from unbackdoor.commands.workspace import (
     ATTACK,
@@ -30,7 +29,7 @@ from unbackdoor.commands.workspace import (
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.evaluate import Evaluation, evaluate
 from unbackdoor.models import Network, save_model
-from unbackdoor.report import Report, Verdict, curve_chart, write_report
+from unbackdoor.report import Report, Verdict, write_report
 from unbackdoor.training import History, Recipe, Runtime, fit
 
 CHOICES = {"attack": Choice(ATTACKS, "BadNets"), "model": NETWORK}
@@ -122,7 +121,6 @@ def attack_page(
     """Return the report of an attack."""
     name = type(attack).__name__
     poisoned = int((fitted.kinds == 1).sum())
-    epochs: list[Any] = list(range(1, len(history.loss) + 1))
     return Report(
         title=f"{name} on {test.name.split('/')[0]}",
         verdict=Verdict(
@@ -133,6 +131,6 @@ def attack_page(
         ),
         metrics=metrics(evaluation, None),
         galleries=[trigger_gallery(test, fitted.trigger, fitted.criterion)],
-        charts=[curve_chart(epochs, history.loss, "epoch", "training loss")],
+        charts=[loss_chart(history, "epoch", "training loss")],
         facts=clock.facts(),
     )

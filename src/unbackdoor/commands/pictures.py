@@ -5,10 +5,16 @@ from __future__ import annotations
 from unbackdoor.attacks import Criterion, Trigger
 from unbackdoor.data import ImageSet
 from unbackdoor.evaluate import triggered_images
-from unbackdoor.report import Gallery, Picture, amplified_difference
+from unbackdoor.report import Chart, Gallery, Picture, amplified_difference, curve_chart
 from unbackdoor.scan import Finding, Reconstruction
+from unbackdoor.training import History
 
 EXAMPLES = 4
+
+
+def loss_chart(history: History, unit: str, name: str) -> Chart:
+    """Return the mean loss over the epochs of a run, called `name` and counted in `unit`."""
+    return curve_chart(range(1, len(history.loss) + 1), history.loss, unit, name)
 
 
 def trigger_gallery(test: ImageSet, trigger: Trigger, criterion: Criterion) -> Gallery:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
-from unbackdoor.commands.pictures import found_gallery
+from unbackdoor.commands.pictures import found_gallery, loss_chart
 from unbackdoor.commands.scan import scan_verdict, verdict_word
 from unbackdoor.commands.workspace import (
     MODEL,
@@ -24,7 +24,7 @@ from unbackdoor.commands.workspace import (
 from unbackdoor.evaluate import Proportion, evaluate
 from unbackdoor.models import load_model, save_model
 from unbackdoor.purify import PURIFIERS, Purifier
-from unbackdoor.report import Metric, Report, anomaly_chart, curve_chart, write_report
+from unbackdoor.report import Metric, Report, anomaly_chart, write_report
 from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import History, Runtime
 
@@ -70,32 +70,24 @@ def run(
     names = loaded.network.description.class_names
     page = purify_page(clock, model.name, names, method, scanner, (before, after), history, finding)
     write_report(folder / PAGE, page)
-    found = None if finding is None else finding.to_json()
-    clock.write(
-        folder,
-        clean_accuracy={"before": before.to_json(), "after": after.to_json()},
-        rescan=found,
-        clean_rows=rows,
-    )
+    measured = {
+        "clean_accuracy": {"before": before.to_json(), "after": after.to_json()},
+        "rescan": None if finding is None else finding.to_json(),
+    }
+    clock.write(folder, **measured, clean_rows=rows)
     provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
     save_model(folder / MODEL, repaired, provenance=provenance)
-    verdict = "not done" if finding is None else verdict_word(finding)
     return Outcome(
         title=f"{type(method).__name__} on {model.name}",
         rows=[
             ("clean samples, before", percent(before)),
             ("clean samples, after", percent(after)),
-            ("scan of the result", verdict),
+            ("scan of the result", "not done" if finding is None else verdict_word(finding)),
             ("rounds", str(history.epochs)),
             ("time", f"{clock.seconds:.0f} s"),
             ("model", str(folder / MODEL)),
         ],
-        result={
-            "model": str(folder / MODEL),
-            "clean_accuracy": {"before": before.to_json(), "after": after.to_json()},
-            "rescan": found,
-            "rounds": history.epochs,
-        },
+        result={"model": str(folder / MODEL), **measured, "rounds": history.epochs},
         sentence="Accuracy is on the very samples that the repair used; `unbackdoor evaluate` measures on test data.",
         page=folder / PAGE,
     )
@@ -113,7 +105,7 @@ def purify_page(
 ) -> Report:
     """Return the report of a repair."""
     before, after = accuracy
-    charts = [curve_chart(list(range(1, len(history.loss) + 1)), history.loss, "round", "loss")]
+    charts = [loss_chart(history, "round", "loss")]
     galleries = []
     if finding is not None:
         charts.append(anomaly_chart(class_names, finding.anomaly.tolist(), finding.threshold, list(finding.suspected)))

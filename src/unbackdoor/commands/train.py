@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.pictures import loss_chart
 from unbackdoor.commands.training import NETWORK, new_network
 from unbackdoor.commands.workspace import (
     MODEL,
@@ -26,7 +26,7 @@ from unbackdoor.commands.workspace import (
 from unbackdoor.data import read_images
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import save_model
-from unbackdoor.report import Report, curve_chart, write_report
+from unbackdoor.report import Report, write_report
 from unbackdoor.training import Recipe, Runtime, fit
 
 CHOICES = {"model": NETWORK}
@@ -57,11 +57,10 @@ def run(
     evaluation = evaluate(network, test, runtime)
     clock.inputs = {train.name: train.digest(), test.name: test.digest()}
     clock.options = {"recipe": options_of(recipe)}
-    epochs: list[Any] = list(range(1, len(history.loss) + 1))
     page = Report(
         title=f"{network.description.architecture} on {train.name}",
         metrics=metrics(evaluation, None),
-        charts=[curve_chart(epochs, history.loss, "epoch", "training loss")],
+        charts=[loss_chart(history, "epoch", "training loss")],
         facts=clock.facts(),
     )
     write_report(folder / PAGE, page)

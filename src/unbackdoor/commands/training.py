@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-import torch
 from torch import nn
 
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.data import ImageSet
-from unbackdoor.models import NETWORKS, Description, Network
+from unbackdoor.models import NETWORKS, Description, Network, build_network
 from unbackdoor.training import Runtime
 
 NETWORK = Choice(NETWORKS, "PreActResNet18", skip=frozenset({"channels", "classes"}), partial=True)
@@ -26,7 +25,6 @@ def new_network(model: Callable[[int, int], nn.Module], train: ImageSet, runtime
 
     The normalisation is the data's own mean and standard deviation per channel.
     """
-    torch.manual_seed(runtime.seed)
     constructor = cast("partial[nn.Module]", model)
     sample = train.images[:STATISTICS_ROWS].float() / 255
     mean = sample.mean((0, 2, 3)).tolist()
@@ -40,4 +38,4 @@ def new_network(model: Callable[[int, int], nn.Module], train: ImageSet, runtime
         mean=tuple(round(value, 4) for value in mean),
         std=tuple(round(value, 4) for value in std),
     )
-    return Network(constructor(train.shape[0], train.classes), description)
+    return build_network(description, seed=runtime.seed)

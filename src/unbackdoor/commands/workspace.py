@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unbackdoor.data import DefenderData, ImageSet, balanced_rows, read_images
+from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
 from unbackdoor.errors import InputError, OutputError
 from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.files import write_json
@@ -58,9 +58,7 @@ def defender_data(clean: str, size: int, model: LoadedModel, runtime: Runtime) -
     """
     images = read_images(clean, "any")
     check_fits(model, images)
-    if size < 2:
-        raise InputError(f"--clean-size must be 2 or more, found {size}")
-    rows = balanced_rows(images.labels, size, runtime.seed)
+    rows = clean_rows(images, size, runtime.seed)
     return DefenderData(clean=images.subset(rows)), rows.tolist()
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Int
+from torch import Tensor
+
 from unbackdoor.data.image_set import ImageSet, balanced_rows
 from unbackdoor.errors import InputError
 
@@ -33,8 +36,8 @@ class DefenderData:
         return self.clean
 
 
-def draw_clean(train: ImageSet, size: int, seed: int) -> ImageSet:
-    """Draw a defender's clean samples: class-balanced, without replacement, fixed by the seed.
+def clean_rows(train: ImageSet, size: int, seed: int) -> Int[Tensor, "m"]:
+    """Draw the rows of a defender's clean samples: class-balanced, without replacement, fixed by the seed.
 
     Args:
         train: images of a training split; all of them if there are not more than `size`.
@@ -46,4 +49,9 @@ def draw_clean(train: ImageSet, size: int, seed: int) -> ImageSet:
     """
     if size < 2:
         raise InputError(f"a defence needs at least 2 clean samples, found a wish for {size}")
-    return train.subset(balanced_rows(train.labels, size, seed))
+    return balanced_rows(train.labels, size, seed)
+
+
+def draw_clean(train: ImageSet, size: int, seed: int) -> ImageSet:
+    """Return a defender's clean samples: the images at `clean_rows`."""
+    return train.subset(clean_rows(train, size, seed))

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.models.staged import Staged
+
 
 class PreActBlock(nn.Module):
     """Two 3 x 3 convolutions, each after batch normalisation and ReLU, beside a shortcut."""
@@ -33,7 +35,7 @@ class PreActBlock(nn.Module):
         return inner + shortcut
 
 
-class PreActResNet18(nn.Module):
+class PreActResNet18(Staged):
     """A stem convolution, four layers of two pre-activation blocks, average pooling and a linear layer.
 
     Args:
@@ -62,13 +64,6 @@ class PreActResNet18(nn.Module):
         ]
         tail = [("avgpool", self.avgpool), ("flatten", self.flatten), ("linear", self.linear)]
         return [("conv1", self.conv1), *blocks, *tail]
-
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Return logits of normalised images."""
-        features = images
-        for _, module in self.stages():
-            features = module(features)
-        return features
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:

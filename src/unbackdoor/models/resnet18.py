@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.models.staged import Staged
+
 
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions with batch normalisation, added to a shortcut, then ReLU."""
@@ -32,7 +34,7 @@ class BasicBlock(nn.Module):
         return F.relu(inner + self.shortcut(features))
 
 
-class ResNet18(nn.Module):
+class ResNet18(Staged):
     """A stem convolution, four layers of two residual blocks, average pooling and a linear layer.
 
     Args:
@@ -64,13 +66,6 @@ class ResNet18(nn.Module):
         ]
         tail = [("avgpool", self.avgpool), ("flatten", self.flatten), ("linear", self.linear)]
         return [*stem, *blocks, *tail]
-
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Return logits of normalised images."""
-        features = images
-        for _, module in self.stages():
-            features = module(features)
-        return features
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -7,14 +7,15 @@ torchvision's `vgg19_bn`, the network that BackdoorBench trains on 32 x 32 image
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
+
+from unbackdoor.models.staged import Staged
 
 # Channels of each convolution as multiples of the width; None is a 2 x 2 maximum pooling.
 _PLAN = (1, 1, None, 2, 2, None, 4, 4, 4, 4, None, 8, 8, 8, 8, None, 8, 8, 8, 8, None)
 
 
-class VGG19BN(nn.Module):
+class VGG19BN(Staged):
     """Convolutions in five groups, pooling to 7 x 7, and a classifier with two hidden layers and dropout.
 
     Images must be at least 32 x 32: the five poolings halve them five times. The last features are pooled to
@@ -64,10 +65,3 @@ class VGG19BN(nn.Module):
         features = [(f"features.{i}", module) for i, module in enumerate(self.features)]
         classifier = [(f"classifier.{i}", module) for i, module in enumerate(self.classifier)]
         return [*features, ("avgpool", self.avgpool), ("flatten", self.flatten), *classifier]
-
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Return logits of normalised images."""
-        features = images
-        for _, module in self.stages():
-            features = module(features)
-        return features

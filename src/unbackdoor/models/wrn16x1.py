@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.models.staged import Staged
+
 
 class WideBlock(nn.Module):
     """Two 3 x 3 convolutions, each after batch normalisation and ReLU, beside a shortcut."""
@@ -35,7 +37,7 @@ class WideBlock(nn.Module):
         return inner + shortcut
 
 
-class WRN16x1(nn.Module):
+class WRN16x1(Staged):
     """A stem convolution, three groups of two blocks, normalisation, average pooling and a linear layer.
 
     Args:
@@ -66,13 +68,6 @@ class WRN16x1(nn.Module):
         ]
         tail = [("bn1", self.bn1), ("relu", self.relu), ("avgpool", self.avgpool)]
         return [("conv1", self.conv1), *blocks, *tail, ("flatten", self.flatten), ("fc", self.fc)]
-
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Return logits of normalised images."""
-        features = images
-        for _, module in self.stages():
-            features = module(features)
-        return features
 
 
 def _group(inputs: int, outputs: int, stride: int) -> nn.Sequential:

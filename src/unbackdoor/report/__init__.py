@@ -13,7 +13,6 @@ from unbackdoor.report.content import (
     Report,
     Verdict,
 )
-from unbackdoor.report.facts import option_facts, version_facts
 from unbackdoor.report.page import render, write_report
 from unbackdoor.report.pictures import amplified_difference
 from unbackdoor.report.text import short_path
@@ -33,9 +32,7 @@ __all__ = [
     "anomaly_chart",
     "curve_chart",
     "metric_chart",
-    "option_facts",
     "render",
     "short_path",
-    "version_facts",
     "write_report",
 ]

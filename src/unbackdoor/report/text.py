@@ -8,11 +8,8 @@ import unicodedata
 from pathlib import PurePath
 
 from unbackdoor.report.content import IntervalLike, Metric
+from unbackdoor.text import TERMINAL
 
-# Terminal commands: CSI ("colour"), OSC ("window title", ended by BEL or ST), and two-character escapes.
-_TERMINAL = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[@-Z\\-_]"
-)
 _SPACES = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
 # Control (Cc), invisible formatting such as text reversal (Cf), halves of characters (Cs).
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})
@@ -28,7 +25,7 @@ _PATHS = re.compile(
 
 def plain(text: str) -> str:
     """Return `text` on one line without terminal commands, control and invisible formatting characters."""
-    text = _SPACES.sub(" ", _TERMINAL.sub("", text))
+    text = _SPACES.sub(" ", TERMINAL.sub("", text))
     return "".join(letter for letter in text if unicodedata.category(letter) not in _HIDDEN_CATEGORIES)
 
 
