@@ -81,8 +81,7 @@ def _run(words: list[str]) -> int:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"unknown command {words[0]!r}{hint} (known: {', '.join(COMMANDS)})")
-    # Threads that wait busily make a machine that others use too several times slower (12 against 85 images/s were
-    # seen with one busy neighbour on two cores); OpenMP reads this when torch is imported.
+    # Threads that wait busily are slow on a machine that others use too; OpenMP reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported only now: the top-level help must not wait for torch.
     from unbackdoor.commands.parsing import parse
