@@ -21,8 +21,6 @@ from unbackdoor.purify import FT, Purifier
 from unbackdoor.testing.samples import state_of
 from unbackdoor.training import History, Runtime
 
-SMALL = "Recipe's low_resolution is 0.5 unless a method says otherwise: half of the epochs see images of 3/4 the side"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Nothing(Purifier):
@@ -52,7 +50,7 @@ def reference(suspect: Network, steps: int) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("epochs", [1, pytest.param(4, marks=pytest.mark.xfail(strict=True, reason=SMALL))])
+@pytest.mark.parametrize("epochs", [1, 4])
 def test_fine_tuning_equals_a_plain_loop(epochs: int) -> None:
     suspect = network(0)
     method = FT(epochs=epochs, batch_size=48, learning_rate=0.05, augmentation="none")
@@ -65,7 +63,6 @@ def test_fine_tuning_equals_a_plain_loop(epochs: int) -> None:
         )
 
 
-@pytest.mark.xfail(strict=True, reason=SMALL)
 def test_all_epochs_see_whole_images() -> None:
     assert sides_seen(FT(epochs=2)) == {SHAPE}
 

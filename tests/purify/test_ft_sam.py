@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.planted import SHAPE, network, pictures, planted, runtime
-from tests.purify.test_ft import SMALL, Nothing, sides_seen
+from tests.purify.test_ft import Nothing, sides_seen
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import defense_effectiveness, evaluate
@@ -144,7 +144,6 @@ def test_running_statistics_move_once_a_step_as_in_one_plain_pass() -> None:
             torch.testing.assert_close(model.get_buffer(name), value)
 
 
-@pytest.mark.xfail(strict=True, reason="momentum 0 keeps the statistics, but the second pass is counted as a batch")
 def test_a_step_counts_as_one_batch() -> None:
     """It matters where momentum is None: the cumulative average divides by this count."""
     model = network(0)
@@ -196,7 +195,6 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert FTSAM() == expected
 
 
-@pytest.mark.xfail(strict=True, reason=SMALL)
 def test_all_epochs_see_whole_images() -> None:
     assert sides_seen(FTSAM(epochs=2)) == {SHAPE}
 

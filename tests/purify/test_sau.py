@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
 from tests.planted import SHAPE, network, pictures, planted, runtime
-from tests.purify.test_ft import SMALL, Nothing, sides_seen
+from tests.purify.test_ft import Nothing, sides_seen
 from tests.training.test_resume import Stops
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
@@ -320,7 +320,6 @@ def test_defaults_are_those_of_the_paper() -> None:
     assert (SAU().fool_weight, SAU().share_weight, SAU().clean_weight, SAU().unlearn_weight) == (0.01, 1.0, 1.0, 1.0)
 
 
-@pytest.mark.xfail(strict=True, reason=SMALL)
 def test_all_rounds_see_whole_images() -> None:
     assert sides_seen(SAU(rounds=2)) == {SHAPE}
 

@@ -43,5 +43,6 @@ class FT(Purifier):
             label_smoothing=0.0,
             ema=0.0,
             augmentation=self.augmentation,
+            low_resolution=0.0,
         )
         return fit(model, data.need_clean("FT"), recipe, runtime, resume=resume, description="FT")

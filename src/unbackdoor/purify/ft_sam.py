@@ -58,6 +58,7 @@ class FTSAM(Purifier):
             label_smoothing=self.label_smoothing,
             ema=0.0,
             augmentation=self.augmentation,
+            low_resolution=0.0,
         )
         clean = data.need_clean("FT-SAM")
         hook = _SharpnessAware(self.rho, self.label_smoothing)
@@ -119,6 +120,9 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
     """Let batch normalisation use the statistics of the batch without updating the running ones."""
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in layers]
+    # The count of batches decides the weight of the next one where momentum is None.
+    counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+    kept = [count.clone() for count in counts]
     for layer in layers:
         layer.momentum = 0.0
     try:
@@ -126,3 +130,5 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta):
             layer.momentum = momentum
+        for count, value in zip(counts, kept):
+            count.copy_(value)

@@ -69,6 +69,7 @@ class SAU(Purifier):
             label_smoothing=0.0,
             ema=0.0,
             augmentation="none",
+            low_resolution=0.0,
             train_mode=False,
         )
         clean = data.need_clean("SAU")
