@@ -1,7 +1,8 @@
 """The main job, measured: victims, scans and repairs on CIFAR-10, three seeds.
 
-Writes one line of JSON a finished cell to results/main_job.jsonl and, with `--table`, results/main_job.md.
-Finished cells are not run again, so the program can be stopped and started at will:
+Writes one line of JSON a finished cell to results/main_job.jsonl, the table results/main_job.md, and each victim as
+float16 to victims/, from where every defence reads it. Finished cells are not run again, and an interrupted victim goes
+on after its last epoch, so the program can be stopped and started at will:
 
     python benchmarks/main_job.py --data ../shared/data/cifar10
 """
@@ -20,14 +21,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 from unbackdoor.attacks import SIG, Attack, BadNets, Blended
 from unbackdoor.commands.training import new_network
+from unbackdoor.commands.workspace import options_of
 from unbackdoor.data import DefenderData, draw_clean, read_images
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
-from unbackdoor.files import replacing
-from unbackdoor.models import Network
+from unbackdoor.models import Network, load_model, save_model
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.purify import FTSAM, SAU
 from unbackdoor.scan import NeuralCleanse
@@ -36,6 +35,7 @@ from unbackdoor.training import Recipe, Runtime, fit
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "main_job.jsonl"
 TABLE = HERE / "results" / "main_job.md"
+VICTIMS = HERE / "victims"
 ATTACKS: dict[str, Attack | None] = {
     "BadNets": BadNets(),
     "None": None,
@@ -116,23 +116,27 @@ class Bench:
         return new_network(partial(PreActResNet18, width=WIDTH), self.train, Runtime(seed=seed))
 
     def make_victim(self, attack: str, runtime: Runtime) -> dict[str, Any]:
-        """Train a victim, keep its weights, and return what it measures."""
+        """Train a victim, keep it, and return what it measures: the file's weights, not those before rounding."""
         fitted = self.fitted(attack, runtime)
         network = self.new(runtime.seed)
-        name = f"{attack}-{runtime.seed}"
         data = fitted.train if fitted else self.train
-        history = fit(network, data, Recipe(), runtime, resume=self.work / f"{name}.resume")
+        resume = self.work / f"{attack}-{runtime.seed}.resume"
+        history = fit(network, data, Recipe(), runtime, resume=resume, description=f"{attack} {runtime.seed}")
+        made_by = {"program": "benchmarks/main_job.py", "seed": runtime.seed, "recipe": options_of(Recipe())}
+        mark = {"attack": options_of(ATTACKS[attack]), "criterion": fitted.criterion.to_json()} if fitted else None
+        save_model(_victim_file(attack, runtime.seed), network.half(), provenance=made_by, backdoored=mark)
+        resume.unlink(missing_ok=True)
+        victim, _ = self.victim(attack, runtime)
         trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
-        evaluation = evaluate(network, self.test, runtime, trigger, criterion)
-        with replacing(self.work / f"{name}.safetensors") as path:
-            save_file({k: v.contiguous() for k, v in network.body.state_dict().items()}, path)
-        return {**_shares(evaluation), "rounds": history.epochs}
+        return {**_shares(evaluate(victim, self.test, runtime, trigger, criterion)), "rounds": history.epochs}
 
     def victim(self, attack: str, runtime: Runtime) -> tuple[Network, Any]:
         """Return a victim made before, and its fitted attack."""
-        network = self.new(runtime.seed)
-        network.body.load_state_dict(load_file(self.work / f"{attack}-{runtime.seed}.safetensors"))
-        return network.eval(), self.fitted(attack, runtime)
+        return load_model(_victim_file(attack, runtime.seed)).network, self.fitted(attack, runtime)
+
+
+def _victim_file(attack: str, seed: int) -> Path:
+    return VICTIMS / f"{attack}-{seed}.safetensors"
 
 
 def _shares(evaluation: Evaluation) -> dict[str, Any]:
@@ -161,20 +165,24 @@ def main() -> None:
     """Run the cells that are not finished yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data/cifar10")
-    parser.add_argument("--work", type=Path, default=Path("build/main_job"), help="where victims are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/main_job"), help="for the states of interrupted victims"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     if not arguments.table:
+        for folder in (arguments.work, VICTIMS, ROWS.parent):
+            folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(arguments.data, arguments.work, arguments.threads)
         for cell in cells():
             if cell in {(row["attack"], row["seed"], row["job"]) for row in rows()}:
                 continue
             row = bench.run(cell)
-            ROWS.parent.mkdir(exist_ok=True)
             with ROWS.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(cell, f"{row['seconds']} s", flush=True)
+            TABLE.write_text(table(rows()))
     TABLE.write_text(table(rows()))
     print(TABLE)
 
