@@ -8,7 +8,6 @@ inconclusive.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,8 +80,6 @@ def _run(words: list[str]) -> int:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"unknown command {words[0]!r}{hint} (known: {', '.join(COMMANDS)})")
-    # Threads that wait busily are slow on a machine that others use too; OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Imported only now: the top-level help must not wait for torch.
     from unbackdoor.commands.parsing import parse
     from unbackdoor.commands.show import show
