@@ -94,6 +94,7 @@ class Bench:
             result |= {**_shares(after), "der": defense_effectiveness(before, after)}
             result |= {"acc_before": before.acc.value, "asr_before": before.asr.value if before.asr else None}
         return {
+            **described,
             "attack": attack,
             "seed": seed,
             "job": job,
@@ -103,7 +104,6 @@ class Bench:
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": _commit(),
-            **described,
         }
 
     def fitted(self, attack: str, runtime: Runtime) -> Any:
