@@ -117,6 +117,19 @@ def poisoned_rows_without_the_trigger(fitted: FittedAttack, train: ImageSet) -> 
     return replace(fitted, train=replace(fitted.train, images=train.images.clone()))
 
 
+def one_poisoned_row_without_the_trigger(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
+    images = fitted.train.images.clone()
+    row = int((fitted.kinds == POISON).nonzero()[0])
+    images[row] = train.images[row]
+    return replace(fitted, train=replace(fitted.train, images=images))
+
+
+def fainter_in_training(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
+    """Honest: half of the change that the trigger makes in testing."""
+    images = (fitted.train.images.float() + train.images.float()) / 2
+    return replace(fitted, train=replace(fitted.train, images=images.to(torch.uint8)))
+
+
 Repair = Callable[[Network, Network, DefenderData, Runtime], Network]
 
 

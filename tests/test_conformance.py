@@ -55,11 +55,6 @@ def test_the_labels_option_of_badnets_conforms_too() -> None:
 # ---- attacks
 
 
-NOT_CAUGHT = pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="check_attack says so and does not look at poisoned images"
-)
-
-
 @pytest.mark.parametrize(
     ("attack", "words"),
     [
@@ -77,13 +72,18 @@ NOT_CAUGHT = pytest.mark.xfail(
         (broken.Spoils(spoil=broken.original_labels_lost), "the original labels are not kept"),
         (broken.Spoils(spoil=broken.nothing_poisoned), "nothing is poisoned"),
         (SIG(poison_rate=0.9), "supports none"),
-        pytest.param(broken.Spoils(spoil=broken.poisoned_rows_without_the_trigger), "carry", marks=NOT_CAUGHT),
+        (broken.Spoils(spoil=broken.poisoned_rows_without_the_trigger), "do not carry a trigger"),
+        (broken.Spoils(spoil=broken.one_poisoned_row_without_the_trigger), "do not carry a trigger"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_broken_attack_is_caught(attack: Attack, words: str) -> None:
     with pytest.raises(AssertionError, match=words):
         check_attack(attack)
+
+
+def test_a_trigger_may_be_fainter_in_training_than_in_testing() -> None:
+    check_attack(broken.Spoils(spoil=broken.fainter_in_training))
 
 
 # ---- purifiers
@@ -196,20 +196,24 @@ def test_the_base_class_puts_samples_in_order_and_hands_out_a_copy_of_the_model(
         lambda module: module.register_full_backward_hook(print),
         lambda module: module.register_full_backward_pre_hook(print),
         lambda module: module.register_load_state_dict_pre_hook(print),
-        pytest.param(
-            lambda module: module.register_load_state_dict_post_hook(print),
-            marks=pytest.mark.xfail(strict=True, reason="not counted"),
-        ),
-        pytest.param(
-            lambda module: module.register_state_dict_pre_hook(print),
-            marks=pytest.mark.xfail(strict=True, reason="not counted"),
-        ),
-        pytest.param(
-            lambda module: module.weight.register_hook(print),
-            marks=pytest.mark.xfail(strict=True, reason="hooks of parameters are not counted"),
-        ),
+        lambda module: module.register_load_state_dict_post_hook(print),
+        lambda module: module.register_state_dict_pre_hook(print),
+        lambda module: module.register_state_dict_post_hook(lambda *_: None),
+        lambda module: module.weight.register_hook(print),
+        lambda module: module.weight.register_post_accumulate_grad_hook(print),
     ],
-    ids=["forward", "pre", "backward", "backward pre", "load pre", "load post", "state pre", "parameter"],
+    ids=[
+        "forward",
+        "pre",
+        "backward",
+        "backward pre",
+        "load pre",
+        "load post",
+        "state pre",
+        "state post",
+        "parameter",
+        "parameter post",
+    ],
 )
 def test_hooks_of_every_kind_are_counted(hang: Callable[[nn.Module], Any]) -> None:
     network = sample_network(SHAPES[0])

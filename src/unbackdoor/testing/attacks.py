@@ -16,9 +16,10 @@ from unbackdoor.testing.samples import SHAPES, sample_images, sample_network, sa
 def check_attack(attack: Attack) -> None:
     """Check an attack on colour, grey and oblong images.
 
-    Nothing is mutated; the same seed gives the same poison; untouched rows stay as they were; poisoned rows carry the
-    trigger and the label that the criterion wants; the trigger does the same to an image in any company, stays in
-    [0, 1], changes something, and comes back from disk the same. A shape may be refused with an InputError.
+    Nothing is mutated; the same seed gives the same poison; untouched rows stay as they were; triggered rows have
+    changed wherever the trigger changes them (a trigger of training may differ from that of testing); poisoned rows
+    carry the label that the criterion wants; the trigger does the same to an image in any company, stays in [0, 1],
+    changes something, and comes back from disk the same. A shape may be refused with an InputError.
 
     Raises:
         AssertionError: naming what is violated.
@@ -38,6 +39,7 @@ def check_attack(attack: Attack) -> None:
         assert fitted.train.digest() == again.train.digest(), f"{name}: the same seed gave other data"
         _check_rows(name, train, fitted)
         _check_trigger(name, train, fitted)
+        _check_triggered_rows(name, train, fitted)
         _check_disk(name, train, fitted)
     assert supported, f"{type(attack).__name__} supports none of {SHAPES}"
 
@@ -66,6 +68,14 @@ def _check_trigger(name: str, train: ImageSet, fitted: FittedAttack) -> None:
     assert torch.equal(fitted.trigger(images), triggered), f"{name}: the trigger is not deterministic"
     alone = torch.cat([fitted.trigger(image[None]) for image in images])
     assert torch.allclose(alone, triggered, atol=1e-6), f"{name}: an image's trigger depends on its company"
+
+
+def _check_triggered_rows(name: str, train: ImageSet, fitted: FittedAttack) -> None:
+    rows = (fitted.kinds != CLEAN).nonzero().squeeze(1)
+    originals = train.images[rows]
+    unchanged = (fitted.train.images[rows] == originals).flatten(1).all(1)
+    idle = (fitted.trigger.stamp(originals) == originals).flatten(1).all(1)
+    assert bool((idle | ~unchanged).all()), f"{name}: rows that are called poisoned do not carry a trigger"
 
 
 def _check_disk(name: str, train: ImageSet, fitted: FittedAttack) -> None:

@@ -57,16 +57,21 @@ def sample_runtime(seed: int = 0) -> Runtime:
 
 
 def hooks_on(module: nn.Module) -> int:
-    """Return how many hooks are registered anywhere in a module."""
+    """Return how many hooks are registered anywhere in a module, those on its parameters included."""
     kinds = (
         "_forward_hooks",
         "_forward_pre_hooks",
         "_backward_hooks",
         "_backward_pre_hooks",
         "_state_dict_hooks",
+        "_state_dict_pre_hooks",
         "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
+        "_post_accumulate_grad_hooks",
     )
-    return sum(len(getattr(inner, kind, ())) for inner in module.modules() for kind in kinds)
+    # A parameter has None where it has no hooks.
+    hooked = [*module.modules(), *module.parameters()]
+    return sum(len(getattr(one, kind, None) or ()) for one in hooked for kind in kinds)
 
 
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
