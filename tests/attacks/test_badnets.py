@@ -148,7 +148,6 @@ def test_a_rate_beyond_the_candidates_is_refused_with_the_highest_that_works() -
         poison_rows(torch.arange(50), 0.6, 100, torch.Generator())
 
 
-@pytest.mark.xfail(strict=True, raises=InputError, reason="the share in the message is rounded up")
 def test_the_highest_rate_named_in_the_message_works() -> None:
     """20,000 of 30,000: 'use at most 0.6667' would be 20,001."""
     candidates = torch.arange(20_000)

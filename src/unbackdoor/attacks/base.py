@@ -81,9 +81,11 @@ def poison_rows(candidates: Int[Tensor, "m"], rate: float, size: int, generator:
     if wanted < 1:
         raise InputError(f"a poison rate of {rate} of {size} images is no image; raise it")
     if wanted > len(candidates):
+        # Rounded down: the rate that the message names must work.
+        highest = 10_000 * len(candidates) // size / 10_000
         raise InputError(
             f"a poison rate of {rate} needs {wanted} images, but only {len(candidates)} may be poisoned;"
-            f" use at most {len(candidates) / size:.4f}"
+            f" use at most {highest:.4f}"
         )
     chosen = torch.randperm(len(candidates), generator=generator)[:wanted]
     return torch.sort(candidates.cpu()[chosen]).values

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unbackdoor.errors import InputError
+from unbackdoor.models.limits import MAX_CLASSES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +72,8 @@ def criterion_from_json(description: dict[str, Any]) -> Criterion:
         InputError: not such a description.
     """
     match description:
-        case {"kind": AllToOne.kind, "target": int(target)} if target >= 0:
+        case {"kind": AllToOne.kind, "target": int(target)} if 0 <= target < MAX_CLASSES:
             return AllToOne(target=target)
-        case {"kind": AllToAll.kind, "classes": int(classes)} if classes >= 2:
+        case {"kind": AllToAll.kind, "classes": int(classes)} if 2 <= classes <= MAX_CLASSES:
             return AllToAll(classes=classes)
     raise InputError("unknown success criterion; make the attack again with this version")

@@ -87,12 +87,16 @@ def load_attack(path: Path) -> SavedAttack:
         state = {name.removeprefix("trigger."): tensors[name] for name in tensors if name.startswith("trigger.")}
         shape = check_image_shape(description["image_shape"])
         trigger = TRIGGERS[description["trigger"]].from_state(state)
-        trigger(torch.zeros(1, *shape))
+        image = torch.zeros(1, *shape)
+        kinds, labels = tensors["kinds"], tensors["original_labels"]
+        typed = (kinds.dtype, labels.dtype) == (torch.uint8, torch.int64)
+        if not typed or not kinds.shape == labels.shape == (len(kinds),) or trigger(image).shape != image.shape:
+            raise InputError(f"{path} is damaged: its parts do not fit each other; make the attack again")
         return SavedAttack(
             trigger=trigger,
             criterion=criterion_from_json(description["criterion"]),
-            kinds=tensors["kinds"],
-            original_labels=tensors["original_labels"],
+            kinds=kinds,
+            original_labels=labels,
             image_shape=shape,
             options=dict(description["options"]),
         )

@@ -29,7 +29,7 @@ class SIG(Attack):
     Attributes:
         target: class whose images are poisoned, and that triggered images are to be called.
         poison_rate: share of the whole training set; at most the target class's share.
-        amplitude: of the sinusoid, pixel units [0, 1], above 0.
+        amplitude: of the sinusoid, pixel units, above 0 and at most 1.
         periods: of the sinusoid across the image, above 0.
     """
 
@@ -41,8 +41,11 @@ class SIG(Attack):
     def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
         """Make the sinusoid and add it to the drawn rows (see `Attack.prepare`)."""
         check_target(self.target, train)
-        if self.amplitude <= 0 or self.periods <= 0:
-            raise InputError(f"amplitude and periods must be above 0, found {self.amplitude} and {self.periods}")
+        if not (0 < self.amplitude <= 1 and 0 < self.periods < math.inf):
+            raise InputError(
+                "the amplitude must lie above 0 and at most at 1, and periods be a number above 0,"
+                f" found {self.amplitude} and {self.periods}"
+            )
         width = train.shape[2]
         wave = self.amplitude * torch.sin(2 * math.pi * self.periods * torch.arange(width) / width)
         trigger = Additive(signal=wave.expand(train.shape).clone())

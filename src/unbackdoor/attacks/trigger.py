@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from unbackdoor.errors import InputError
 from unbackdoor.registry import Registry
 
 
@@ -48,6 +49,11 @@ class Stamp(Trigger):
     pattern: Tensor
 
     def __init__(self, mask: Float[Tensor, "m h w"], pattern: Float[Tensor, "c h w"]) -> None:
+        if mask.shape not in (pattern.shape, (1, *pattern.shape[1:])):
+            raise InputError(
+                f"a mask of shape {tuple(mask.shape)} does not fit a pattern of {tuple(pattern.shape)};"
+                " give it the same height and width, and one channel or as many"
+            )
         super().__init__()
         self.register_buffer("mask", mask)
         self.register_buffer("pattern", pattern)
@@ -59,6 +65,7 @@ class Stamp(Trigger):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the images with the pattern in them."""
+        _check_shape(images, self.pattern)
         return torch.lerp(images, self.pattern.to(images), self.mask.to(images))
 
 
@@ -82,7 +89,17 @@ class Additive(Trigger):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the images with the signal in them."""
+        _check_shape(images, self.signal)
         return (images + self.signal.to(images)).clamp(0, 1)
+
+
+def _check_shape(images: Float[Tensor, "b c h w"], buffer: Float[Tensor, "c h w"]) -> None:
+    """Refuse images of another shape: broadcasting would make images of a shape that nobody asked for."""
+    if images.shape[1:] != buffer.shape:
+        raise InputError(
+            f"the trigger was made for images of shape {tuple(buffer.shape)}, found {tuple(images.shape[1:])};"
+            " use images of that shape"
+        )
 
 
 TRIGGERS: Registry[Trigger] = Registry("trigger", Stamp, Additive)
