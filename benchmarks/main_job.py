@@ -23,10 +23,10 @@ from typing import Any
 
 from unbackdoor.attacks import SIG, Attack, BadNets, Blended
 from unbackdoor.commands.training import new_network
-from unbackdoor.commands.workspace import options_of
+from unbackdoor.commands.workspace import options_of, save_trained
 from unbackdoor.data import DefenderData, draw_clean, read_images
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
-from unbackdoor.models import Network, load_model, save_model
+from unbackdoor.models import Network, load_model
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.purify import FTSAM, SAU
 from unbackdoor.scan import NeuralCleanse
@@ -124,8 +124,8 @@ class Bench:
         history = fit(network, data, Recipe(), runtime, resume=resume, description=f"{attack} {runtime.seed}")
         made_by = {"program": "benchmarks/main_job.py", "seed": runtime.seed, "recipe": options_of(Recipe())}
         mark = {"attack": options_of(ATTACKS[attack]), "criterion": fitted.criterion.to_json()} if fitted else None
-        save_model(_victim_file(attack, runtime.seed), network.half(), provenance=made_by, backdoored=mark)
-        resume.unlink(missing_ok=True)
+        file = _victim_file(attack, runtime.seed)
+        save_trained(file, network.half(), resume, provenance=made_by, backdoored=mark)
         victim, _ = self.victim(attack, runtime)
         trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
         return {**_shares(evaluate(victim, self.test, runtime, trigger, criterion)), "rounds": history.epochs}

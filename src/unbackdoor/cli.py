@@ -44,6 +44,9 @@ examples:
 
 BAD_USE, INTERRUPTED = 2, 130
 
+RESUMABLE = frozenset({"attack", "train", "purify"})
+"""Commands that go on where an interruption stopped them."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors become one sentence on standard error."""
@@ -56,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"unbackdoor: {clean_text(str(error))}\n")
         return BAD_USE
     except KeyboardInterrupt:
-        sys.stderr.write("\nunbackdoor: interrupted; the same command goes on where this one stopped\n")
+        promise = "; the same command goes on where this one stopped" if RESUMABLE.intersection(words[:1]) else ""
+        sys.stderr.write(f"\nunbackdoor: interrupted{promise}\n")
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()

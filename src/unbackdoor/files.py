@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -60,5 +61,22 @@ def write_bytes(path: Path, payload: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON to `path`, complete or not at all."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write `content` as indented JSON to `path`, complete or not at all.
+
+    NaN and infinite numbers, which JSON does not have, are written as null: "no number" to every reader, where a text
+    would break those that expect one.
+    """
+    text = json.dumps(without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def without_nan(content: Any) -> Any:
+    """Return `content` with None in place of every NaN and infinite number."""
+    match content:
+        case float():
+            return content if math.isfinite(content) else None
+        case dict():
+            return {name: without_nan(value) for name, value in content.items()}
+        case list() | tuple():
+            return [without_nan(value) for value in content]
+    return content

@@ -80,8 +80,21 @@ def test_attack_writes_a_marked_model_and_what_made_it(victim: Path) -> None:
     record = json.loads((victim / "run.json").read_text())
     assert record["evaluation"]["asr"]["value"] > 0.5
     assert record["runtime"]["seed"] == "0"
+    assert record["options"]["model"] == {"name": "PreActResNet18", "width": 8}
+    assert metadata["provenance"]["options"]["model"] == record["options"]["model"]
+    assert "Options: model" in (victim / "report.html").read_text()
     assert (victim / "report.html").stat().st_size > 1000
     assert not list(victim.glob("*.partial")) + list(victim.glob("resume*"))
+
+
+def test_train_writes_an_unmarked_model_and_what_made_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--data", "digits", "--model", "WRN16x1", "--recipe.epochs", "1", *QUICK[2:]]
+    assert run(capsys, *words, "--out", str(tmp_path))[0] == 0
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["unbackdoor"])["backdoored"] is None
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["options"]["model"] == {"name": "WRN16x1", "width": 16}, "defaults too: they may change"
+    assert "Options: model" in (tmp_path / "report.html").read_text()
 
 
 def test_scan_purify_and_evaluate_follow_each_other(
@@ -106,6 +119,7 @@ def test_scan_purify_and_evaluate_follow_each_other(
     # Two rounds of two steps find too few triggers to compare classes.
     assert scan["backdoored"] is None
     assert scan["marked"] is True
+    assert scan["marked_repaired"] is False
     assert scan["calibrated"] is False
     assert len(scan["anomaly"]) == 10
     repaired = tmp_path / "repaired"

@@ -16,6 +16,7 @@ from tests.purify.test_ft import Nothing, sides_seen
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import defense_effectiveness, evaluate
+from unbackdoor.models import Description, Network
 from unbackdoor.purify import FTSAM
 from unbackdoor.purify.ft_sam import _SharpnessAware, adaptive_climb, statistics_kept
 from unbackdoor.testing.samples import state_of
@@ -45,6 +46,14 @@ def test_climb_goes_uphill_and_leaves_zero_weights_alone() -> None:
 
 def test_without_a_gradient_there_is_no_climb() -> None:
     assert adaptive_climb([torch.ones(3)], [torch.zeros(3)], 2.0)[0].tolist() == [0.0] * 3
+
+
+def two() -> Network:
+    """Return `Two` behind a normalisation that changes nothing."""
+    description = Description(
+        architecture="two", arguments={}, class_names=("dark", "bright"), image_shape=(1, 4, 4), mean=(0.0,), std=(1.0,)
+    )
+    return Network(Two(), description)
 
 
 class Two(nn.Module):
@@ -113,9 +122,8 @@ def test_the_method_does_the_same_with_its_options() -> None:
     g = gradient_by_hand(w + 8.0 * w**2 * g / np.linalg.norm(np.abs(w) * g), data, 0.1)
     expected = w - 0.3 * (g + 5e-4 * w)
     method = FTSAM(epochs=1, batch_size=6, learning_rate=0.3, rho=8.0, augmentation="none")
-    suspect: Any = Two()
-    repaired, _ = method.purify(suspect, DefenderData(clean=data), runtime())
-    assert [repaired.a.item(), repaired.b.item()] == pytest.approx(expected.tolist(), abs=1e-5)
+    repaired, _ = method.purify(two(), DefenderData(clean=data), runtime())
+    assert [float(value) for value in repaired.parameters()] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def one_step(model: nn.Module, learning_rate: float) -> Batch:
@@ -178,8 +186,7 @@ def steps_taken() -> Iterator[list[dict[str, Any]]]:
 
 
 def test_the_rate_swings_along_a_cosine_of_a_half_period_of_100_steps(steps_taken: list[dict[str, Any]]) -> None:
-    model: Any = Two()
-    FTSAM(epochs=75, batch_size=2, augmentation="none").purify(model, DefenderData(clean=bright_and_dark()), runtime())
+    FTSAM(epochs=75, batch_size=2, augmentation="none").purify(two(), DefenderData(clean=bright_and_dark()), runtime())
     rates = [taken["lr"] for taken in steps_taken]
     assert len(rates) == 225
     assert rates == pytest.approx([0.01 * (1 + math.cos(math.pi * step / 100)) / 2 for step in range(225)])

@@ -14,7 +14,7 @@ from unbackdoor.attacks import ATTACKS, Attack, FittedAttack, save_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.pictures import loss_chart, trigger_gallery
-from unbackdoor.commands.training import NETWORK, new_network
+from unbackdoor.commands.training import NETWORK, network_options, new_network
 from unbackdoor.commands.workspace import (
     ATTACK,
     MODEL,
@@ -25,10 +25,11 @@ from unbackdoor.commands.workspace import (
     metrics,
     new_folder,
     options_of,
+    save_trained,
 )
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.evaluate import Evaluation, evaluate
-from unbackdoor.models import Network, save_model
+from unbackdoor.models import Network
 from unbackdoor.report import Report, Verdict, write_report
 from unbackdoor.training import History, Recipe, Runtime, fit
 
@@ -61,13 +62,17 @@ def run(
         train, test, attack, model, recipe, runtime, folder / RESUME
     )
     clock.inputs = {train.name: train.digest(), test.name: test.digest()}
-    clock.options = {"attack": options_of(attack), "recipe": options_of(recipe)}
+    clock.options = {
+        "attack": options_of(attack),
+        "model": network_options(network),
+        "recipe": options_of(recipe),
+    }
     save_attack(folder / ATTACK, fitted, options_of(attack))
     write_report(folder / PAGE, attack_page(clock, attack, fitted, test, evaluation, history, runtime))
     clock.write(folder, evaluation=evaluation.to_json(), loss=history.loss)
     mark = {"attack": options_of(attack), "criterion": fitted.criterion.to_json()}
     # The model comes last: a folder with a model in it is a finished one.
-    save_model(folder / MODEL, network, provenance=clock.record(), backdoored=mark)
+    save_trained(folder / MODEL, network, folder / RESUME, provenance=clock.record(), backdoored=mark)
     return Outcome(
         title=f"{type(attack).__name__} on {train.name}",
         rows=[

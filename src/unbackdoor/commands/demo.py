@@ -11,9 +11,11 @@ from pathlib import Path
 
 from unbackdoor.attacks import BadNets, FittedAttack, save_attack
 from unbackdoor.commands.attack import poison_and_train
+from unbackdoor.commands.mark import repaired_mark
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import found_gallery, trigger_gallery
 from unbackdoor.commands.scan import verdict_word
+from unbackdoor.commands.training import network_options
 from unbackdoor.commands.workspace import ATTACK, PAGE, Run, metrics, options_of, percent, writable_folder
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
@@ -53,10 +55,12 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo")) -> Outcome:
     after = evaluate(repaired, test, runtime, fitted.trigger, fitted.criterion)
     methods = {"attack": ATTACK_OPTIONS, "recipe": RECIPE, "scanner": SCANNER, "purifier": METHOD}
     clock.options = {name: options_of(method) for name, method in methods.items()}
+    clock.options["model"] = network_options(victim)
     save_attack(folder / ATTACK, fitted, options_of(ATTACK_OPTIONS))
     mark = {"attack": options_of(ATTACK_OPTIONS), "criterion": fitted.criterion.to_json()}
     save_model(folder / "backdoored.safetensors", victim, provenance=clock.record(), backdoored=mark)
-    save_model(folder / "repaired.safetensors", repaired, provenance=clock.record())
+    repaired_file = folder / "repaired.safetensors"
+    save_model(repaired_file, repaired, provenance=clock.record(), backdoored=repaired_mark(mark))
     write_report(folder / PAGE, _page(clock, test, fitted, before, after, found, rescan))
     clock.write(
         folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unbackdoor.attacks import SavedAttack, load_attack
+from unbackdoor.commands.mark import notes_of
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import trigger_gallery
 from unbackdoor.commands.workspace import (
@@ -12,7 +13,6 @@ from unbackdoor.commands.workspace import (
     MODEL,
     PAGE,
     Run,
-    check_fits,
     evaluation_rows,
     metrics,
     writable_folder,
@@ -22,7 +22,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
 from unbackdoor.models import LoadedModel, load_model
 from unbackdoor.report import Gallery, Report, write_report
-from unbackdoor.training import Runtime
+from unbackdoor.training import Runtime, check_fits
 
 
 def run(
@@ -47,7 +47,7 @@ def run(
     clock = Run("evaluate", runtime)
     loaded = load_model(model, arch=arch)
     test = read_images(data, "test")
-    check_fits(loaded, test)
+    check_fits(loaded.network, test)
     saved = None if attack is None else _attack(attack, loaded)
     folder = writable_folder(out or Path("runs") / f"evaluate-{loaded.sha256[:8]}")
     trigger = None if saved is None else saved.trigger
@@ -63,7 +63,13 @@ def run(
     if trigger is not None and criterion is not None:
         galleries.append(trigger_gallery(test, trigger, criterion))
     measured = metrics(before, after) if before else metrics(after, None)
-    page = Report(title=f"Evaluation of {model.name}", metrics=measured, galleries=galleries, facts=clock.facts())
+    page = Report(
+        title=f"Evaluation of {model.name}",
+        metrics=measured,
+        galleries=galleries,
+        facts=clock.facts(),
+        notes=notes_of(loaded),
+    )
     write_report(folder / PAGE, page)
     result = _result(before, after)
     clock.write(folder, **result)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unbackdoor.commands.mark import notes_of, repaired_mark
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.pictures import found_gallery, loss_chart
@@ -20,9 +21,10 @@ from unbackdoor.commands.workspace import (
     new_folder,
     options_of,
     percent,
+    save_trained,
 )
 from unbackdoor.evaluate import Proportion, evaluate
-from unbackdoor.models import load_model, save_model
+from unbackdoor.models import LoadedModel, load_model
 from unbackdoor.purify import PURIFIERS, Purifier
 from unbackdoor.report import Metric, Report, anomaly_chart, write_report
 from unbackdoor.scan import SCANNERS, Finding, Scanner
@@ -67,8 +69,7 @@ def run(
     finding = scanner.scan(repaired, data, runtime) if rescan else None
     clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest()}
     clock.options = {"method": options_of(method), "rounds run": history.epochs}
-    names = loaded.network.description.class_names
-    page = purify_page(clock, model.name, names, method, scanner, (before, after), history, finding)
+    page = purify_page(clock, model.name, loaded, method, scanner, (before, after), history, finding)
     write_report(folder / PAGE, page)
     measured = {
         "clean_accuracy": {"before": before.to_json(), "after": after.to_json()},
@@ -76,7 +77,8 @@ def run(
     }
     clock.write(folder, **measured, clean_rows=rows)
     provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
-    save_model(folder / MODEL, repaired, provenance=provenance)
+    mark = repaired_mark(loaded.backdoored)
+    save_trained(folder / MODEL, repaired, folder / RESUME, provenance=provenance, backdoored=mark)
     return Outcome(
         title=f"{type(method).__name__} on {model.name}",
         rows=[
@@ -96,14 +98,15 @@ def run(
 def purify_page(
     clock: Run,
     name: str,
-    class_names: tuple[str, ...],
+    loaded: LoadedModel,
     method: Purifier,
     scanner: Scanner,
     accuracy: tuple[Proportion, Proportion],
     history: History,
     finding: Finding | None,
 ) -> Report:
-    """Return the report of a repair."""
+    """Return the report of a repair of the model that was loaded."""
+    class_names = loaded.network.description.class_names
     before, after = accuracy
     charts = [loss_chart(history, "round", "loss")]
     galleries = []
@@ -127,5 +130,8 @@ def purify_page(
         charts=charts,
         facts=clock.facts(),
         next_steps=["Measure on test data that were not used here: `unbackdoor evaluate`."],
-        notes=["The verdict is a scan of the repaired model."] if finding is not None else [],
+        notes=[
+            *(["The verdict is a scan of the repaired model."] if finding is not None else []),
+            *(f"The model before: {note}" for note in notes_of(loaded)),
+        ],
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from unbackdoor.commands.mark import is_repaired, mark_sentence, notes_of
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.pictures import found_gallery
@@ -58,18 +59,24 @@ def run(
     write_report(folder / PAGE, scan_page(clock, model.name, loaded, scanner, finding))
     clock.write(folder, finding=finding.to_json(), clean_rows=rows)
     names = loaded.network.description.class_names
+    mark = mark_sentence(loaded)
     return Outcome(
         code=exit_code(finding),
         title=f"scan of {model.name}",
         rows=[
-            *([("mark", "the file itself says that unbackdoor made it backdoored")] if loaded.backdoored else []),
+            *([("mark", mark)] if mark else []),
             ("verdict", verdict_word(finding)),
             ("suspected", ", ".join(f"{c} ({names[c]})" for c in finding.suspected) or "no class"),
             ("largest anomaly", f"{float(finding.anomaly.max()):.2f} (threshold {finding.threshold:g})"),
             ("calibrated", "yes" if finding.calibrated else "no: the false-alarm rate is not known"),
             ("time", f"{clock.seconds:.0f} s"),
         ],
-        result={"model_sha256": loaded.sha256, "marked": loaded.backdoored is not None, **finding.to_json()},
+        result={
+            "model_sha256": loaded.sha256,
+            "marked": loaded.backdoored is not None,
+            "marked_repaired": is_repaired(loaded),
+            **finding.to_json(),
+        },
         sentence=finding.reason,
         page=folder / PAGE,
     )
@@ -112,9 +119,6 @@ def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, find
     """Return the report of a scan."""
     names = loaded.network.description.class_names
     gallery = found_gallery(finding, names)
-    notes = list(loaded.notes)
-    if loaded.backdoored:
-        notes.insert(0, "The file itself says that unbackdoor made this model backdoored.")
     steps = {
         True: [
             "Do not use this model as it is.",
@@ -136,5 +140,5 @@ def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, find
         ],
         facts=clock.facts(),
         next_steps=steps[finding.backdoored],
-        notes=notes,
+        notes=notes_of(loaded),
     )

@@ -6,6 +6,7 @@ import json
 import sys
 
 from unbackdoor.commands.outcome import Outcome
+from unbackdoor.files import without_nan
 from unbackdoor.text import clean_text
 
 
@@ -13,7 +14,8 @@ def show(outcome: Outcome, *, as_json: bool) -> int:
     """Write the outcome to standard output and return its exit code."""
     if as_json:
         page = None if outcome.page is None else str(outcome.page)
-        sys.stdout.write(json.dumps({**outcome.result, "page": page, "exit_code": outcome.code}) + "\n")
+        result = without_nan({**outcome.result, "page": page, "exit_code": outcome.code})
+        sys.stdout.write(json.dumps(result, allow_nan=False) + "\n")
         return outcome.code
     from rich.console import Console
     from rich.table import Table

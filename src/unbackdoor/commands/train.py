@@ -12,7 +12,7 @@ from torch import nn
 
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import loss_chart
-from unbackdoor.commands.training import NETWORK, new_network
+from unbackdoor.commands.training import NETWORK, network_options, new_network
 from unbackdoor.commands.workspace import (
     MODEL,
     PAGE,
@@ -22,10 +22,10 @@ from unbackdoor.commands.workspace import (
     metrics,
     new_folder,
     options_of,
+    save_trained,
 )
 from unbackdoor.data import read_images
 from unbackdoor.evaluate import evaluate
-from unbackdoor.models import save_model
 from unbackdoor.report import Report, write_report
 from unbackdoor.training import Recipe, Runtime, fit
 
@@ -56,7 +56,7 @@ def run(
     history = fit(network, train, recipe, runtime, resume=folder / RESUME)
     evaluation = evaluate(network, test, runtime)
     clock.inputs = {train.name: train.digest(), test.name: test.digest()}
-    clock.options = {"recipe": options_of(recipe)}
+    clock.options = {"model": network_options(network), "recipe": options_of(recipe)}
     page = Report(
         title=f"{network.description.architecture} on {train.name}",
         metrics=metrics(evaluation, None),
@@ -65,7 +65,7 @@ def run(
     )
     write_report(folder / PAGE, page)
     clock.write(folder, evaluation=evaluation.to_json(), loss=history.loss)
-    save_model(folder / MODEL, network, provenance=clock.record())
+    save_trained(folder / MODEL, network, folder / RESUME, provenance=clock.record())
     return Outcome(
         title=page.title,
         rows=[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
@@ -39,3 +39,8 @@ def new_network(model: Callable[[int, int], nn.Module], train: ImageSet, runtime
         std=tuple(round(value, 4) for value in std),
     )
     return build_network(description, seed=runtime.seed)
+
+
+def network_options(network: Network) -> dict[str, Any]:
+    """Return the network's name and options, as `options_of` gives them of a method."""
+    return {"name": network.description.architecture, **network.description.arguments}

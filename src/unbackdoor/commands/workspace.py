@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
-from unbackdoor.errors import InputError, OutputError
+from unbackdoor.data import DefenderData, clean_rows, read_images
+from unbackdoor.errors import OutputError
 from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.files import write_json
-from unbackdoor.models import LoadedModel
+from unbackdoor.models import LoadedModel, Network, save_model
 from unbackdoor.report import Fact, Metric
-from unbackdoor.training import Runtime
+from unbackdoor.training import Runtime, check_fits
 
 MODEL, ATTACK, RESUME, RUN, PAGE = (
     "model.safetensors",
@@ -30,26 +30,6 @@ MODEL, ATTACK, RESUME, RUN, PAGE = (
 """Names of the files in a run's folder."""
 
 
-def check_fits(model: LoadedModel, data: ImageSet) -> None:
-    """Raise InputError unless images and classes of the data fit the model."""
-    description = model.network.description
-    if data.shape != description.image_shape:
-        raise InputError(
-            f"{data.name} has images of {_shape(data.shape)}, but the model was made for"
-            f" {_shape(description.image_shape)}; convert the images first"
-        )
-    if data.classes != model.network.classes:
-        raise InputError(
-            f"{data.name} has {data.classes} classes, but the model tells {model.network.classes} apart;"
-            " use data of the same classes"
-        )
-
-
-def _shape(shape: tuple[int, int, int]) -> str:
-    channels, height, width = shape
-    return f"{channels} x {height} x {width}"
-
-
 def defender_data(clean: str, size: int, model: LoadedModel, runtime: Runtime) -> tuple[DefenderData, list[int]]:
     """Read a defender's clean samples: class-balanced, drawn by the seed from training images.
 
@@ -57,7 +37,7 @@ def defender_data(clean: str, size: int, model: LoadedModel, runtime: Runtime) -
         The data and the rows drawn.
     """
     images = read_images(clean, "any")
-    check_fits(model, images)
+    check_fits(model.network, images)
     rows = clean_rows(images, size, runtime.seed)
     return DefenderData(clean=images.subset(rows)), rows.tolist()
 
@@ -87,6 +67,25 @@ def writable_folder(out: Path) -> Path:
     except OSError as error:
         raise OutputError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
     return out
+
+
+def save_trained(
+    path: Path, network: Network, resume: Path, *, provenance: dict[str, Any], backdoored: dict[str, Any] | None = None
+) -> None:
+    """Write a model that `fit` trained, and only then remove the state from which its training could go on.
+
+    Args:
+        path: of the model's file.
+        network: the model.
+        resume: the file that `fit` was given.
+        provenance: see `save_model`.
+        backdoored: see `save_model`.
+
+    Raises:
+        OutputError: the model cannot be written; the state is still there.
+    """
+    save_model(path, network, provenance=provenance, backdoored=backdoored)
+    resume.unlink(missing_ok=True)
 
 
 class Run:

@@ -40,8 +40,8 @@ class LoadedModel:
             "<sha256>  <file name>" of the files read, sorted by name, as the program sha256sum writes them.
         format: of the file, in words.
         provenance: where the model came from, as its writer told it. Text from outside.
-        backdoored: the mark of a model that was backdoored on purpose, or None. Text from outside; that it is
-            absent proves nothing.
+        backdoored: the mark of a model that was backdoored on purpose, or was repaired from one (then `repaired`
+            in it is true), or None. Text from outside; that it is absent proves nothing.
         notes: sentences on what was assumed; a report must show them.
     """
 
@@ -66,7 +66,8 @@ def save_model(
         path: where; a file that is there is replaced.
         network: its body's state dict is written as it is.
         provenance: JSON values: how the model came to be (parent's hash, method, hash of the data).
-        backdoored: JSON values that mark a model which we backdoored ourselves; None for all others.
+        backdoored: JSON values that mark a model which we backdoored ourselves, or repaired from such a one (then
+            with `repaired`: true); None for all others.
 
     Returns:
         The SHA-256 of the file.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unbackdoor.data import DefenderData
 from unbackdoor.models import Network
-from unbackdoor.training import History, Runtime
+from unbackdoor.training import History, Runtime, check_fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Purifier(ABC):
         Raises:
             InputError: data that the method needs are missing or do not fit the model.
         """
+        check_fits(model, data.clean, data.untrusted)
         repaired = copy.deepcopy(model)
         for parameter in repaired.parameters():
             parameter.requires_grad_(True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unbackdoor.data import DefenderData
 from unbackdoor.models import Network
-from unbackdoor.training import Runtime
+from unbackdoor.training import Runtime, check_fits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,6 +96,7 @@ class Scanner(ABC):
         Raises:
             InputError: data that the scanner needs are missing or do not fit the model.
         """
+        check_fits(model, data.clean, data.untrusted)
         copied = runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
         clean = None if data.clean is None else data.clean.in_canonical_order()
         return self.inspect(copied, replace(data, clean=clean), runtime)

@@ -1,6 +1,7 @@
 """Where computation happens, and the one training loop."""
 
 from unbackdoor.training.budget import affordable
+from unbackdoor.training.fits import check_fits
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.inference import logits_of
 from unbackdoor.training.loop import History, Recipe, fit
@@ -15,6 +16,7 @@ __all__ = [
     "Runtime",
     "Silent",
     "affordable",
+    "check_fits",
     "fit",
     "logits_of",
 ]

@@ -38,9 +38,9 @@ class Recipe:
         batch_size: images a step; batches are made equal in size, so a few random rows may sit out an epoch.
         optimizer: "SGD" (Nesterov if `nesterov`) or "Adam" (the AMSGrad variant, as BackdoorBench runs it).
         learning_rate: the peak.
-        momentum: of SGD.
+        momentum: of SGD, 0 or more and below 1.
         nesterov: look-ahead momentum of SGD.
-        weight_decay: on all parameters.
+        weight_decay: on all parameters, 0 or more.
         schedule: "one-cycle", "cosine", "constant", or "cosine:STEPS" (half-period in steps).
         label_smoothing: 0 to 1.
         ema: decay a step of the averaged weights that the run returns; 0 returns the last weights.
@@ -69,6 +69,13 @@ class Recipe:
             raise InputError(f"epochs and batch size must be 1 or more, found {self.epochs} and {self.batch_size}")
         if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
             raise InputError(f"the learning rate must be a positive number, found {self.learning_rate}")
+        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
+            raise InputError(
+                "momentum must be 0 or more and below 1, and weight decay a number of 0 or more,"
+                f" found {self.momentum} and {self.weight_decay}"
+            )
+        if self.optimizer not in ("SGD", "Adam"):
+            raise InputError(f"unknown optimizer {self.optimizer!r}; known: SGD, Adam")
         if not (0 <= self.ema < 1 and 0 <= self.label_smoothing < 1 and 0 <= self.low_resolution <= 1):
             raise InputError("ema, label smoothing and low resolution must lie between 0 and 1")
         if self.augmentation not in AUGMENTATIONS:
@@ -108,8 +115,9 @@ def fit(
         runtime: where; its seed decides order and augmentation, each epoch by itself, so that a resumed run
             sees what the uninterrupted one would have seen.
         hook: what a method changes; the plain loop if None.
-        resume: a file that is written after each epoch and removed at the end; if it is there and belongs to
-            this very run, training goes on after the last finished epoch.
+        resume: a file that is written after each epoch; if it is there and belongs to this very run, training
+            goes on after the last finished epoch, and a finished run gives its model and history again without
+            training. It stays: whoever saves the model removes it then, and not before.
         description: for the progress bar.
 
     Returns:
@@ -142,8 +150,6 @@ def fit(
     if run.average:
         model.load_state_dict(run.average.model.state_dict())
     model.eval()
-    if saved:
-        saved.remove()
     return run.history
 
 

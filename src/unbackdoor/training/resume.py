@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,16 @@ import torch
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
 
+DIGEST_BYTES = 32
+
+
+def sealed(payload: bytes) -> bytes:
+    """Return `payload` with its SHA-256 before it, by which a change of any byte is noticed."""
+    return hashlib.sha256(payload).digest() + payload
+
 
 class Resume:
-    """A file that holds a run's state after its last finished epoch.
+    """A file that holds a run's state after its last finished epoch, sealed; `torch.save` made what is inside.
 
     Args:
         path: of the file; it need not exist.
@@ -34,17 +41,14 @@ class Resume:
         if not self.path.exists():
             return None
         try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+            content = self.path.read_bytes()
+            payload = content[DIGEST_BYTES:]
+            if sealed(payload) != content:
+                raise ValueError("the checksum is another")
+            state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
             fingerprint = state.pop("fingerprint")
-        except (
-            RuntimeError,
-            pickle.UnpicklingError,
-            KeyError,
-            AttributeError,
-            EOFError,
-            OSError,
-            ValueError,
-        ) as error:
+        # What PyTorch raises for a broken pickle is no closed list.
+        except Exception as error:
             raise InputError(f"{self.path} cannot be resumed from (damaged); delete it to start again") from error
         if fingerprint != self.fingerprint:
             raise InputError(
@@ -57,8 +61,4 @@ class Resume:
         """Replace the file by this state, complete or not at all."""
         buffer = io.BytesIO()
         torch.save({**state, "fingerprint": self.fingerprint}, buffer)
-        write_bytes(self.path, buffer.getvalue())
-
-    def remove(self) -> None:
-        """Delete the file: the run is finished."""
-        self.path.unlink(missing_ok=True)
+        write_bytes(self.path, sealed(buffer.getvalue()))
