@@ -85,6 +85,8 @@ def test_the_registries_hold_the_methods_under_the_names_of_the_literature() -> 
     assert ATTACKS["BadNets"] is BadNets
 
 
-@pytest.mark.xfail(strict=True, raises=InputError, reason="Mapping.get catches KeyError, and InputError is none")
 def test_get_returns_the_default_as_every_mapping_does() -> None:
-    assert Registry("fruit", Apple).get("Pear") is None
+    fruits: Registry[object] = Registry("fruit", Apple)
+    assert fruits.get("Pear") is None
+    assert fruits.get("Pear", 5) == 5
+    assert fruits.get("Apple", 5) is Apple

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, overload
 
 from unbackdoor.errors import InputError
 
 T = TypeVar("T")
+D = TypeVar("D")
 
 
 class Registry(Mapping[str, type[T]], Generic[T]):
@@ -41,6 +42,14 @@ class Registry(Mapping[str, type[T]], Generic[T]):
             hint = f"; did you mean {close[0]}?" if close else ""
             raise InputError(f"unknown {self.kind} {name!r}{hint} (known: {', '.join(sorted(members))})")
         return members[name]
+
+    @overload
+    def get(self, name: str, /) -> type[T] | None: ...
+    @overload
+    def get(self, name: str, default: type[T] | D, /) -> type[T] | D: ...
+    def get(self, name: str, default: object = None, /) -> object:
+        """Return the class of that name, or the default (a mapping's own `get` knows no error but KeyError)."""
+        return self._all().get(name, default)
 
     def __contains__(self, name: object) -> bool:
         return name in self._all()

@@ -28,4 +28,4 @@ def affordable(rounds: int, steps: int, step: Callable[[], object], runtime: Run
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    return max(1, min(rounds, int(runtime.budget * 60 / (statistics.median(seconds) * steps))))
+    return max(1, int(min(rounds, runtime.budget * 60 / (statistics.median(seconds) * steps))))

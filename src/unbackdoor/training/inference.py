@@ -21,7 +21,9 @@ def logits_of(
     runtime: Runtime,
     change: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "n k"]:
-    """Return the logits of all images, with the model in evaluation mode (its mode is restored).
+    """Return the logits of all images, with the model in evaluation mode.
+
+    The mode of every submodule is restored: batch normalisation that was frozen in training stays frozen.
 
     Args:
         model: images in [0, 1] to logits.
@@ -29,12 +31,15 @@ def logits_of(
         runtime: device and precision.
         change: what is done to each batch of images in [0, 1] first, such as a trigger.
     """
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     results = []
-    for start in range(0, len(images), BATCH):
-        batch = runtime.layout(images[start : start + BATCH]).float() / 255
-        with runtime.autocast():
-            results.append(model(batch if change is None else runtime.layout(change(batch))).float())
-    model.train(was_training)
+    try:
+        for start in range(0, len(images), BATCH):
+            batch = runtime.layout(images[start : start + BATCH]).float() / 255
+            with runtime.autocast():
+                results.append(model(batch if change is None else runtime.layout(change(batch))).float())
+    finally:
+        for module, training in modes:
+            module.training = training
     return torch.cat(results)

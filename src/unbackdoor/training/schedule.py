@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 from unbackdoor.errors import InputError
@@ -39,9 +40,10 @@ def schedule_named(name: str) -> Schedule:
     Raises:
         InputError: no such schedule.
     """
-    base, _, period = name.partition(":")
-    if base not in SCHEDULES or (period and (base != "cosine" or not period.isdigit() or int(period) == 0)):
+    if name in SCHEDULES:
+        return SCHEDULES[name]
+    swinging = re.fullmatch("cosine:([1-9][0-9]{0,8})", name)
+    if swinging is None:
         raise InputError(f"unknown schedule {name!r}; known: {', '.join(SCHEDULES)}, cosine:STEPS")
-    if period:
-        return lambda step, steps: cosine(step, int(period))
-    return SCHEDULES[base]
+    period = int(swinging[1])
+    return lambda step, steps: cosine(step, period)
