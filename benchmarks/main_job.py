@@ -58,6 +58,8 @@ def cells() -> Iterator[Cell]:
                 yield attack, seed, "victim"
                 if attack in ("BadNets", "None"):
                     yield attack, seed, "NeuralCleanse"
+        for seed in (0, 1, 2):
+            for attack in attacks:
                 if attack != "None":
                     yield from ((attack, seed, name) for name in PURIFIERS)
 

@@ -151,7 +151,9 @@ class Scene:
         self.batch = Batch(images=clean.images.double() / 255, targets=clean.labels, rows=torch.arange(count))
 
     def search(self) -> Tensor:
-        return self.hook.search(self.model, self.batch, self.hook.answers[self.batch.rows])
+        with torch.no_grad():
+            own = self.model(self.batch.images).argmax(1)
+        return self.hook.search(self.model, self.batch, own, self.hook.answers[self.batch.rows])
 
 
 def searched_plainly(scene: Scene) -> tuple[Tensor, list[int]]:

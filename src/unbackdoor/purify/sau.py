@@ -7,9 +7,9 @@ model in repair another answer than the suspect's.
 
 As in the published code: delta starts at +bound, is not kept within valid pixels, batch normalisation is frozen, the
 learning rate is constant, and sums are divided by the batch size. Ours does less work for the same result: the
-suspect's answers to clean samples are computed once, the model's once a batch, no weight gradient is computed in the
-search, and samples that are shared already leave it (their loss is zero, and with frozen statistics the samples do not
-touch each other).
+suspect's answers to clean samples are computed once, the model's are those of the outer step, no weight gradient is
+computed in the search, and samples that are shared already leave it (their loss is zero, and with frozen statistics the
+samples do not touch each other).
 """
 
 from __future__ import annotations
@@ -99,27 +99,28 @@ class _Unlearning(Hook):
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return the outer loss of one batch, at shared adversarial examples found for it."""
         answers = self.answers[batch.rows]
-        adversarial = self.search(model, batch, answers)
-        logits = model(torch.cat([batch.images, adversarial])).float()
-        clean_logits, adversarial_logits = logits.chunk(2)
+        # Before the search, which needs the answers: with frozen statistics the two halves need no common pass.
+        clean_logits = model(batch.images).float()
+        adversarial = self.search(model, batch, clean_logits.argmax(1), answers)
         with torch.no_grad():
             fooled_to = self.suspect(adversarial).argmax(1)
         fooled = (fooled_to != batch.targets) & (fooled_to != answers)
-        unlearn = unlearning_loss(adversarial_logits, fooled_to, fooled)
+        unlearn = unlearning_loss(model(adversarial).float(), fooled_to, fooled)
         clean = F.cross_entropy(clean_logits, batch.targets)
         return self.options.clean_weight * clean + self.options.unlearn_weight * unlearn
 
-    def search(self, model: nn.Module, batch: Batch, answers: Int[Tensor, "b"]) -> Float[Tensor, "b c h w"]:
+    def search(
+        self, model: nn.Module, batch: Batch, own: Int[Tensor, "b"], answers: Int[Tensor, "b"]
+    ) -> Float[Tensor, "b c h w"]:
         """Return the clean images plus deltas that fool both models into the same answer, where found.
 
         Args:
             model: in repair.
             batch: clean images in [0, 1] and their labels.
+            own: the model's answers to the clean images.
             answers: the suspect's to the clean images.
         """
         options = self.options
-        with torch.no_grad():
-            own = model(batch.images).argmax(1)
         delta = torch.full_like(batch.images, options.bound)
         active = torch.arange(len(batch.images), device=batch.images.device)
         for _ in range(options.steps):
