@@ -214,8 +214,10 @@ def table(done: list[dict[str, Any]]) -> str:
                 lines.append(_mean(group))
     lines += [
         "",
-        "| scan of | seed | verdict | suspected | largest anomaly | seconds |",
-        "|---|---:|---|---|---:|---:|",
+        "Anomaly: the largest index of any class, on a logarithmic scale (threshold 3.5) and as in the paper (2).",
+        "",
+        "| scan of | seed | verdict | suspected | anomaly | the paper's | seconds |",
+        "|---|---:|---|---|---:|---:|---:|",
     ]
     for row in sorted(done, key=lambda row: (row["attack"], row["seed"])):
         if "finding" in row:
@@ -223,7 +225,7 @@ def table(done: list[dict[str, Any]]) -> str:
             verdict = "backdoored" if finding["backdoored"] else "no evidence"
             lines.append(
                 f"| {row['attack']} | {row['seed']} | {verdict} | {finding['suspected'] or '-'} |"
-                f" {max(finding['anomaly']):.2f} | {row['seconds']:.0f} |"
+                f" {max(finding['anomaly']):.2f} | {max(finding['paper_anomaly']):.2f} | {row['seconds']:.0f} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -1,9 +1,9 @@
 """Neural Cleanse finds a planted patch, says nothing of the clean twin, and moves lambda as specified.
 
 The planted models are tiny (8 classes, 12 x 12 pixels) and the search is short, so the method is noisy here. Over the
-seeds 0 to 9 it names the target first in 9 of 10 backdoored models (not in 0) and flags a class in 2 of 10 clean twins
-(7 and 9; in 2 an index is 1.996): two scaled deviations are not many among eight classes, and no verdict is calibrated.
-The three seeds below are far from the threshold on both sides.
+seeds 0 to 9 it ranks the target first in all 10 backdoored models, flags 9 of them (not 0) and flags a class in 1 of 10
+clean twins (7, at 3.56); by the paper's index and its threshold of 2 it is 9 and 2. No verdict is calibrated. The three
+seeds below are far from the threshold on both sides.
 """
 
 from __future__ import annotations
@@ -275,6 +275,26 @@ def test_a_small_mask_that_does_not_work_is_not_suspected(
     assert finding.suspected == suspected
     assert finding.backdoored is bool(suspected)
     assert (int(finding.anomaly.argmax()) == 3) is bool(suspected)
+
+
+@pytest.mark.parametrize(("smallest", "suspected"), [(0.5, (3,)), (8.0, ())])
+def test_a_tiny_trigger_stands_out_among_sizes_that_differ_widely(
+    monkeypatch: pytest.MonkeyPatch, smallest: float, suspected: tuple[int, ...]
+) -> None:
+    """By the paper's index it could not: with these sizes that is never above 1.5."""
+    sizes = torch.tensor([10.0, 20.0, 30.0, smallest, 45.0, 60.0, 80.0, 100.0])
+    masks = (sizes / 144).view(-1, 1, 1, 1).expand(-1, 1, 12, 12)
+    inverted = (masks, torch.zeros(CLASSES, *SHAPE), torch.ones(CLASSES))
+    monkeypatch.setattr(NeuralCleanse, "_invert", lambda *_: inverted)
+    finding = brief(network(0), pictures(40, 5))
+    assert finding.suspected == suspected
+    assert max(finding.evidence["paper_anomaly"]) < 1.5
+
+
+def test_masks_of_no_size_at_all_give_finite_indices(monkeypatch: pytest.MonkeyPatch) -> None:
+    inverted = (torch.zeros(CLASSES, 1, 12, 12), torch.zeros(CLASSES, *SHAPE), torch.ones(CLASSES))
+    monkeypatch.setattr(NeuralCleanse, "_invert", lambda *_: inverted)
+    assert brief(network(0), pictures(40, 5)).anomaly.tolist() == [0.0] * CLASSES
 
 
 def _of_classes(*labels: int, names: tuple[str, ...]) -> ImageSet:

@@ -2,8 +2,12 @@
 
 Wang et al., "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks" (IEEE S&P 2019). For each
 class c a mask m and a pattern p minimise CE(f((1 - m) x + m p), c) + lambda ||m||_1, where lambda rises while the
-trigger succeeds and falls while it does not. A class whose mask is smaller than the median by more than two scaled
-median absolute deviations is suspected.
+trigger succeeds and falls while it does not. A class whose mask is far smaller than those of the others is suspected.
+
+The paper measures "far" in scaled median absolute deviations of the sizes, from 2 on. That index cannot exceed the
+median over the scaled deviation: where natural triggers differ widely in size, as on digits, not even a trigger of one
+pixel reaches 2. Ours is the same index of the sizes' logarithms, from 3.5 on, the usual cut for such indices (Iglewicz
+and Hoaglin, "How to Detect and Handle Outliers", 1993). Both are in the finding.
 
 All classes are optimised together as one batched problem; a class whose mask no longer shrinks leaves it. Rates and
 patiences are those of BackdoorBench; the batch of 32 images a class is the paper's. Kept as tensors throughout: the
@@ -29,6 +33,9 @@ from unbackdoor.training import Runtime, affordable
 STOP_SHRINK = 0.99
 """A round counts as progress if the mask shrinks below this share of the smallest so far."""
 
+LEAST_SIZE = 0.1
+"""In pixels: differences between masks that are smaller still mean nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralCleanse(Scanner):
@@ -43,7 +50,7 @@ class NeuralCleanse(Scanner):
         first_lambda: weight of the mask's size at the start.
         patience: rounds of success (or of failure) before lambda rises (or falls).
         stop_patience: rounds without a smaller mask after which a class is done.
-        threshold: on the anomaly index (scaled median absolute deviations below the median).
+        threshold: on the anomaly index (scaled median absolute deviations of the sizes' logarithms, below the median).
     """
 
     rounds: int = 80
@@ -54,7 +61,7 @@ class NeuralCleanse(Scanner):
     first_lambda: float = 1e-3
     patience: int = 5
     stop_patience: int = 25
-    threshold: float = 2.0
+    threshold: float = 3.5
 
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Return the verdict (see `Scanner.scan`)."""
@@ -68,7 +75,7 @@ class NeuralCleanse(Scanner):
         # A class whose trigger never succeeded has no size to compare: it is not small, whatever its mask.
         found = success >= self.success
         sizes = torch.where(found, masks.sum((1, 2, 3)), float(masks[0].numel()))
-        anomaly = low_outliers(sizes)
+        anomaly = low_outliers(sizes.clamp_min(LEAST_SIZE).log())
         suspected = [
             int(c)
             for c in anomaly.argsort(descending=True)
@@ -88,6 +95,7 @@ class NeuralCleanse(Scanner):
             reason=_reason(suspected, anomaly, sizes, self.threshold)
             if enough
             else f"only {int(found.sum())} of {clean.classes} classes have a trigger that works; allow more rounds",
+            evidence={"paper_anomaly": [round(float(value), 4) for value in low_outliers(sizes)]},
         )
 
     def _invert(
