@@ -123,6 +123,7 @@ class Bench:
         network = self.new(runtime.seed)
         data = fitted.train if fitted else self.train
         resume = self.work / f"{attack}-{runtime.seed}.resume"
+        resumed = resume.exists()
         history = fit(network, data, Recipe(), runtime, resume=resume, description=f"{attack} {runtime.seed}")
         made_by = {"program": "benchmarks/main_job.py", "seed": runtime.seed, "recipe": options_of(Recipe())}
         mark = {"attack": options_of(ATTACKS[attack]), "criterion": fitted.criterion.to_json()} if fitted else None
@@ -130,7 +131,8 @@ class Bench:
         save_trained(file, network.half(), resume, provenance=made_by, backdoored=mark)
         victim, _ = self.victim(attack, runtime)
         trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
-        return {**_shares(evaluate(victim, self.test, runtime, trigger, criterion)), "rounds": history.epochs}
+        evaluation = evaluate(victim, self.test, runtime, trigger, criterion)
+        return {**_shares(evaluation), "rounds": history.epochs, "resumed": resumed}
 
     def victim(self, attack: str, runtime: Runtime) -> tuple[Network, Any]:
         """Return a victim made before, and its fitted attack."""
@@ -222,7 +224,7 @@ def table(done: list[dict[str, Any]]) -> str:
     for row in sorted(done, key=lambda row: (row["attack"], row["seed"])):
         if "finding" in row:
             finding = row["finding"]
-            verdict = "backdoored" if finding["backdoored"] else "no evidence"
+            verdict = {True: "backdoored", False: "no evidence", None: "inconclusive"}[finding["backdoored"]]
             lines.append(
                 f"| {row['attack']} | {row['seed']} | {verdict} | {finding['suspected'] or '-'} |"
                 f" {max(finding['anomaly']):.2f} | {max(finding['paper_anomaly']):.2f} | {row['seconds']:.0f} |"
@@ -233,10 +235,9 @@ def table(done: list[dict[str, Any]]) -> str:
 def _line(row: dict[str, Any]) -> str:
     cells = [_share(row.get(name)) for name in ("acc", "asr", "ra")]
     der = f"{100 * row['der']:.2f}" if "der" in row else ""
-    return (
-        f"| {row['job']} | {row['attack']} | {row['seed']} | {' | '.join(cells)} | {der} | {row['seconds']:.0f} |"
-        f" {row['cpu_seconds']:.0f} |"
-    )
+    # The clock of a resumed victim knows its last part only.
+    took = "resumed | resumed" if row.get("resumed") else f"{row['seconds']:.0f} | {row['cpu_seconds']:.0f}"
+    return f"| {row['job']} | {row['attack']} | {row['seed']} | {' | '.join(cells)} | {der} | {took} |"
 
 
 def _share(share: dict[str, float] | None) -> str:
@@ -251,10 +252,11 @@ def _mean(group: list[dict[str, Any]]) -> str:
 
     shares = [mean([row[name]["value"] for row in group if name in row]) for name in ("acc", "asr", "ra")]
     der = mean([row["der"] for row in group if "der" in row])
-    seconds = statistics.mean(row["seconds"] for row in group)
-    busy = statistics.mean(row["cpu_seconds"] for row in group)
+    timed = [row for row in group if not row.get("resumed")]
+    took = [statistics.mean(row[name] for row in timed) if timed else None for name in ("seconds", "cpu_seconds")]
+    times = " | ".join("" if value is None else f"{value:.0f}" for value in took)
     first = group[0]
-    return f"| {first['job']} | {first['attack']} | mean | {' | '.join(shares)} | {der} | {seconds:.0f} | {busy:.0f} |"
+    return f"| {first['job']} | {first['attack']} | mean | {' | '.join(shares)} | {der} | {times} |"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from tests.commands.conftest import NETWORK, QUICK
 from unbackdoor.cli import COMMANDS, main
+from unbackdoor.data import read_images
 
 SHORT_SCAN = ["--scanner.rounds", "2", "--scanner.steps", "2", "--clean-size", "60", "--threads", "1"]
 
@@ -131,6 +132,9 @@ def test_scan_purify_and_evaluate_follow_each_other(
     assert code == 0
     assert json.loads(out)["rounds"] == 2
     assert Path(model).read_bytes() == before
+    clean = read_images("digits", "train")
+    clean = clean.subset(torch.tensor(json.loads((repaired / "run.json").read_text())["clean_rows"]))
+    assert json.loads((repaired / "run.json").read_text())["inputs"][clean.name] == clean.digest(), "no test image"
     code, out, _ = run(
         capsys,
         *[

@@ -36,7 +36,8 @@ def defender_data(clean: str, size: int, model: LoadedModel, runtime: Runtime) -
     Returns:
         The data and the rows drawn.
     """
-    images = read_images(clean, "any")
+    # Never the part that `evaluate` reads from the same source.
+    images = read_images(clean, "train")
     check_fits(model.network, images)
     rows = clean_rows(images, size, runtime.seed)
     return DefenderData(clean=images.subset(rows)), rows.tolist()
