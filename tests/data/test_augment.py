@@ -132,12 +132,18 @@ def test_gradients_are_those_of_finite_differences(transform: Transform) -> None
     assert torch.autograd.gradcheck(lambda pixels: transform.apply(pixels, draw), (images,), atol=1e-5)
 
 
+def applied(augmentation: Augmentation, images: Tensor) -> Tensor:
+    """Return the images alone, also of an augmentation that mixes."""
+    batch, channels, height, width = images.shape
+    return augmentation.apply(images, augmentation.draw((batch, channels, height, width), seeded()))
+
+
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 def test_gradients_reach_float_images_through_an_augmentation(augmentation: Augmentation) -> None:
     # Grey and saturated pixels, where a hue has no derivative.
     images = torch.cat((torch.full((4, 3, 8, 8), 0.5), torch.ones(4, 3, 8, 8), torch.zeros(4, 3, 8, 8)))
     images.requires_grad_()
-    augmentation(images, seeded()).sum().backward()
+    applied(augmentation, images).sum().backward()
     assert images.grad is not None
     assert images.grad.isfinite().all()
     assert images.grad.abs().sum() > 0
@@ -146,7 +152,7 @@ def test_gradients_reach_float_images_through_an_augmentation(augmentation: Augm
 @pytest.mark.parametrize("images", [bytes_like((5, 3, 12, 10)), floats_like((5, 3, 12, 10))], ids=["bytes", "floats"])
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 def test_an_augmentation_returns_float32_in_channels_last(augmentation: Augmentation, images: Tensor) -> None:
-    changed = augmentation(images, seeded())
+    changed = applied(augmentation, images)
     assert changed.dtype == torch.float32
     assert changed.is_contiguous(memory_format=torch.channels_last)
     assert changed.min() >= 0
@@ -193,6 +199,8 @@ def test_the_names_of_configuration_files_mean_what_is_documented() -> None:
         "crop": (PadCrop(padding=4),),
         "crop-flip": (PadCrop(padding=4), Flip(probability=0.5)),
         "light": (PadCrop(padding=2), Flip(probability=0.5)),
+        "rotate-translate": (Translate(), Rotate()),
+        "cutmix": (PadCrop(padding=4), Flip(probability=0.5), CutMix()),
         "strong": (ResizeCrop(), Flip(), ColorJitter(), Grey()),
     }
 
@@ -216,7 +224,7 @@ def test_transforms_that_compute_refuse_bytes(transform: Transform) -> None:
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 def test_other_types_of_pixels_are_refused(augmentation: Augmentation) -> None:
     with pytest.raises(InputError, match=r"int64.*convert"):
-        augmentation(torch.zeros(2, 3, 4, 4, dtype=torch.int64), seeded())
+        applied(augmentation, torch.zeros(2, 3, 4, 4, dtype=torch.int64))
 
 
 def test_draws_of_another_batch_or_augmentation_are_refused() -> None:

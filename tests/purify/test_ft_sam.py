@@ -241,3 +241,9 @@ def test_the_seed_decides() -> None:
 def test_without_clean_samples_it_says_what_to_give() -> None:
     with pytest.raises(InputError, match=r"FT-SAM needs clean samples.*--clean"):
         FTSAM().purify(network(0), DefenderData(), runtime())
+
+
+@pytest.mark.parametrize("rho", [0.0, -1.0, math.inf, math.nan])
+def test_a_radius_that_cannot_work_is_refused(rho: float) -> None:
+    with pytest.raises(InputError, match=r"^FTSAM: rho "):
+        FTSAM(rho=rho)

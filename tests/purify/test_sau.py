@@ -376,3 +376,11 @@ def test_the_suspect_stays_as_it_was() -> None:
 def test_without_clean_samples_it_says_what_to_give() -> None:
     with pytest.raises(InputError, match=r"SAU needs clean samples.*--clean"):
         SAU().purify(network(0), DefenderData(), runtime())
+
+
+@pytest.mark.parametrize(
+    "options", [{"bound": 0.0}, {"step_size": math.inf}, {"steps": -1}, {"clean_weight": math.nan}], ids=str
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^SAU: .* found "):
+        SAU(**options)

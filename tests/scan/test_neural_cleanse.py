@@ -297,6 +297,24 @@ def test_masks_of_no_size_at_all_give_finite_indices(monkeypatch: pytest.MonkeyP
     assert brief(network(0), pictures(40, 5)).anomaly.tolist() == [0.0] * CLASSES
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rounds": 0},
+        {"batch_size": 0},
+        {"patience": 0},
+        {"learning_rate": -1.0},
+        {"first_lambda": float("nan")},
+        {"success": 1.1},
+        {"threshold": float("nan")},
+    ],
+    ids=str,
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^NeuralCleanse: .* found "):
+        NeuralCleanse(**options)
+
+
 def _of_classes(*labels: int, names: tuple[str, ...]) -> ImageSet:
     images = pictures(len(labels), 5).images
     return ImageSet(images=images, labels=torch.tensor(labels), class_names=names)

@@ -49,6 +49,7 @@ class Watch(Hook):
         self.rates: list[float] = []
         self.rows: list[list[int]] = []
         self.images: list[Tensor] = []
+        self.targets: list[Tensor] = []
         self.losses: list[float] = []
         self.modes: list[bool] = []
         self.states: list[dict[str, Tensor]] = []
@@ -57,6 +58,7 @@ class Watch(Hook):
         self.rates.append(optimizer.param_groups[0]["lr"])
         self.rows.append(batch.rows.tolist())
         self.images.append(batch.images.clone())
+        self.targets.append(batch.targets)
         self.modes.append(model.training)
         loss = super().update(model, batch, optimizer)
         self.losses.append(float(loss))
@@ -241,6 +243,34 @@ def test_low_resolution_epochs_see_images_of_three_quarters_of_the_side(images: 
     row = watch.rows[0][5]
     expected = area_to_three_quarters(images.images[row].numpy() / 255)
     np.testing.assert_allclose(watch.images[0][5].numpy(), expected, atol=1e-6)
+
+
+def pooling(times: int) -> nn.Sequential:
+    """Return a network that needs a side of at least 2 ** times."""
+    return nn.Sequential(*[nn.MaxPool2d(2)] * times, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+
+
+def test_a_network_that_cannot_take_small_images_sees_whole_ones_in_all_epochs(images: ImageSet) -> None:
+    watch = Watch()
+    recipe = Recipe(epochs=2, batch_size=24, learning_rate=0.01, **{**PLAIN, "low_resolution": 1.0})
+    fit(pooling(4), images, recipe, runtime(), hook=watch)
+    assert {batch.shape[2:] for batch in watch.images} == {(16, 16)}
+
+
+def test_a_network_that_cannot_take_the_images_is_refused_before_training(images: ImageSet) -> None:
+    watch = Watch()
+    with pytest.raises(InputError, match=r"3 x 16 x 16, which the network cannot take .*convert the images"):
+        fit(pooling(5), images, Recipe(epochs=1, **PLAIN), runtime(), hook=watch)
+    assert watch.images == []
+
+
+def test_mixed_images_come_with_targets_mixed_alike(images: ImageSet) -> None:
+    watch = Watch()
+    recipe = Recipe(epochs=2, batch_size=24, learning_rate=0.01, **{**PLAIN, "augmentation": "cutmix"})
+    fit(sample_network(images.shape), images, recipe, runtime(), hook=watch)
+    for targets in watch.targets:
+        torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
+    assert any(0.01 < float(share) < 0.99 for targets in watch.targets for share in targets.flatten())
 
 
 @pytest.mark.parametrize("train_mode", [True, False])

@@ -358,3 +358,16 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
         Resume(tmp_path / "file" / "r", "f").write({})
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(0, 2), (1, 1)])
+def test_a_resumed_run_keeps_the_number_of_threads_unless_the_user_says_another(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, expected: int
+) -> None:
+    """The number changes the order of sums; by itself it is chosen by measuring, anew at every start."""
+    path = tmp_path / "resume.pt"
+    with pytest.raises(KeyboardInterrupt):
+        fit(sample_network(images.shape), images, RECIPE, runtime(Stops(6), threads=2), resume=path)
+    monkeypatch.setattr("unbackdoor.training.runtime.fastest_threads", lambda: 1)
+    fit(sample_network(images.shape), images, RECIPE, runtime(threads=asked), resume=path)
+    assert torch.get_num_threads() == expected

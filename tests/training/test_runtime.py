@@ -53,7 +53,15 @@ def test_a_generator_leaves_the_global_random_state_alone() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"threads": -1}, {"seed": -1}, {"budget": 0.0}, {"budget": -1.0}, {"budget": float("nan")}],
+    [
+        {"threads": -1},
+        {"seed": -1},
+        {"precision": "fp16"},
+        {"device": "gpu"},
+        {"budget": 0.0},
+        {"budget": -1.0},
+        {"budget": float("nan")},
+    ],
     ids=str,
 )
 def test_values_out_of_range_are_refused(options: dict[str, Any]) -> None:

@@ -41,6 +41,8 @@ class BadNets(Attack):
     def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
         """Make the patch and stamp it on the drawn rows (see `Attack.prepare`)."""
         check_target(self.target, train)
+        if self.labels not in ("all-to-one", "all-to-all"):
+            raise InputError(f"labels must be all-to-one or all-to-all, found {self.labels!r}")
         channels, height, width = train.shape
         rows, columns = round(self.size * height / 32), round(self.size * width / 32)
         if not (0 < rows <= height and 0 < columns <= width):

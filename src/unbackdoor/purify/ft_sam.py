@@ -12,6 +12,7 @@ swings instead of falling once; a schedule by epochs is a different method.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.data import DefenderData
+from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
@@ -46,6 +48,10 @@ class FTSAM(Purifier):
     rho: float = 2.0
     label_smoothing: float = 0.1
     augmentation: str = "crop-flip"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rho < math.inf:
+            raise InputError(f"FTSAM: rho must be a positive number, found {self.rho}")
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Fine-tune `model` in place (see `Purifier.repair`)."""

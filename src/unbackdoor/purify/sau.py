@@ -15,6 +15,7 @@ samples do not touch each other).
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unbackdoor.data import DefenderData, ImageSet
+from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, logits_of
@@ -56,6 +58,16 @@ class SAU(Purifier):
     share_weight: float = 1.0
     clean_weight: float = 1.0
     unlearn_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.bound < math.inf and 0 < self.step_size < math.inf and self.steps >= 0):
+            raise InputError(
+                "SAU: bound and step size must be positive numbers and steps 0 or more,"
+                f" found {self.bound}, {self.step_size} and {self.steps}"
+            )
+        weights = (self.fool_weight, self.share_weight, self.clean_weight, self.unlearn_weight)
+        if not all(0 <= weight < math.inf for weight in weights):
+            raise InputError(f"SAU: the four weights must be numbers of 0 or more, found {weights}")
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Unlearn in place (see `Purifier.repair`)."""
@@ -93,6 +105,8 @@ class _Unlearning(Hook):
     def begin(self, model: nn.Module, runtime: Runtime) -> None:
         """Compute the suspect's answers to all clean samples, once."""
         super().begin(model, runtime)
+        # Compiled, the search would compute weight gradients, and be compiled anew for every number of samples left.
+        self.uncompiled = model
         runtime.settle(self.suspect)
         self.answers = logits_of(self.suspect, self.clean.images, runtime).argmax(1)
 
@@ -101,7 +115,7 @@ class _Unlearning(Hook):
         answers = self.answers[batch.rows]
         # Before the search, which needs the answers: with frozen statistics the two halves need no common pass.
         clean_logits = model(batch.images).float()
-        adversarial = self.search(model, batch, clean_logits.argmax(1), answers)
+        adversarial = self.search(self.uncompiled, batch, clean_logits.argmax(1), answers)
         with torch.no_grad():
             fooled_to = self.suspect(adversarial).argmax(1)
         fooled = (fooled_to != batch.targets) & (fooled_to != answers)

@@ -23,7 +23,7 @@ class Reconstruction:
         target: class that it leads to.
         mask: opacity of each pixel, shape (1, H, W), 0 to 1.
         pattern: shape (C, H, W), 0 to 1.
-        success: share of the clean samples of other classes that it leads there, 0 to 1.
+        success: share of the images that it led there in the search, those of the class itself among them, 0 to 1.
     """
 
     target: int

@@ -16,6 +16,7 @@ published unlearning reads mask and pattern back from rescaled pictures, which d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,6 +63,20 @@ class NeuralCleanse(Scanner):
     patience: int = 5
     stop_patience: int = 25
     threshold: float = 3.5
+
+    def __post_init__(self) -> None:
+        counts = (self.rounds, self.steps, self.batch_size, self.patience, self.stop_patience)
+        if min(counts) < 1:
+            raise InputError(
+                f"NeuralCleanse: rounds, steps, batch size and both patiences must be 1 or more, found {counts}"
+            )
+        if not (0 < self.learning_rate < math.inf and 0 < self.first_lambda < math.inf and 0 < self.success <= 1):
+            raise InputError(
+                "NeuralCleanse: learning rate and first lambda must be positive numbers and success a share above 0,"
+                f" found {self.learning_rate}, {self.first_lambda} and {self.success}"
+            )
+        if not math.isfinite(self.threshold):
+            raise InputError(f"NeuralCleanse: the threshold must be a number, found {self.threshold}")
 
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Return the verdict (see `Scanner.scan`)."""

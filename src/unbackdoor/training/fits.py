@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+from torch import nn
+
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
+from unbackdoor.training.inference import logits_of
+from unbackdoor.training.runtime import Runtime
 
 
 def check_fits(model: Network, *sets: ImageSet | None) -> None:
@@ -27,6 +32,28 @@ def check_fits(model: Network, *sets: ImageSet | None) -> None:
                 f"{data.name} has {data.classes} classes, but the model tells {model.classes} apart;"
                 " use data of the same classes"
             )
+
+
+def refusal(model: nn.Module, shape: tuple[int, int, int], runtime: Runtime) -> str | None:
+    """Return why a network cannot take images of that shape (channels, height, width), or None if it can.
+
+    One image is tried: what a network needs is nowhere declared (poolings that need a side, positions that fix it).
+    """
+    try:
+        logits_of(model, torch.zeros((1, *shape), dtype=torch.uint8), runtime)
+    except (RuntimeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def check_takes(model: nn.Module, data: ImageSet, runtime: Runtime) -> None:
+    """Raise InputError unless the network takes images of the data's shape (see `refusal`)."""
+    why = refusal(model, data.shape, runtime)
+    if why is not None:
+        raise InputError(
+            f"{data.name} has images of {_shape(data.shape)}, which the network cannot take ({why}); choose another"
+            " network or convert the images"
+        )
 
 
 def _shape(shape: tuple[int, int, int]) -> str:

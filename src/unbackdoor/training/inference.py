@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -19,7 +17,6 @@ def logits_of(
     model: nn.Module,
     images: UInt8[Tensor, "n c h w"],
     runtime: Runtime,
-    change: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "n k"]:
     """Return the logits of all images, with the model in evaluation mode.
 
@@ -29,7 +26,6 @@ def logits_of(
         model: images in [0, 1] to logits.
         images: uint8 pixels.
         runtime: device and precision.
-        change: what is done to each batch of images in [0, 1] first, such as a trigger.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -38,7 +34,7 @@ def logits_of(
         for start in range(0, len(images), BATCH):
             batch = runtime.layout(images[start : start + BATCH]).float() / 255
             with runtime.autocast():
-                results.append(model(batch if change is None else runtime.layout(change(batch))).float())
+                results.append(model(batch).float())
     finally:
         for module, training in modes:
             module.training = training

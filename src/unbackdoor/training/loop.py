@@ -20,6 +20,7 @@ from unbackdoor.data.augment import AUGMENTATIONS
 from unbackdoor.errors import InputError, UnbackdoorError
 from unbackdoor.training.average import Average
 from unbackdoor.training.budget import affordable
+from unbackdoor.training.fits import check_takes, refusal
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.resume import Resume
 from unbackdoor.training.runtime import Runtime
@@ -44,9 +45,9 @@ class Recipe:
         schedule: "one-cycle", "cosine", "constant", or "cosine:STEPS" (half-period in steps).
         label_smoothing: 0 to 1.
         ema: decay a step of the averaged weights that the run returns; 0 returns the last weights.
-        augmentation: "none", "crop", "crop-flip", "light" or "strong".
+        augmentation: "none", "crop", "crop-flip", "light", "rotate-translate", "cutmix" or "strong".
         low_resolution: share of the epochs, from the first, that see images at three quarters of their side;
-            they cost half and cost little accuracy. 0 to 1.
+            they cost half and cost little accuracy. 0 to 1. A network that cannot take such images sees whole ones.
         train_mode: whether batch normalisation uses and updates batch statistics.
     """
 
@@ -124,7 +125,7 @@ def fit(
         The number of epochs and the mean loss of each.
 
     Raises:
-        InputError: `resume` belongs to another run.
+        InputError: `resume` belongs to another run, or the network cannot take images of this size.
         UnbackdoorError: the loss stopped being a number.
     """
     run = _Run(runtime.settle(model), data.to(runtime.place), recipe, runtime, hook or Hook(recipe.label_smoothing))
@@ -169,6 +170,11 @@ class _Run:
         self.batches = math.ceil(len(data) / recipe.batch_size)
         self.augmentation = AUGMENTATIONS[recipe.augmentation]
         self.schedule = schedule_named(recipe.schedule)
+        check_takes(model, data, runtime)
+        channels, *sides = data.shape
+        height, width = (int(LOW_RESOLUTION * side) for side in sides)
+        shrinks = recipe.low_resolution > 0 and not refusal(model, (channels, height, width), runtime)
+        self.low_resolution = recipe.low_resolution if shrinks else 0.0
 
     def epoch(self, epoch: int, advance: Callable[[], None]) -> float:
         """Do one epoch and return its mean loss."""
@@ -180,7 +186,7 @@ class _Run:
         each = len(self.data) // self.batches
         order = torch.randperm(len(self.data), generator=self.runtime.generator("order", epoch))
         rows_of_batches = order[: self.batches * each].view(self.batches, each).to(self.runtime.place)
-        small = epoch < round(self.recipe.low_resolution * self.history.epochs)
+        small = epoch < round(self.low_resolution * self.history.epochs)
         total = torch.zeros((), device=self.runtime.place)
         for number, rows in enumerate(rows_of_batches):
             step = epoch * self.batches + number
@@ -229,6 +235,7 @@ class _Run:
             "average": self.average.model.state_dict() if self.average else {},
             "epochs": self.history.epochs,
             "loss": self.history.loss,
+            "threads": torch.get_num_threads(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -239,6 +246,9 @@ class _Run:
         if self.average:
             self.average.model.load_state_dict(state["average"])
         self.history = History(epochs=state["epochs"], loss=state["loss"])
+        if not self.runtime.threads:
+            # Another number of threads adds up in another order, and would lead elsewhere.
+            torch.set_num_threads(state["threads"])
 
     def fingerprint(self) -> str:
         """Return a digest of everything that decides what the run computes."""

@@ -76,6 +76,11 @@ class Runtime:
             raise InputError(f"threads and seed must be 0 or more, found {self.threads} and {self.seed}")
         if self.budget is not None and not self.budget > 0:
             raise InputError(f"a budget is a positive number of minutes, found {self.budget}")
+        if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("bf16", "fp32"):
+            raise InputError(
+                f"the device is auto, cpu or cuda and the precision bf16 or fp32, found {self.device!r} and"
+                f" {self.precision!r}"
+            )
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("device cuda is not available here; use --device cpu or a CUDA build of PyTorch")
 
@@ -113,7 +118,10 @@ class Runtime:
         return images.to(self.place).contiguous(memory_format=torch.channels_last)
 
     def compiled(self, module: M) -> M:
-        """Return the module compiled where that pays (a GPU), otherwise itself."""
+        """Return the module compiled where that pays (a GPU), otherwise itself.
+
+        PyTorch's own switch `TORCH_COMPILE_DISABLE=1` turns it off, for GPUs or machines without a compiler.
+        """
         if self.place.type != "cuda":
             return module
         return torch.compile(module)  # type: ignore[return-value]

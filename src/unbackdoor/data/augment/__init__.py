@@ -10,6 +10,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "crop": Augmentation((PadCrop(padding=4),)),
     "crop-flip": Augmentation((PadCrop(padding=4), Flip(probability=0.5))),
     "light": Augmentation((PadCrop(padding=2), Flip(probability=0.5))),
+    "rotate-translate": Augmentation((Translate(), Rotate())),
+    "cutmix": Augmentation((PadCrop(padding=4), Flip(probability=0.5), CutMix())),
     "strong": Augmentation((ResizeCrop(), Flip(), ColorJitter(), Grey())),
 }
 """The augmentations that configuration files know by name."""
