@@ -147,7 +147,7 @@ class Scene:
         self.hook.begin(suspect, runtime())
         self.suspect = copy.deepcopy(suspect).double().eval().requires_grad_(False)
         self.hook.suspect = self.suspect
-        self.model = repaired_a_little(suspect).double().eval()
+        self.hook.uncompiled = self.model = repaired_a_little(suspect).double().eval()
         self.batch = Batch(images=clean.images.double() / 255, targets=clean.labels, rows=torch.arange(count))
 
     def search(self) -> Tensor:
@@ -233,6 +233,15 @@ def test_the_search_starts_at_plus_the_bound_and_is_not_kept_within_valid_pixels
     found = scene.search()
     torch.testing.assert_close(found, scene.batch.images + 0.2, atol=0, rtol=0)
     assert float(found.max()) > 1.1
+
+
+def test_changed_images_stay_within_valid_pixels_where_that_is_asked_for() -> None:
+    options = {"bound": 0.3, "step_size": 0.2, "steps": 2, "share_weight": 0.0}
+    free, kept = Scene(**options).search(), Scene(valid_pixels=True, **options).search()
+    assert (float(free.max()) > 1, float(kept.max())) == (True, 1.0)
+    assert 0 <= float(kept.min()) <= float(free.min().clamp_min(0))
+    start = (Scene().batch.images + 0.3).clamp(0, 1)
+    assert float((kept - start).abs().max()) >= 0.2 - 1e-6, "pixels within the range still move"
 
 
 def test_with_a_step_as_large_as_the_bound_each_pixel_has_one_of_three_values() -> None:

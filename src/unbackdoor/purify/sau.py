@@ -42,6 +42,7 @@ class SAU(Purifier):
         bound: largest change of a pixel in the search, pixel units, above 0.
         step_size: of the search, pixel units, above 0.
         steps: of the search, 0 or more.
+        valid_pixels: whether changed images are kept within [0, 1]; the published code does not.
         fool_weight: of "fool each model" in the search (beta_1; lambda_3 in the paper).
         share_weight: of "into the same answer" in the search (beta_2; lambda_4).
         clean_weight: of the cross-entropy on clean samples (lambda_1).
@@ -54,6 +55,7 @@ class SAU(Purifier):
     bound: float = 0.2
     step_size: float = 0.2
     steps: int = 5
+    valid_pixels: bool = False
     fool_weight: float = 0.01
     share_weight: float = 1.0
     clean_weight: float = 1.0
@@ -139,9 +141,10 @@ class _Unlearning(Hook):
         active = torch.arange(len(batch.images), device=batch.images.device)
         for _ in range(options.steps):
             changed = self.runtime.layout(batch.images[active] + delta[active]).requires_grad_(True)
+            seen = self.seen(changed)
             objective, shared = search_objective(
-                model(changed).float(),
-                self.suspect(changed).float(),
+                model(seen).float(),
+                self.suspect(seen).float(),
                 batch.targets[active],
                 own[active],
                 answers[active],
@@ -154,7 +157,11 @@ class _Unlearning(Hook):
             moved = delta[active] - options.step_size * gradient.sign()
             delta[active] = moved.clamp(-options.bound, options.bound)
             active = active[~shared]
-        return batch.images + delta
+        return self.seen(batch.images + delta)
+
+    def seen(self, changed: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the changed images as the networks see them."""
+        return changed.clamp(0, 1) if self.options.valid_pixels else changed
 
 
 def search_objective(
