@@ -7,7 +7,9 @@ inconclusive.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -44,6 +46,9 @@ examples:
 
 BAD_USE, INTERRUPTED = 2, 130
 
+LONGEST = 2000
+"""Characters of an error's sentence: with a long path in it, the advice still stands at its end."""
+
 RESUMABLE = frozenset({"attack", "train", "purify"})
 """Commands that go on where an interruption stopped them."""
 
@@ -52,23 +57,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors become one sentence on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        code = _answer(words)
+        # Here, and not by Python at its end, which has an exit code of its own for what it cannot write.
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _write_no_more()
+        return BAD_USE
+
+
+def _answer(words: list[str]) -> int:
+    """Return the exit code of a command; whatever it raises, but a closed pipe, becomes one."""
+    try:
         return _run(words)
     except UnbackdoorError as error:
         from unbackdoor.text import clean_text
 
-        sys.stderr.write(f"unbackdoor: {clean_text(str(error))}\n")
+        sys.stderr.write(f"unbackdoor: {clean_text(str(error), LONGEST)}\n")
         return BAD_USE
     except KeyboardInterrupt:
         promise = "; the same command goes on where this one stopped" if RESUMABLE.intersection(words[:1]) else ""
         sys.stderr.write(f"\nunbackdoor: interrupted{promise}\n")
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        raise
+    except SystemExit as stop:
+        # A library's, or that of the user's own network: 0 and 1 are verdicts, which neither has to give.
+        sys.stderr.write(f"unbackdoor: stopped by code that called sys.exit({stop.code!r})\n")
         return BAD_USE
     except Exception:
         # A defect of ours. Python's own exit code would be 1, which says "backdoored".
         traceback.print_exc()
         return BAD_USE
+
+
+def _write_no_more() -> None:
+    """Send what standard output and standard error still hold nowhere: their reader is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _run(words: list[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -332,3 +333,57 @@ def test_a_defect_of_ours_never_exits_with_the_code_for_backdoored(monkeypatch: 
 
     monkeypatch.setattr(methods, "run", broken)
     assert main(["methods"]) == 2
+
+
+@pytest.mark.parametrize("code", [None, 0, 1, "words"])
+def test_code_that_exits_by_itself_gives_no_verdict(monkeypatch: pytest.MonkeyPatch, code: object) -> None:
+    from unbackdoor.commands import methods
+
+    def leave() -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(methods, "run", leave)
+    assert main(["methods"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "closed"), [(["methods"], "stdout"), (["methods", "--json"], "stdout"), (["scna"], "stderr")]
+)
+def test_a_reader_that_went_away_gives_no_verdict(words: list[str], closed: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams: dict[str, int] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writer}
+    command = [sys.executable, "-m", "unbackdoor.cli", *words]
+    done = subprocess.run(command, stdout=streams["stdout"], stderr=streams["stderr"], check=False)
+    os.close(writer)
+    assert done.returncode == 2
+    assert not done.stderr, "no traceback either"
+
+
+def test_progress_that_nobody_reads_is_an_ordinary_error() -> None:
+    from unbackdoor.commands.progress import RichProgress
+
+    progress = RichProgress()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as nowhere:
+        progress.console.file = nowhere
+        with pytest.raises(BrokenPipeError):
+            progress.note("epoch 1")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
+
+
+def test_the_advice_of_an_error_arrives_whatever_the_length_of_the_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / ("deep" * 40) / ("deeper" * 30) / "model.pt"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00}\x94.")
+    err = refuse(capsys, "scan", "--model", str(path), "--clean", "digits")
+    assert err.endswith("save its weights with safetensors.torch.save_file(model.state_dict(), 'model.safetensors')\n")
+
+
+def test_a_configuration_file_may_spell_options_with_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("model: no-model.pt\nclean: digits\nclean-size: 60\nscanner:\n  first-lambda: 0.01\n")
+    assert "no-model.pt: cannot be read" in refuse(capsys, "scan", "--config", str(config))

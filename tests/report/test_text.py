@@ -32,6 +32,7 @@ def short(path: object) -> str:
         ("gpj.\u202eexe\u202c", "gpj.exe"),
         ("zero\u200bwidth\ufeff", "zerowidth"),
         ("half\ud800", "half"),
+        ("no\ufffe\uffff\U0001fffe character", "no character"),
     ],
 )
 def test_plain_text_keeps_letters_and_loses_terminal_commands_and_hidden_characters(text: str, expected: str) -> None:

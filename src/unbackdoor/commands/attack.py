@@ -31,7 +31,7 @@ from unbackdoor.data import ImageSet, read_images
 from unbackdoor.evaluate import Evaluation, evaluate
 from unbackdoor.models import Network
 from unbackdoor.report import Report, Verdict, write_report
-from unbackdoor.training import History, Recipe, Runtime, fit
+from unbackdoor.training import History, Recipe, Runtime, check_fits, fit
 
 CHOICES = {"attack": Choice(ATTACKS, "BadNets"), "model": NETWORK}
 
@@ -57,7 +57,7 @@ def run(
     """
     clock = Run("attack", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
-    folder = new_folder(out)
+    folder = new_folder(out, clock.command)
     network, fitted, history, evaluation = poison_and_train(
         train, test, attack, model, recipe, runtime, folder / RESUME
     )
@@ -99,8 +99,9 @@ def poison_and_train(
     def build() -> Network:
         return new_network(model, train, runtime)
 
-    fitted = attack.prepare(train, build, runtime)
     network = build()
+    check_fits(network, train, test)
+    fitted = attack.prepare(train, build, runtime)
     history = fit(
         network,
         fitted.train,

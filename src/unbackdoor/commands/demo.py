@@ -5,9 +5,9 @@ No network and no other data are needed; two cores take about two minutes.
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from unbackdoor.attacks import BadNets, FittedAttack, save_attack
 from unbackdoor.commands.attack import poison_and_train
@@ -16,7 +16,7 @@ from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import found_gallery, trigger_gallery
 from unbackdoor.commands.scan import verdict_word
 from unbackdoor.commands.training import network_options
-from unbackdoor.commands.workspace import ATTACK, PAGE, Run, metrics, options_of, percent, writable_folder
+from unbackdoor.commands.workspace import ATTACK, PAGE, Run, metrics, options_of, percent, report_folder
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
 from unbackdoor.models import save_model
@@ -32,23 +32,26 @@ METHOD = SAU(rounds=10, batch_size=64)
 SCANNER = NeuralCleanse(rounds=30, batch_size=8)
 CLEAN_SIZE = 500
 
+BACKDOORED = "backdoored.safetensors"
+MOST_ASR, MOST_ACC_LOST = 0.1, 0.03
+"""With a larger success of the attack, or a larger loss of accuracy, the demo does not say "repaired"."""
+
 
 def run(*, runtime: Runtime, out: Path = Path("runs/demo")) -> Outcome:
     """Backdoor a network, find the backdoor, remove it, and prove it.
 
     Args:
         runtime: device, seed, budget, progress.
-        out: folder for models and report; replaced if it is a demo's.
+        out: folder for models and report, replaced if it is a demo's.
     """
     clock = Run("demo", runtime)
-    if (out / PAGE).exists() and (out / "backdoored.safetensors").exists():
-        shutil.rmtree(out)
-    folder = writable_folder(out)
+    folder = report_folder(out, clock.command)
     train, test = read_images("digits", "train"), read_images("digits", "test")
     clock.inputs = {train.name: train.digest(), test.name: test.digest()}
     network = partial(PreActResNet18, width=16)
     victim, fitted, _, before = poison_and_train(train, test, ATTACK_OPTIONS, network, RECIPE, runtime, None)
-    data = DefenderData(clean=draw_clean(train, CLEAN_SIZE, runtime.seed))
+    clean = draw_clean(train, CLEAN_SIZE, runtime.seed)
+    data = DefenderData(clean=clean)
     found = SCANNER.scan(victim, data, runtime)
     repaired, _ = METHOD.purify(victim, data, runtime)
     rescan = SCANNER.scan(repaired, data, runtime)
@@ -58,9 +61,9 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo")) -> Outcome:
     clock.options["model"] = network_options(victim)
     save_attack(folder / ATTACK, fitted, options_of(ATTACK_OPTIONS))
     mark = {"attack": options_of(ATTACK_OPTIONS), "criterion": fitted.criterion.to_json()}
-    save_model(folder / "backdoored.safetensors", victim, provenance=clock.record(), backdoored=mark)
-    repaired_file = folder / "repaired.safetensors"
-    save_model(repaired_file, repaired, provenance=clock.record(), backdoored=repaired_mark(mark))
+    parent = save_model(folder / BACKDOORED, victim, provenance=clock.record(), backdoored=mark)
+    origin = repaired_provenance(clock.record(), parent, clean)
+    save_model(folder / "repaired.safetensors", repaired, provenance=origin, backdoored=repaired_mark(mark))
     write_report(folder / PAGE, _page(clock, test, fitted, before, after, found, rescan))
     clock.write(
         folder,
@@ -70,6 +73,45 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo")) -> Outcome:
         rescan=rescan.to_json(),
     )
     return _outcome(clock, folder, before, after, found, rescan)
+
+
+def repaired_provenance(record: dict[str, Any], parent: str, clean: ImageSet) -> dict[str, Any]:
+    """Return the origin of the repaired model: what `purify` would write, the hash of its clean samples included.
+
+    Args:
+        record: of the demo.
+        parent: SHA-256 of the backdoored model's file.
+        clean: the clean samples.
+    """
+    return {**record, "inputs": {BACKDOORED: parent, clean.name: clean.digest()}, "parent": parent}
+
+
+def conclusion(found: Finding, rescan: Finding, before: Evaluation, after: Evaluation) -> tuple[str, Verdict]:
+    """Return title and banner, from what was measured.
+
+    Args:
+        found: on the backdoored model.
+        rescan: on the repaired model.
+        before: of the backdoored model, with the attack.
+        after: of the repaired model, with the attack.
+    """
+    # Both were measured with the attack.
+    assert before.asr
+    assert after.asr
+    lost = round(before.acc.value - after.acc.value, 9)
+    repaired = after.asr.value <= MOST_ASR and lost <= MOST_ACC_LOST
+    search = {True: "found", False: "not found", None: "scan inconclusive"}[found.backdoored]
+    joined = "and" if (found.backdoored is True) == repaired else "but"
+    title = f"BadNets on digits: {search}, {joined} {'' if repaired else 'not '}repaired"
+    verdict = Verdict(
+        level="repaired" if repaired else "not repaired",
+        headline=f"The attack succeeded on {100 * before.asr.value:.0f} % of the images before the repair and on"
+        f" {100 * after.asr.value:.0f} % after it; accuracy went from {100 * before.acc.value:.0f} % to"
+        f" {100 * after.acc.value:.0f} %.",
+        detail=f"Neural Cleanse before the repair: {found.reason}. After it: {rescan.reason}.",
+        calibrated=found.calibrated,
+    )
+    return title, verdict
 
 
 def _outcome(
@@ -87,7 +129,7 @@ def _outcome(
         ("time", f"{clock.seconds:.0f} s"),
     ]
     return Outcome(
-        title="BadNets on digits, repaired with SAU",
+        title=conclusion(found, rescan, before, after)[0],
         rows=rows,
         result={
             "before": before.to_json(),
@@ -110,27 +152,15 @@ def _page(
     rescan: Finding,
 ) -> Report:
     """Return the demo's report."""
-    # Both were measured with the attack.
-    assert before.asr
-    assert after.asr
     names = test.class_names
     galleries: list[Gallery] = [trigger_gallery(test, fitted.trigger, fitted.criterion)]
     gallery = found_gallery(found, names, fitted.trigger)
     if gallery is not None:
         galleries.insert(0, gallery)
-    fell = after.asr.value < before.asr.value / 2
-    headline = (
-        f"The attack succeeded on {100 * before.asr.value:.0f} % of the images before the repair and on"
-        f" {100 * after.asr.value:.0f} % after it."
-    )
+    title, verdict = conclusion(found, rescan, before, after)
     return Report(
-        title="BadNets on digits: found and repaired",
-        verdict=Verdict(
-            level="repaired" if fell else "not repaired",
-            headline=headline,
-            detail=f"Neural Cleanse before the repair: {found.reason}. After it: {rescan.reason}.",
-            calibrated=found.calibrated,
-        ),
+        title=title,
+        verdict=verdict,
         metrics=metrics(before, after),
         galleries=galleries,
         charts=[anomaly_chart(names, found.anomaly.tolist(), found.threshold, list(found.suspected))],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unbackdoor.attacks import SavedAttack, load_attack
+from unbackdoor.attacks import AllToAll, AllToOne, SavedAttack, load_attack
 from unbackdoor.commands.mark import notes_of
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import trigger_gallery
+from unbackdoor.commands.training import network_options
 from unbackdoor.commands.workspace import (
     ATTACK,
     MODEL,
@@ -15,12 +16,14 @@ from unbackdoor.commands.workspace import (
     Run,
     evaluation_rows,
     metrics,
-    writable_folder,
+    open_model,
+    report_folder,
 )
-from unbackdoor.data import read_images
-from unbackdoor.errors import InputError
+from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
+from unbackdoor.files import sha256
 from unbackdoor.models import LoadedModel, load_model
+from unbackdoor.models.build import is_code
 from unbackdoor.report import Gallery, Report, write_report
 from unbackdoor.training import Runtime, check_fits
 
@@ -42,23 +45,28 @@ def run(
         runtime: device, seed, progress.
         attack: folder that `unbackdoor attack` made; its own model is measured too, as the state before.
         arch: architecture of a file that does not name one: a network's name or module:function.
-        out: folder for the report; by default runs/evaluate- and the beginning of the model's SHA-256.
+        out: folder for the report, replaced if it is an evaluation's; by default runs/evaluate- and the beginning of
+            the model's SHA-256.
     """
     clock = Run("evaluate", runtime)
-    loaded = load_model(model, arch=arch)
-    test = read_images(data, "test")
-    check_fits(loaded.network, test)
-    saved = None if attack is None else _attack(attack, loaded)
-    folder = writable_folder(out or Path("runs") / f"evaluate-{loaded.sha256[:8]}")
-    trigger = None if saved is None else saved.trigger
-    criterion = None if saved is None else saved.criterion
+    loaded, test = open_model(model, arch, data, "test")
+    clock.inputs = {model.name: loaded.sha256, test.name: test.digest()}
+    clock.options = {"model": network_options(loaded.network)}
+    saved = victim = trigger = criterion = None
+    if attack is not None:
+        saved = _attack(attack, loaded)
+        trigger, criterion = saved.trigger, saved.criterion
+        clock.inputs[f"{attack.name}/{ATTACK}"] = sha256((attack / ATTACK).read_bytes())
+        clock.options["attack"] = saved.options
+        victim = _victim(attack / MODEL, arch)
+    if victim is not None and attack is not None:
+        check_fits(victim.network, test)
+        clock.inputs[f"{attack.name}/{MODEL}"] = victim.sha256
+    folder = report_folder(out or Path("runs") / f"evaluate-{loaded.sha256[:8]}", clock.command)
     after = evaluate(loaded.network, test, runtime, trigger, criterion)
     before = None
-    if attack is not None and (attack / MODEL).is_file():
-        victim = load_model(attack / MODEL)
-        if victim.sha256 != loaded.sha256:
-            before = evaluate(victim.network, test, runtime, trigger, criterion)
-    clock.inputs = {model.name: loaded.sha256, test.name: test.digest()}
+    if victim is not None and victim.sha256 != loaded.sha256:
+        before = evaluate(victim.network, test, runtime, trigger, criterion)
     galleries: list[Gallery] = []
     if trigger is not None and criterion is not None:
         galleries.append(trigger_gallery(test, trigger, criterion))
@@ -81,10 +89,36 @@ def run(
 
 
 def _attack(folder: Path, model: LoadedModel) -> SavedAttack:
-    saved = load_attack(folder / ATTACK)
+    """Return the attack in the folder.
+
+    Raises:
+        InputError: there is none, or it was made for other images or classes than the model.
+    """
+    saved, classes = load_attack(folder / ATTACK), model.network.classes
     if saved.image_shape != model.network.description.image_shape:
         raise InputError(f"the attack in {folder} was made for images of another size than the model's")
-    return saved
+    match saved.criterion:
+        case AllToOne(target=target) if target >= classes:
+            wanted = f"wants class {target}"
+        case AllToAll(classes=several) if several != classes:
+            wanted = f"is for {several} classes"
+        case _:
+            return saved
+    raise InputError(
+        f"the attack in {folder} {wanted}, but the model has {classes} classes (from 0); name an attack on such a model"
+    )
+
+
+def _victim(path: Path, arch: str | None) -> LoadedModel | None:
+    """Return the attacked model, if it lies beside the attack; its code, if it has some, is that of `arch`."""
+    if not path.is_file():
+        return None
+    try:
+        return load_model(path)
+    except CheckpointError:
+        if arch is None or not is_code(arch):
+            raise
+        return load_model(path, arch=arch)
 
 
 def _result(before: Evaluation | None, after: Evaluation) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """From words on the command line (and a YAML file) to a call of a command's `run`.
 
-A parameter of `run` that names a method, such as `attack`, is chosen by name from a registry only: `--attack BadNets
---attack.poison_rate 0.05`. Nothing that a file or an option says is ever imported.
+A parameter of `run` that names a method, such as `attack`, is chosen by name from a registry: `--attack BadNets
+--attack.poison_rate 0.05`. Code of the user's, `module:function`, can be named as a network, and only on the command
+line itself: nothing that a file says is ever imported.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.errors import InputError
+from unbackdoor.models.build import find_architecture, is_code
 from unbackdoor.registry import Registry
 from unbackdoor.training import Runtime
 
@@ -34,13 +36,31 @@ class Choice:
         registry: the methods.
         default: the name of the one that is taken if none is named.
         skip: parameters of the methods that are not the user's.
-        partial: whether `run` gets the class with its options bound, instead of an instance.
+        partial: whether `run` gets the class with its options bound, instead of an instance. Then it may be a function
+            of the user's too, which has no options.
     """
 
     registry: Registry[Any]
     default: str
     skip: frozenset[str] = frozenset()
     partial: bool = False
+
+
+class UserNetwork(partial[Any]):
+    """A function of the user's that builds a network, and the name `module:function` that the user gave."""
+
+    architecture: str
+
+    @classmethod
+    def named(cls, architecture: str) -> UserNetwork:
+        """Import the function.
+
+        Raises:
+            InputError: there is no such module or function.
+        """
+        network = cls(find_architecture(architecture))
+        network.architecture = architecture
+        return network
 
 
 def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[], Outcome] | None, bool]:
@@ -59,17 +79,22 @@ def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[],
     """
     choices: dict[str, Choice] = getattr(module, "CHOICES", {})
     wants_runtime: bool = getattr(module, "RUNTIME", True)
-    words = _with_config([_underscored(word) for word in words], choices)
-    chosen, words = _take_choices(words, choices)
+    typed = [_underscored(word) for word in words]
+    words = _with_config(typed, choices)
+    chosen, words = _take_choices(words, choices, typed)
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
     parser = _parser(name, module, choices, chosen, wants_runtime)
     values = _parse(parser, words)
     if values is None:
         return None, False
+    _refuse_code_of_files(values.get("arch"), typed)
     as_json = values.pop("json")
     values.pop("config", None)
     arguments = parser.instantiate(values).as_dict()
     for key, choice in choices.items():
+        if is_code(chosen[key]):
+            arguments[key] = UserNetwork.named(chosen[key])
+            continue
         method: Callable[..., Any] = choice.registry[chosen[key]]
         options = arguments.pop(key, {})
         arguments[key] = partial(method, **options) if choice.partial else method(**options)
@@ -89,7 +114,9 @@ def _parser(
 ) -> ArgumentParser:
     """Return a parser for this command with these methods chosen."""
     notes = [
-        f"  --{key} NAME: {', '.join(sorted(choice.registry))} (now: {chosen[key]})" for key, choice in choices.items()
+        f"  --{key} NAME: {', '.join(sorted(choice.registry))}{', or module:function' if choice.partial else ''}"
+        f" (now: {chosen[key]})"
+        for key, choice in choices.items()
     ]
     parser = ArgumentParser(
         prog=f"unbackdoor {name}",
@@ -103,9 +130,10 @@ def _parser(
     if wants_runtime:
         parser.add_class_arguments(Runtime, skip={"progress"}, fail_untyped=True)
     for key, choice in choices.items():
-        parser.add_class_arguments(
-            choice.registry[chosen[key]], key, skip=set(choice.skip), instantiate=False, fail_untyped=True
-        )
+        if not is_code(chosen[key]):
+            parser.add_class_arguments(
+                choice.registry[chosen[key]], key, skip=set(choice.skip), instantiate=False, fail_untyped=True
+            )
     return parser
 
 
@@ -150,7 +178,7 @@ def _with_config(words: list[str], choices: dict[str, Choice]) -> list[str]:
         raise InputError(f"{path} is not YAML{where}; correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold options by name, such as 'seed: 1'")
-    return [*_flatten("", content, choices, path), *rest]
+    return [*(_underscored(word) for word in _flatten("", content, choices, path)), *rest]
 
 
 def _flatten(prefix: str, content: dict[Any, Any], choices: dict[str, Choice], path: str) -> list[str]:
@@ -172,14 +200,23 @@ def _flatten(prefix: str, content: dict[Any, Any], choices: dict[str, Choice], p
     return words
 
 
-def _take_choices(words: list[str], choices: dict[str, Choice]) -> tuple[dict[str, str], list[str]]:
+def _take_choices(words: list[str], choices: dict[str, Choice], typed: list[str]) -> tuple[dict[str, str], list[str]]:
     """Return the chosen method of each choice, and the words without them."""
     chosen = {}
     for key, choice in choices.items():
         named, words = _take(words, f"--{key}")
         chosen[key] = choice.default if named is None else named
-        choice.registry[chosen[key]]  # an unknown name is an InputError with a hint
+        if choice.partial and is_code(chosen[key]):
+            _refuse_code_of_files(named, typed)
+        else:
+            choice.registry[chosen[key]]  # an unknown name is an InputError with a hint
     return chosen, words
+
+
+def _refuse_code_of_files(named: str | None, typed: list[str]) -> None:
+    """Raise InputError if this names code and the user did not type just that on the command line."""
+    if named is not None and is_code(named) and not any(word == named or word.endswith(f"={named}") for word in typed):
+        raise InputError(f"{named} is code, which a configuration file cannot name; name it on the command line")
 
 
 def _underscored(word: str) -> str:

@@ -5,6 +5,8 @@ Writes model.safetensors, run.json and report.html, after scanning the result ag
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from unbackdoor.commands.mark import notes_of, repaired_mark
@@ -17,14 +19,16 @@ from unbackdoor.commands.workspace import (
     PAGE,
     RESUME,
     Run,
-    defender_data,
     new_folder,
+    open_for_defense,
     options_of,
     percent,
     save_trained,
 )
+from unbackdoor.data import DefenderData
+from unbackdoor.errors import InputError, UnbackdoorError
 from unbackdoor.evaluate import Proportion, evaluate
-from unbackdoor.models import LoadedModel, load_model
+from unbackdoor.models import LoadedModel, Network
 from unbackdoor.purify import PURIFIERS, Purifier
 from unbackdoor.report import Metric, Report, anomaly_chart, write_report
 from unbackdoor.scan import SCANNERS, Finding, Scanner
@@ -37,43 +41,48 @@ def run(
     *,
     model: Path,
     clean: str,
-    out: Path,
     method: Purifier,
     scanner: Scanner,
     runtime: Runtime,
     clean_size: int = 2500,
     rescan: bool = True,
     arch: str | None = None,
+    out: Path | None = None,
 ) -> Outcome:
     """Repair a model.
 
     Args:
         model: checkpoint file, or a Hugging Face folder.
         clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id.
-        out: folder for the results; an interrupted run in it goes on.
         method: how.
         scanner: how the result is scanned.
         runtime: device, seed, budget, progress.
         clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
         rescan: whether to scan the repaired model.
         arch: architecture of a file that does not name one: a network's name or module:function.
+        out: folder for the results, in which an interrupted run goes on; by default runs/purify- and the beginning of
+            the model's SHA-256.
     """
     clock = Run("purify", runtime)
-    loaded = load_model(model, arch=arch)
-    data, rows = defender_data(clean, clean_size, loaded, runtime)
+    loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
     samples = data.need_clean(type(method).__name__)
-    folder = new_folder(out)
+    folder = new_folder(out or Path("runs") / f"purify-{loaded.sha256[:8]}", clock.command)
     repaired, history = method.purify(loaded.network, data, runtime, folder / RESUME)
     before = evaluate(loaded.network, samples, runtime).acc
     after = evaluate(repaired, samples, runtime).acc
-    finding = scanner.scan(repaired, data, runtime) if rescan else None
+    finding, unscanned = scan_repaired(scanner, repaired, data, runtime) if rescan else (None, "not asked for")
     clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest()}
     clock.options = {"method": options_of(method), "rounds run": history.epochs}
-    page = purify_page(clock, model.name, loaded, method, scanner, (before, after), history, finding)
-    write_report(folder / PAGE, page)
+    if rescan:
+        clock.options["scanner"] = options_of(scanner)
+    page = partial(
+        purify_page, clock, model.name, loaded, method, scanner, (before, after), history, finding, unscanned
+    )
+    unwritten = _write_page(folder / PAGE, page)
     measured = {
         "clean_accuracy": {"before": before.to_json(), "after": after.to_json()},
         "rescan": None if finding is None else finding.to_json(),
+        "not_rescanned": unscanned or None,
     }
     clock.write(folder, **measured, clean_rows=rows)
     provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
@@ -84,15 +93,35 @@ def run(
         rows=[
             ("clean samples, before", percent(before)),
             ("clean samples, after", percent(after)),
-            ("scan of the result", "not done" if finding is None else verdict_word(finding)),
+            ("scan of the result", f"none: {unscanned}" if finding is None else verdict_word(finding)),
+            *([("report", f"none: {unwritten}")] if unwritten else []),
             ("rounds", str(history.epochs)),
             ("time", f"{clock.seconds:.0f} s"),
             ("model", str(folder / MODEL)),
         ],
         result={"model": str(folder / MODEL), **measured, "rounds": history.epochs},
         sentence="Accuracy is on the very samples that the repair used; `unbackdoor evaluate` measures on test data.",
-        page=folder / PAGE,
+        page=None if unwritten else folder / PAGE,
     )
+
+
+def scan_repaired(
+    scanner: Scanner, repaired: Network, data: DefenderData, runtime: Runtime
+) -> tuple[Finding | None, str]:
+    """Return the finding on the repaired model, or None and why there is none: the repair is not lost for it."""
+    try:
+        return scanner.scan(repaired, data, runtime), ""
+    except UnbackdoorError as error:
+        return None, str(error)
+
+
+def _write_page(path: Path, page: Callable[[], Report]) -> str:
+    """Make and write the page; return why it cannot be made, if so: neither is the repair lost for that."""
+    try:
+        write_report(path, page())
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def purify_page(
@@ -104,8 +133,9 @@ def purify_page(
     accuracy: tuple[Proportion, Proportion],
     history: History,
     finding: Finding | None,
+    unscanned: str,
 ) -> Report:
-    """Return the report of a repair of the model that was loaded."""
+    """Return the report of a repair of the model that was loaded; `unscanned` says why there is no finding."""
     class_names = loaded.network.description.class_names
     before, after = accuracy
     charts = [loss_chart(history, "round", "loss")]
@@ -131,7 +161,9 @@ def purify_page(
         facts=clock.facts(),
         next_steps=["Measure on test data that were not used here: `unbackdoor evaluate`."],
         notes=[
-            *(["The verdict is a scan of the repaired model."] if finding is not None else []),
+            "The verdict is a scan of the repaired model."
+            if finding is not None
+            else f"There is no scan of the repaired model: {unscanned}.",
             *(f"The model before: {note}" for note in notes_of(loaded)),
         ],
     )

@@ -14,11 +14,11 @@ from unbackdoor.commands.pictures import found_gallery
 from unbackdoor.commands.workspace import (
     PAGE,
     Run,
-    defender_data,
+    open_for_defense,
     options_of,
-    writable_folder,
+    report_folder,
 )
-from unbackdoor.models import LoadedModel, load_model
+from unbackdoor.models import LoadedModel
 from unbackdoor.report import Report, Verdict, anomaly_chart, write_report
 from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import Runtime
@@ -45,12 +45,12 @@ def run(
         runtime: device, seed, budget, progress.
         clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
         arch: architecture of a file that does not name one: a network's name or module:function.
-        out: folder for the report; by default runs/scan- and the beginning of the model's SHA-256.
+        out: folder for the report, replaced if it is a scan's; by default runs/scan- and the beginning of the model's
+            SHA-256.
     """
     clock = Run("scan", runtime)
-    loaded = load_model(model, arch=arch)
-    data, rows = defender_data(clean, clean_size, loaded, runtime)
-    folder = writable_folder(out or Path("runs") / f"scan-{loaded.sha256[:8]}")
+    loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
+    folder = report_folder(out or Path("runs") / f"scan-{loaded.sha256[:8]}", clock.command)
     finding = scanner.scan(loaded.network, data, runtime)
     clock.inputs = {model.name: loaded.sha256}
     if data.clean is not None:

@@ -27,7 +27,7 @@ from unbackdoor.commands.workspace import (
 from unbackdoor.data import read_images
 from unbackdoor.evaluate import evaluate
 from unbackdoor.report import Report, write_report
-from unbackdoor.training import Recipe, Runtime, fit
+from unbackdoor.training import Recipe, Runtime, check_fits, fit
 
 CHOICES = {"model": NETWORK}
 
@@ -51,8 +51,9 @@ def run(
     """
     clock = Run("train", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
-    folder = new_folder(out)
+    folder = new_folder(out, clock.command)
     network = new_network(model, train, runtime)
+    check_fits(network, train, test)
     history = fit(network, train, recipe, runtime, resume=folder / RESUME)
     evaluation = evaluate(network, test, runtime)
     clock.inputs = {train.name: train.digest(), test.name: test.digest()}

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from unbackdoor.commands.parsing import Choice
+from unbackdoor.commands.parsing import Choice, UserNetwork
 from unbackdoor.data import ImageSet
 from unbackdoor.models import NETWORKS, Description, Network, build_network
 from unbackdoor.training import Runtime
@@ -26,12 +26,13 @@ def new_network(model: Callable[[int, int], nn.Module], train: ImageSet, runtime
     The normalisation is the data's own mean and standard deviation per channel.
     """
     constructor = cast("partial[nn.Module]", model)
-    sample = train.images[:STATISTICS_ROWS].float() / 255
+    # Spread over all rows: image folders come sorted by class.
+    sample = train.images[:: max(1, len(train) // STATISTICS_ROWS)].float() / 255
     mean = sample.mean((0, 2, 3)).tolist()
     # A channel that never changes must not divide by zero.
     std = sample.std((0, 2, 3)).clamp_min(1 / 255).tolist()
     description = Description(
-        architecture=constructor.func.__name__,
+        architecture=model.architecture if isinstance(model, UserNetwork) else constructor.func.__name__,
         arguments=dict(constructor.keywords),
         class_names=train.class_names,
         image_shape=train.shape,

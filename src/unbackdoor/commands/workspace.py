@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from unbackdoor.data import DefenderData, clean_rows, read_images
-from unbackdoor.errors import OutputError
+from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
+from unbackdoor.errors import CheckpointError, OutputError
 from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.files import write_json
-from unbackdoor.models import LoadedModel, Network, save_model
+from unbackdoor.models import LoadedModel, Network, load_model, save_model
+from unbackdoor.models.build import is_code
 from unbackdoor.report import Fact, Metric
 from unbackdoor.training import Runtime, check_fits
 
@@ -30,28 +31,87 @@ MODEL, ATTACK, RESUME, RUN, PAGE = (
 """Names of the files in a run's folder."""
 
 
-def defender_data(clean: str, size: int, model: LoadedModel, runtime: Runtime) -> tuple[DefenderData, list[int]]:
-    """Read a defender's clean samples: class-balanced, drawn by the seed from training images.
-
-    Returns:
-        The data and the rows drawn.
-    """
-    # Never the part that `evaluate` reads from the same source.
-    images = read_images(clean, "train")
-    check_fits(model.network, images)
-    rows = clean_rows(images, size, runtime.seed)
-    return DefenderData(clean=images.subset(rows)), rows.tolist()
+_NO_CLASSES = "the number of classes is not in the file"
 
 
-def new_folder(out: Path) -> Path:
-    """Return `out` as a folder for a new result.
+def open_model(model: Path, arch: str | None, source: str, split: str) -> tuple[LoadedModel, ImageSet]:
+    """Read a model and the images for it.
+
+    Where a network of the user's own has a file that does not say the classes, the data say classes and image size.
+
+    Args:
+        model: checkpoint file, or a Hugging Face folder.
+        arch: see `load_model`.
+        source: see `read_images`.
+        split: see `read_images`.
 
     Raises:
-        OutputError: it holds a finished result already, or cannot be made.
+        UnbackdoorError: either cannot be read, or they do not fit each other.
+    """
+    try:
+        loaded = load_model(model, arch=arch)
+    except CheckpointError as error:
+        if arch is None or not is_code(arch) or _NO_CLASSES not in str(error):
+            raise
+        images = read_images(source, split)
+        loaded = load_model(model, arch=arch, classes=images.class_names, image_shape=images.shape)
+        note = f"the file does not tell classes and size of images: taken from {images.name}"
+        return dataclasses.replace(loaded, notes=(*loaded.notes, note)), images
+    images = read_images(source, split)
+    check_fits(loaded.network, images)
+    return loaded, images
+
+
+def open_for_defense(
+    model: Path, arch: str | None, clean: str, size: int, runtime: Runtime
+) -> tuple[LoadedModel, DefenderData, list[int]]:
+    """Read a model and a defender's clean samples: class-balanced, drawn by the seed from training images.
+
+    Returns:
+        The model, the data, and the rows drawn.
+    """
+    # Never the part that `evaluate` reads from the same source.
+    loaded, images = open_model(model, arch, clean, "train")
+    rows = clean_rows(images, size, runtime.seed)
+    return loaded, DefenderData(clean=images.subset(rows)), rows.tolist()
+
+
+def new_folder(out: Path, command: str) -> Path:
+    """Return `out` as a folder for a new model.
+
+    Raises:
+        OutputError: it holds a finished result or another command's already, or cannot be made.
     """
     if (out / MODEL).exists():
         raise OutputError(f"{out} holds a finished result; choose another --out, or remove it first")
+    _refuse_others(out, command)
     return writable_folder(out)
+
+
+def report_folder(out: Path, command: str) -> Path:
+    """Return `out` as a folder for a result of a command that replaces its own earlier ones.
+
+    Raises:
+        OutputError: it holds the result of another command, finished or not, or cannot be made.
+    """
+    for name in (MODEL, RESUME):
+        if (out / name).exists():
+            raise OutputError(f"{out} holds the {name} of another command; choose another --out, or remove it first")
+    _refuse_others(out, command)
+    return writable_folder(out)
+
+
+def _refuse_others(out: Path, command: str) -> None:
+    """Raise OutputError if the record in the folder is not of this command."""
+    try:
+        words = str(json.loads((out / RUN).read_bytes())["command"]).split()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        words = []
+    if command not in words[:2]:
+        whose = "that unbackdoor did not write" if not words else "of another command"
+        raise OutputError(f"{out} holds a {RUN} {whose}; choose another --out, or remove it first")
 
 
 def writable_folder(out: Path) -> Path:

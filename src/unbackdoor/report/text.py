@@ -26,7 +26,12 @@ _PATHS = re.compile(
 def plain(text: str) -> str:
     """Return `text` on one line without terminal commands, control and invisible formatting characters."""
     text = _SPACES.sub(" ", TERMINAL.sub("", text))
-    return "".join(letter for letter in text if unicodedata.category(letter) not in _HIDDEN_CATEGORIES)
+    return "".join(letter for letter in text if not _hidden(letter))
+
+
+def _hidden(letter: str) -> bool:
+    """Return whether a character is never to be seen, or is none: the last two of each plane, which XML refuses."""
+    return unicodedata.category(letter) in _HIDDEN_CATEGORIES or ord(letter) & 0xFFFE == 0xFFFE
 
 
 def short_path(path: str | PurePath) -> str:
