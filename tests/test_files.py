@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unbackdoor.errors import OutputError
-from unbackdoor.files import replacing, sha256, write_bytes, write_json
+from unbackdoor.files import read_bytes, replacing, sha256, write_bytes, write_json
 
 
 @pytest.mark.parametrize("payload", [b"", b"abc", bytes(range(256)) * 100])
@@ -27,6 +27,25 @@ def test_a_file_is_written_with_the_folders_above_it(tmp_path: Path) -> None:
     write_bytes(path, b"content")
     assert path.read_bytes() == b"content"
     assert list(path.parent.iterdir()) == [path], "nothing else is left"
+
+
+def test_a_regular_file_up_to_the_limit_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_bytes(tmp_path / "file", 5) == read_bytes(tmp_path / "link", 5) == b"12345"
+    with pytest.raises(ValueError, match="5 bytes, more than the 4"):
+        read_bytes(tmp_path / "file", 4)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and devices are POSIX's")
+def test_what_would_be_read_for_ever_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(ValueError, match="no regular file"):
+            read_bytes(path, 10)
+    with pytest.raises(OSError, match="No such file"):
+        read_bytes(tmp_path / "absent", 10)
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -91,8 +110,13 @@ def test_json_is_written_readably_and_comes_back(tmp_path: Path) -> None:
     write_json(tmp_path / "file", content)
     text = (tmp_path / "file").read_text(encoding="utf-8")
     assert json.loads(text) == content
-    assert "é ✓" in text
+    assert text.count("\n") > 5
     assert text.endswith("}\n")
+
+
+def test_half_a_character_as_in_the_name_of_a_latin_1_folder_is_written_all_the_same(tmp_path: Path) -> None:
+    write_json(tmp_path / "file", ["caf\udce9"])
+    assert json.loads((tmp_path / "file").read_text()) == ["caf\udce9"]
 
 
 def test_content_that_is_no_json_leaves_no_file(tmp_path: Path) -> None:

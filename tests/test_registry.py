@@ -31,7 +31,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     def entry(name: str) -> SimpleNamespace:
         def load() -> type:
             asked.append(("load", name))
-            return Quince
+            return type(name, (Quince,), {})
 
         return SimpleNamespace(name=name, load=load)
 
@@ -56,10 +56,37 @@ def test_members_are_known_by_their_class_names_in_their_order() -> None:
 def test_entry_points_of_the_kind_are_added_once_and_cannot_replace_ours(installed: list[tuple[str, str]]) -> None:
     fruits: Registry[object] = Registry("fruit", Apple)
     assert installed == [], "nothing is loaded until it is needed"
-    assert fruits["Quince"] is Quince
+    assert issubclass(fruits["Quince"], Quince)
     assert fruits["Apple"] is Apple
     assert set(fruits) == {"Apple", "Quince"}
     assert installed.count(("group", "unbackdoor.fruit")) == 1
+
+
+def test_a_class_of_another_package_is_known_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands save the class's name, and a file must lead back to the class."""
+    found = [SimpleNamespace(name="my-quince", load=lambda: Quince)]
+    monkeypatch.setattr(module, "entry_points", lambda group: found)
+    fruits: Registry[object] = Registry("fruit", Apple)
+    assert list(fruits) == ["Apple", "Quince"]
+
+
+@pytest.mark.parametrize("error", [ImportError("no module named seeds"), RuntimeError("rotten"), SyntaxError("?")])
+def test_a_broken_package_is_left_out_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def load() -> type:
+        raise error
+
+    found = [
+        SimpleNamespace(name="Broken", load=load),
+        SimpleNamespace(name="NoClass", load=lambda: 5),
+        SimpleNamespace(name="Quince", load=lambda: Quince),
+    ]
+    monkeypatch.setattr(module, "entry_points", lambda group: found)
+    fruits: Registry[object] = Registry("fruit", Apple)
+    assert list(fruits) == ["Apple", "Quince"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert f"the fruit Broken is left out, as it cannot be loaded: {error}" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,10 @@ class CheckpointError(UnbackdoorError):
     """A model file that cannot be read, is refused for safety, or does not fit its architecture."""
 
 
+class UnknownClassesError(CheckpointError):
+    """A model file from which the number of classes cannot be told."""
+
+
 class OutputError(UnbackdoorError):
     """A result that cannot be written."""
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,24 @@ from unbackdoor.errors import OutputError
 def sha256(payload: bytes) -> str:
     """Return the SHA-256 of `payload` as 64 hexadecimal digits."""
     return hashlib.sha256(payload).hexdigest()
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return the whole of a regular file, opened once.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is a device, a pipe or a folder, or has more than `limit` bytes; nothing was read.
+    """
+    # Opening a named pipe would wait for ever for somebody to write to it.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > limit:
+            raise ValueError(f"it has {status.st_size} bytes, more than the {limit} that are accepted")
+        return file.read(status.st_size)
 
 
 @contextmanager
@@ -64,9 +83,10 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON to `path`, complete or not at all.
 
     NaN and infinite numbers, which JSON does not have, are written as null: "no number" to every reader, where a text
-    would break those that expect one.
+    would break those that expect one. Only ASCII is written: half a character, as names of files can hold, has no
+    encoding of its own.
     """
-    text = json.dumps(without_nan(content), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(without_nan(content), indent=2, allow_nan=False)
     write_bytes(path, (text + "\n").encode())
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar, overload
 
 from unbackdoor.errors import InputError
+from unbackdoor.text import clean_text
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -20,7 +24,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
         kind: what the entries are, in one word, for messages ("attack").
         *members: the classes shipped here; a class is known by its own name.
 
-    A third-party package adds a class with an entry point in the group `unbackdoor.<kind>`.
+    A third-party package adds a class with an entry point in the group `unbackdoor.<kind>`; it too is known by its own
+    name, whatever the entry point's. One that cannot be loaded is left out with a warning.
     """
 
     def __init__(self, kind: str, *members: type[T]) -> None:
@@ -31,7 +36,17 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def _all(self) -> dict[str, type[T]]:
         if not self._complete:
             for entry in entry_points(group=f"unbackdoor.{self.kind}"):
-                self._members.setdefault(entry.name, entry.load())
+                try:
+                    member = entry.load()
+                    self._members.setdefault(member.__name__, member)
+                # A stranger's code: whatever it raises, the other methods can be used.
+                except Exception as error:
+                    logger.warning(
+                        "the %s %s is left out, as it cannot be loaded: %s",
+                        self.kind,
+                        entry.name,
+                        clean_text(str(error)),
+                    )
             self._complete = True
         return self._members
 

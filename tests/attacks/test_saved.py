@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
@@ -120,9 +123,17 @@ def test_a_missing_file_a_folder_and_an_unreadable_one_are_refused(tmp_path: Pat
 def test_a_file_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (tmp_path / "a").open("wb") as sparse:
         sparse.truncate((1 << 30) + 1)
-    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read"))
-    with pytest.raises(InputError, match="larger than any attack file"):
+    monkeypatch.setattr("unbackdoor.attacks.saved.read_safetensors", lambda payload: pytest.fail("read"))
+    with pytest.raises(InputError, match="more than the 1073741824 that are accepted"):
         load_attack(tmp_path / "a")
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("pipe", "zero"):
+        with pytest.raises(InputError, match=r"cannot read .*no regular file"):
+            load_attack(tmp_path / name)
 
 
 Spoil = Callable[[File], object]
@@ -186,7 +197,15 @@ def test_a_spoilt_part_is_refused_with_a_sentence(tmp_path: Path, spoil: Spoil) 
     refused(tmp_path / "a", file.bytes())
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -3.0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("buffer", ["trigger.mask", "trigger.pattern"])
+def test_buffers_that_are_no_numbers_are_refused(tmp_path: Path, buffer: str, value: float) -> None:
+    file = File()
+    file.tensors[buffer][..., 2, 3] = value
+    assert "damaged" in refused(tmp_path / "a", file.bytes())
+
+
+@pytest.mark.parametrize("value", [1e30, -3.0])
 @pytest.mark.parametrize("buffer", ["trigger.mask", "trigger.pattern"])
 def test_buffers_out_of_range_are_refused_or_make_8_bit_images_all_the_same(
     tmp_path: Path, buffer: str, value: float
@@ -239,3 +258,41 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     fitted = BadNets().prepare(some(), lambda: pytest.fail("no model is needed"), runtime())
     with pytest.raises(OutputError, match="cannot write"):
         save_attack(tmp_path / "file" / "a", fitted, {})
+
+
+WHOLE = File().bytes()
+HEADER = 8 + struct.unpack("<Q", WHOLE[:8])[0]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=6),
+    end=st.sampled_from([8, HEADER, len(WHOLE)]),
+    cut=st.none() | st.integers(0, len(WHOLE)),
+)
+def test_a_file_with_changed_bytes_is_read_or_refused(
+    tmp_path: Path, changes: list[tuple[int, int]], end: int, cut: int | None
+) -> None:
+    content = bytearray(WHOLE)
+    for place, value in changes:
+        content[place % end] = value
+    (tmp_path / "a").write_bytes(content[:cut])
+    with contextlib.suppress(InputError):
+        load_attack(tmp_path / "a")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    field=st.sampled_from(sorted(File().description)),
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=6,
+    ),
+)
+def test_a_description_with_any_value_is_read_or_refused(tmp_path: Path, field: str, value: Any) -> None:
+    file = File()
+    file.description[field] = value
+    (tmp_path / "a").write_bytes(file.bytes())
+    with contextlib.suppress(InputError):
+        load_attack(tmp_path / "a")

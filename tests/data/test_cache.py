@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.data.generated import encoded, random_pixels, write_folder, write_parquet
-from unbackdoor.data import cache, image_folder, read_images
+from unbackdoor.data import ImageSet, cache, image_folder, read_images
 from unbackdoor.data.image_folder import ImageFolder
 
 NAMES = ("cat", "dog", "emu")
@@ -265,3 +267,25 @@ def test_a_kept_set_is_read_without_importing_datasets(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=6),
+    header=st.booleans(),
+    cut=st.none() | st.integers(0, 4000),
+)
+def test_kept_images_with_changed_bytes_are_right_or_decoded_again(
+    tmp_path: Path, changes: list[tuple[int, int]], header: bool, cut: int | None
+) -> None:
+    pixels = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
+    images = ImageSet(images=pixels, labels=torch.tensor([0, 1]), class_names=("a", "b"))
+    cache.store(tmp_path / "cache", "key", images)
+    path = kept_file(tmp_path)
+    content = bytearray(path.read_bytes())
+    end = 8 + int.from_bytes(content[:8], "little") if header else len(content)
+    for place, value in changes:
+        content[place % end] = value
+    path.write_bytes(content[:cut])
+    found = cache.load(tmp_path / "cache", "key", "x")
+    assert found is None or found.digest() == images.digest()

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.generated import channels_first, encoded, random_pixels
@@ -157,9 +161,37 @@ def test_more_pixels_than_memory_are_refused_before_they_are_allocated(
     image = encoded(random_pixels(1)[0])
     with pytest.raises(DataError, match=r"takes .* GiB when it is unpacked, .*resize the images"):
         decode_images([("a", image)], 10**13, "the set")
-    monkeypatch.setattr(limits, "physical_memory", lambda: 2 * 6 * 8 * 3 - 1)
+    monkeypatch.setattr(limits, "physical_memory", lambda: 2 * (2 * 6 * 8 * 3) - 1)
     with pytest.raises(DataError, match="takes"):
         decode_images([("a", image)] * 2, 2, "the set")
+
+
+def test_the_memory_is_that_of_the_container_if_it_has_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = limits.physical_memory()
+    files = tmp_path / "memory.max", tmp_path / "memory.limit_in_bytes"
+    monkeypatch.setattr(limits, "_CONTAINER_LIMITS", files)
+    for content, memory in (("1000000\n", 10**6), ("max\n", machine), ("9223372036854771712\n", machine)):
+        files[0].write_text(content)
+        assert limits.physical_memory() == memory
+    files[1].write_text("500")
+    assert limits.physical_memory() == 500
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(decode.FORMATS),
+    changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=6),
+    early=st.booleans(),
+    cut=st.none() | st.integers(0, 400),
+)
+def test_images_with_changed_bytes_are_decoded_or_refused(
+    kind: str, changes: list[tuple[int, int]], early: bool, cut: int | None
+) -> None:
+    content = bytearray(encoded(random_pixels(1)[0], kind))
+    for place, value in changes:
+        content[place % min(len(content), 64 if early else 2**20)] = value
+    with contextlib.suppress(DataError):
+        assert decoded(bytes(content[:cut])).dtype == np.uint8
 
 
 def test_more_or_fewer_images_than_declared_are_refused() -> None:

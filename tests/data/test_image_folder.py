@@ -34,6 +34,17 @@ def test_png_folders_come_back_exactly_with_classes_sorted_by_name(
     assert unpickled == []
 
 
+def test_a_file_too_large_for_an_image_is_refused_before_it_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_folder(tmp_path / "pictures", PIXELS, LABELS, NAMES)
+    with (root / "cow" / "x.png").open("wb") as sparse:
+        sparse.truncate(2**40)
+    monkeypatch.setattr("unbackdoor.data.cache.hashlib.file_digest", lambda *_: pytest.fail("hashed"))
+    with pytest.raises(DataError, match=r"image cow/x\.png of .*pictures has 1,099,511,627,776 bytes, more than 268"):
+        read_images(root, "any")
+
+
 @pytest.mark.parametrize("second", ["test", "val", "valid", "validation", "Test"])
 def test_splits_are_folders_and_the_validation_split_stands_in_for_the_test_split(tmp_path: Path, second: str) -> None:
     root = tmp_path / "pictures"

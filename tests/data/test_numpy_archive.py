@@ -106,6 +106,25 @@ def test_class_names_are_read(tmp_path: Path, kind: str) -> None:
     assert images.class_names == ("cat", "dog", "emu")
 
 
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (header((10**12,), "<U0"), "class_names of .* are 1,000,000,000,000 texts of 0 bytes; at most 65,536"),
+        (header((3,), "<U0"), "texts of 0 bytes"),
+        (npy(np.array(["a"] * 65_537)), "are 65,537 texts"),
+        (npy(np.array(["a" * 257, "b", "c"])), "are 3 texts of 1028 bytes; at most 65,536 of 1 to 1024"),
+        (header((3,), "<U1") + (0x110000).to_bytes(4, "little") * 3, "cannot read .*; fetch or write it anew"),
+        (npy(np.zeros((), "<U4")), "must be a list of texts"),
+    ],
+)
+def test_class_names_out_of_range_are_refused(tmp_path: Path, names: bytes, sentence: str) -> None:
+    path = raw_npz(tmp_path / "a.npz", images=npy(PIXELS), labels=npy(LABELS), class_names=names)
+    start = time.process_time()
+    with pytest.raises(DataError, match=sentence):
+        read_images(path, "any")
+    assert time.process_time() - start < 2
+
+
 @pytest.mark.parametrize("name", ["images", "labels", "class_names"])
 def test_object_arrays_are_refused_and_nothing_is_unpickled(tmp_path: Path, name: str, unpickled: list[str]) -> None:
     arrays: dict[str, Any] = {"images": PIXELS, "labels": LABELS, "class_names": np.array(["a", "b", "c"])}

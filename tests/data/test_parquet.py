@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -10,9 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.data.generated import CLASS_FEATURES, channels_first, encoded, random_pixels, write_parquet
-from unbackdoor.data import limits, read_images
+from unbackdoor.data import limits, parquet, read_images
+from unbackdoor.data.tables import BATCH
 from unbackdoor.errors import DataError
 
 PIXELS = random_pixels(24)
@@ -279,7 +283,89 @@ def test_files_that_unpack_to_more_than_the_memory_are_refused(tmp_path: Path, m
         read_images(path, "any")
 
 
+def test_a_value_that_is_stored_once_is_not_unpacked_for_every_row(tmp_path: Path) -> None:
+    """20 kB that refer 20,000 times to one value of 1 MB: as separate values they would take 20 GB."""
+    image = encoded(PIXELS[0]) + bytes(2**20)
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = pa.table(
+        {
+            "img": pa.array([{"bytes": image, "path": "a" * 2**20}] * 256, struct),
+            "label": [row % 2 for row in range(256)],
+        }
+    )
+    options: dict[str, Any] = {"dictionary_pagesize_limit": 2**26, "compression": "zstd"}
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema, **options) as writer:
+        for _ in range(2):
+            writer.write_table(table)
+    assert (tmp_path / "a.parquet").stat().st_size < 20_000
+    part = parquet._Part([tmp_path / "a.parquet"])
+    pa.default_memory_pool().release_unused()
+    before, most = pa.total_allocated_bytes(), 0
+    for batch in part.batches(["img", "label"]):
+        assert len(batch) <= BATCH
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert most < 30 * 2**20
+    images = read_images(tmp_path / "a.parquet", "any")
+    assert images.images.shape == (512, 3, 6, 8)
+
+
+@pytest.mark.parametrize(
+    "options", [{"dictionary_pagesize_limit": 500}, {"use_dictionary": False}, {"data_page_size": 100}]
+)
+def test_values_come_back_however_the_file_stores_them(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A dictionary that has grown too large is given up within a column."""
+    pixels = np.concatenate([PIXELS] * 40)
+    table = pq.read_table(write_parquet(tmp_path / "b.parquet", list(pixels), LABELS * 40))
+    pq.write_table(table, tmp_path / "a.parquet", **options)
+    assert np.array_equal(read_images(tmp_path / "a.parquet", "any").images.numpy(), channels_first(pixels))
+
+
+def test_an_image_of_too_many_bytes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unbackdoor.data.decode.MAX_BYTES", 300)
+    path = write_parquet(tmp_path / "a.parquet", [*rows()[:5], encoded(PIXELS[0]) + bytes(400), *rows()[6:]], LABELS)
+    with pytest.raises(DataError, match=r"pictures/5\.png \(row 5\) .*it has [0-9,]+ bytes, more than 300"):
+        read_images(path, "any")
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_images_may_be_a_plain_column_of_bytes(tmp_path: Path, kind: Any) -> None:
+    table = pa.table({"img": pa.array([encoded(image) for image in PIXELS], kind), "label": LABELS})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert np.array_equal(read_images(tmp_path / "a.parquet", "any").images.numpy(), channels_first(PIXELS))
+
+
+def test_splits_and_row_groups_without_rows_change_nothing(tmp_path: Path) -> None:
+    full = pq.read_table(write_parquet(tmp_path / "full.parquet", rows(), LABELS, features=None))
+    (tmp_path / "set").mkdir()
+    with pq.ParquetWriter(tmp_path / "set" / "train.parquet", full.schema) as writer:
+        for table in (full.slice(0, 0), full, full.slice(0, 0)):
+            writer.write_table(table)
+    pq.write_table(full.slice(0, 0), tmp_path / "set" / "test.parquet")
+    images = read_images(tmp_path / "set", "train")
+    assert np.array_equal(images.images.numpy(), channels_first(PIXELS))
+    assert images.class_names == ("0", "1", "2")
+
+
 def test_a_missing_split_names_what_is_there(tmp_path: Path) -> None:
     write_parquet(tmp_path / "set" / "train.parquet", rows(), LABELS)
     with pytest.raises(DataError, match=r"has no test split; it has: train \(a single file or"):
         read_images(tmp_path / "set", "test")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=6),
+    footer=st.booleans(),
+    cut=st.none() | st.integers(0, 4000),
+)
+def test_files_with_changed_bytes_are_read_or_refused(
+    tmp_path: Path, changes: list[tuple[int, int]], footer: bool, cut: int | None
+) -> None:
+    path = tmp_path / "a.parquet"
+    content = bytearray(write_parquet(path, rows(), LABELS).read_bytes())
+    length = int.from_bytes(content[-8:-4], "little") + 8 if footer else len(content)
+    for place, value in changes:
+        content[len(content) - 1 - place % length] = value
+    path.write_bytes(b"PAR1" + content[4:cut])
+    with contextlib.suppress(DataError):
+        assert len(read_images(path, "any").shape) == 3

@@ -76,21 +76,47 @@ def _pickles(canary: Path) -> dict[str, tuple[bytes, str]]:
         "bytearray_bomb.pt": (torch_bytes(Attack(bytearray, 10**12)), "bytearray"),
         "whole_module.pt": (torch_bytes(WholeModule(2, 2)), "WholeModule"),
         "hidden_name.pt": (
-            _with_pickle(b"\x80\x04\x8c\x02os\x8c\x06system\x93)R."),
+            with_pickle(b"\x80\x04\x8c\x02os\x8c\x06system\x93)R."),
             "torch.save does not write",
         ),
         "legacy.pt": (torch_bytes(weights, **legacy), "legacy PyTorch"),
         "legacy_system.pt": (torch_bytes(touch, **legacy), "legacy PyTorch"),
         "legacy_second_pickle.pt": (torch_bytes(weights, **legacy) + pickle.dumps(touch), "legacy PyTorch"),
-        "second_pickle.pt": (_with_pickle(b"\x80\x02}.", pickle.dumps(touch, 2)), "after its end"),
+        "second_pickle.pt": (with_pickle(b"\x80\x02}.", pickle.dumps(touch, 2)), "after its end"),
         "slow_codec.pt": (
-            _with_pickle(b"\x80\x02c_codecs\nencode\n", _text("é" * 9), _text("punycode"), b"\x86R."),
+            with_pickle(b"\x80\x02c_codecs\nencode\n", _text("é" * 9), _text("punycode"), b"\x86R."),
             "encodes text",
         ),
         "hidden_codec.pt": (
-            _with_pickle(b"\x80\x02c_codecs\nencode\n(", _text("x"), _text("punycode"), b"tR."),
+            with_pickle(b"\x80\x02c_codecs\nencode\n(", _text("x"), _text("punycode"), b"tR."),
             "encodes text",
         ),
+        "doubling_key.pt": (with_pickle(b"\x80\x02}", _doubling(40), b"Ns."), "repeats its values"),
+        "doubling_call.pt": (with_pickle(b"\x80\x02", _doubling(40), b")R."), "repeats its values"),
+        "doubling_call_short.pt": (with_pickle(b"\x80\x02", _doubling(3), b")R."), "calls what is no function"),
+        "repeated_value.pt": (
+            with_pickle(b"\x80\x02]", _doubling(10), b"a", b"h\x0aa" * 100_000, b"."),
+            "repeats its values",
+        ),
+        "repeated_copies.pt": (
+            with_pickle(
+                b"\x80\x02]q\1c_codecs\nencode\nq\0",
+                _text("x" * 10**5),
+                b"q\2X\6\0\0\0latin1q\3",
+                b"h\0h\2h\3\x86R" * 10**4,
+                b".",
+            ),
+            "repeats its values",
+        ),
+        "tuple_key.pt": (with_pickle(b"\x80\x02}J\xff\xff\xff\xff\x85Ns."), "keys that are neither"),
+        "tuple_keys.pt": (with_pickle(b"\x80\x02}(K\1NK\2\x85Nu."), "keys that are neither"),
+        "tuple_in_set.pt": (with_pickle(b"\x80\x02c__builtin__\nset\n](K\1\x85e\x85R."), "keys that are neither"),
+        "pairs_as_state.pt": (
+            with_pickle(b"\x80\x02ccollections\nOrderedDict\n)R](](K\1K\2eeb."),
+            "keys that are neither",
+        ),
+        "large_key.pt": (with_pickle(b"\x80\x02}\x8a\x0a", bytes(9), b"\1Ns."), "keys that are neither"),
+        "deep_key.pt": (with_pickle(b"\x80\x02})", b"\x85" * 10**6, b"Ns."), "more than 100 deep"),
         "object_array.pt": (
             torch_bytes({"net": weights, "data": np.array([touch], dtype=object)}),
             "would run",
@@ -225,10 +251,15 @@ def _no_files(folder: Path) -> dict[str, tuple[Path, str]]:
     }
 
 
-def _with_pickle(*parts: bytes) -> bytes:
+def with_pickle(*parts: bytes) -> bytes:
     """Return a PyTorch file with a pickle of these instructions."""
     new = b"".join(parts)
     return rezip(torch_bytes({}), lambda name, content: new if name.endswith("data.pkl") else content)
+
+
+def _doubling(times: int) -> bytes:
+    """Tuples of two references to the one before: a few bytes, 2^times parts."""
+    return b")q\0" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(times))
 
 
 def _text(text: str) -> bytes:

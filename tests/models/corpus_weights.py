@@ -56,8 +56,8 @@ def tensors() -> dict[str, tuple[bytes, str]]:
             "wrong number of classes",
         ),
         "result_torchvision.pt": (
-            torch_bytes({"model_name": "resnet18", "num_classes": 4, "model": _preact()}),
-            "do not fit ResNet18",
+            torch_bytes({"model_name": "resnet18", "num_classes": 4, "model": _torchvision()}),
+            "layout of torchvision's ResNet",
         ),
         "result_unknown.pt": (
             torch_bytes({"model_name": "vit_b_16", "num_classes": 4, "model": {"1.w": bias}}),
@@ -185,6 +185,11 @@ def notes() -> dict[str, tuple[bytes, str]]:
             "image shape",
         ),
     }
+
+
+def _torchvision() -> dict[str, torch.Tensor]:
+    names = ("conv1.weight", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight", "fc.weight")
+    return {name: torch.ones(4, 4) for name in names}
 
 
 def _preact() -> dict[str, torch.Tensor]:

@@ -25,6 +25,29 @@ def test_the_seed_alone_decides_the_weights_and_the_global_state_stays() -> None
     assert not torch.equal(state(build_network(small_description(), seed=2)), state(first))
 
 
+def test_the_seed_of_a_network_leaves_the_accelerators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[object] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    build_network(small_description(), seed=1)
+    assert seeded == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"class_names": ("a", "b" * 257)}, "the class names must be texts of at most 256"),
+        ({"class_names": ("a",) * 65_537}, "a list of 1 to 65536"),
+        ({"class_names": ("\U0001f6a2" * 256,) * 400}, "longer than 1048576 characters"),
+        ({"image_shape": (3, 16, 1025)}, "1024 pixels a side"),
+        ({"mean": (0.5,)}, "one per channel"),
+    ],
+)
+def test_a_network_whose_file_would_be_refused_is_not_built(changes: dict[str, object], words: str) -> None:
+    """Training would run to its end for nothing."""
+    with pytest.raises(InputError, match=words):
+        build_network(small_description(**changes), seed=1)
+
+
 def test_without_a_seed_the_global_state_decides() -> None:
     torch.manual_seed(5)
     first = build_network(small_description())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,60 @@ def test_every_network_survives_saving_in_our_format_and_in_pytorchs(tmp_path: P
     assert foreign.network.description.architecture == name
     assert foreign.network.description.arguments == {"width": 2}
     assert f"architecture guessed from the shapes: {name}, width 2" in foreign.notes
+
+
+def test_half_a_character_in_a_class_name_survives(tmp_path: Path) -> None:
+    """Python gives them to names of folders that are no UTF-8, such as those in Latin-1."""
+    names = ("caf\udce9", "ship 🚢", "c", "d")
+    save_model(tmp_path / "m", small_network(class_names=names), provenance={"source": "caf\udce9"})
+    model = load_model(tmp_path / "m")
+    assert model.network.description.class_names == names
+    assert model.provenance == {"source": "caf\udce9"}
+
+
+def test_the_collections_of_a_training_checkpoint_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    network = small_network()
+    extras = {
+        "milestones": Counter({30: 1, 60: 1}),
+        "seen": {1, 2, 3},
+        "order": OrderedDict([("a", [(1, 2)]), ("b", {"c": ((1,), 2)})]),
+        "random": (3, tuple(range(625)), None, 2**127),
+        "scores": {np.int64(3): np.float64(0.5), np.int64(4): np.float64(0.25)},
+        "empty": [(), {}, [], None, True, set()],
+    }
+    torch.save({"state_dict": network.body.state_dict(), **extras}, tmp_path / "m")
+    assert_same_weights(network.body.state_dict(), load_model(tmp_path / "m").network)
+
+
+def nested(depth: int) -> list[Any]:
+    content: list[Any] = []
+    for _ in range(depth):
+        content = [content]
+    return content
+
+
+@pytest.mark.parametrize("strange", ["x" * 4_000_000, ["\ud800"] * 200_000, nested(980), {"loss": float("nan")}])
+def test_whatever_the_parent_said_of_itself_the_repaired_model_can_be_read(tmp_path: Path, strange: Any) -> None:
+    provenance = {"parent": "ab" * 32, "parent_provenance": {"strange": strange}}
+    save_model(tmp_path / "m", small_network(), provenance=provenance, backdoored={"note": strange, "repaired": True})
+    model = load_model(tmp_path / "m")
+    assert model.provenance["parent"] == "ab" * 32
+    assert model.backdoored is not None
+    assert model.backdoored["repaired"] is True
+
+
+def test_the_most_and_longest_class_names_that_are_built_can_be_read_again(tmp_path: Path) -> None:
+    names = ('"' * 250,) * 2000
+    save_model(tmp_path / "m", small_network(class_names=names), provenance={"a": '"' * 200_000})
+    assert load_model(tmp_path / "m").network.description.class_names == names
+
+
+def test_a_network_that_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    network = small_network()
+    network.description = replace(network.description, class_names=("a" * 300, "b", "c", "d"))
+    with pytest.raises(OutputError, match="could not be read again: its class names must be texts of at most 256"):
+        save_model(tmp_path / "m", network, provenance={})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_mark_of_a_backdoored_model_can_be_read_by_other_programs(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import nn
 
 from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.models import load_model, save_model, tapped
+from unbackdoor.models.build import build_body
+from unbackdoor.models.fit import fit
 
 transformers = pytest.importorskip("transformers")
 
@@ -181,7 +184,7 @@ def test_the_hash_covers_every_file_that_was_read(edit: Callable[..., Path]) -> 
         ({"num_hidden_layers": 10**6}, "num_hidden_layers"),
         ({"num_hidden_layers": 129}, "more than 128 layers"),
         ({"num_hidden_layers": 3}, "describes a network of|lack"),
-        ({"patch_size": 0}, "no network|not accepted"),
+        ({"patch_size": 0}, "whole numbers"),
         ({"image_size": 5000}, "image_size above"),
         ({"hidden_act": "os.system"}, "no network|not accepted"),
         ({"num_channels": 1000}, "image shape"),
@@ -198,6 +201,46 @@ def test_configurations_that_ask_for_too_much_are_refused(
     with pytest.raises(CheckpointError, match=words) as caught:
         load_model(edit(config=config))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"window_size": 65}, "window_size above 64"),
+        ({"window_size": 65_536}, "window_size above 64"),
+        ({"pretrained_window_sizes": [0, 65_536]}, "pretrained_window_sizes above 64"),
+        ({"image_size": 1024, "patch_size": 1}, "into 1048576 patches"),
+        ({"image_size": [1024, 1024], "patch_size": 4}, "into 65536 patches"),
+        ({"window_size": 64, "image_size": 1024, "patch_size": 8}, "tables of [0-9]+ entries"),
+    ],
+)
+def test_a_small_folder_cannot_ask_for_large_tables(
+    originals: dict[str, tuple[Path, nn.Module]], tmp_path: Path, config: dict[str, Any], words: str
+) -> None:
+    """Swin's tables of positions are no weights: window_size^4 entries would be made for a folder of 0.6 MB."""
+    folder = tmp_path / "copy"
+    shutil.copytree(originals["swin"][0], folder)
+    content = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(content))
+    if "tables" in words:
+        # With enough weights for the larger window, so that only the tables are too many.
+        weights = safetensors.torch.load_file(folder / "model.safetensors")
+        safetensors.torch.save_file({**weights, "more": torch.zeros(10**5)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=words):
+        load_model(folder)
+
+
+def test_a_small_file_of_ours_cannot_ask_for_large_tables_either(
+    originals: dict[str, tuple[Path, nn.Module]], tmp_path: Path
+) -> None:
+    network = load_model(originals["swin"][0]).network
+    config = {**network.description.arguments["config"], "window_size": 64, "image_size": 512, "depths": [2, 2]}
+    arguments = {"config": config, "size": [512, 512]}
+    with torch.device("meta"):
+        larger = build_body(replace(network.description, arguments=arguments))
+    state = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in larger.state_dict().items()}
+    with pytest.raises(CheckpointError, match="tables of"):
+        fit(replace(network.description, arguments=arguments), state, trusted=False)
 
 
 def test_options_that_could_fetch_code_or_kernels_are_dropped(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unbackdoor.errors import CheckpointError
 from unbackdoor.models import build_network, load_model
 
 from .files import assert_same_weights, rezip, small_description, torch_bytes, trained
@@ -51,7 +52,7 @@ def backdoorbench_result(model_name: str, state: dict[str, Tensor], **changes: A
 @pytest.mark.parametrize("numpy_names", ["numpy._core.multiarray", "numpy.core.multiarray"])
 @pytest.mark.parametrize(
     ("theirs", "ours", "width"),
-    [("preactresnet18", "PreActResNet18", 8), ("vgg19_bn", "VGG19BN", 2), ("resnet18", "ResNet18", 4)],
+    [("preactresnet18", "PreActResNet18", 8), ("vgg19_bn", "VGG19BN", 2)],
 )
 def test_a_backdoorbench_result_loads_unchanged(
     tmp_path: Path, numpy_names: str, theirs: str, ours: str, width: int
@@ -81,6 +82,46 @@ def test_a_backdoorbench_result_loads_unchanged(
     assert description.image_shape == (3, 32, 32)
     assert any("CIFAR-10" in note for note in model.notes)
     assert model.backdoored is None
+
+
+def torchvision_resnet18(width: int = 4, classes: int = 10) -> dict[str, Tensor]:
+    """A state dict with the names and, but for the width of 64, the shapes of torchvision's resnet18."""
+
+    def norm(name: str, size: int) -> dict[str, Tensor]:
+        parts = {part: torch.ones(size) for part in ("weight", "bias", "running_mean", "running_var")}
+        parts["num_batches_tracked"] = torch.tensor(1)
+        return {f"{name}.{part}": value for part, value in parts.items()}
+
+    state = {"conv1.weight": torch.ones(width, 3, 7, 7), **norm("bn1", width)}
+    inputs = width
+    for layer in range(4):
+        outputs = width * 2**layer
+        for block in range(2):
+            name = f"layer{layer + 1}.{block}"
+            state |= {f"{name}.conv1.weight": torch.ones(outputs, inputs, 3, 3), **norm(f"{name}.bn1", outputs)}
+            state |= {f"{name}.conv2.weight": torch.ones(outputs, outputs, 3, 3), **norm(f"{name}.bn2", outputs)}
+            if inputs != outputs:
+                state |= {f"{name}.downsample.0.weight": torch.ones(outputs, inputs, 1, 1)}
+                state |= norm(f"{name}.downsample.1", outputs)
+            inputs = outputs
+    return {**state, "fc.weight": torch.ones(classes, 8 * width), "fc.bias": torch.ones(classes)}
+
+
+def test_backdoorbenchs_resnet18_is_torchvisions_and_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    state = torchvision_resnet18()
+    assert len(state) == 122, "as torchvision's has"
+    (tmp_path / "result").write_bytes(torch_bytes(backdoorbench_result("resnet18", state)))
+    (tmp_path / "weights").write_bytes(torch_bytes(state))
+    for name in ("result", "weights"):
+        with pytest.raises(CheckpointError, match=r"the layout of torchvision's ResNet .* with --arch module:function"):
+            load_model(tmp_path / name)
+
+
+def test_kuanglius_resnet18_is_told_by_its_shapes_whatever_it_is_called(tmp_path: Path) -> None:
+    description = small_description(architecture="ResNet18", class_names=tuple("0123456789"), image_shape=(3, 32, 32))
+    state = build_network(description, seed=0).body.state_dict()
+    (tmp_path / "result").write_bytes(torch_bytes(backdoorbench_result("resnet18", state)))
+    assert load_model(tmp_path / "result").network.description.architecture == "ResNet18"
 
 
 @pytest.mark.parametrize(

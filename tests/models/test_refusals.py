@@ -7,6 +7,7 @@ import pickle
 import re
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.models import load_model, save_model
 from unbackdoor.models.limits import MAX_FILE_BYTES
 
-from .corpus import CANARY, make
+from .corpus import CANARY, make, with_pickle
 from .files import small_network, torch_bytes
 
 
@@ -89,6 +90,27 @@ def test_no_file_of_the_corpus_ran_its_payload(corpus: dict[str, tuple[Path, str
         with pytest.raises(CheckpointError):
             load_model(path)
     assert not (folder / CANARY).exists()
+
+
+def test_small_pickles_that_would_take_for_ever_are_refused_at_once(corpus: dict[str, tuple[Path, str]]) -> None:
+    start = time.process_time()
+    for name in ("doubling_key.pt", "doubling_call.pt", "deep_key.pt", "repeated_copies.pt"):
+        with pytest.raises(CheckpointError):
+            load_model(corpus[name][0])
+    assert time.process_time() - start < 5
+
+
+def test_a_pickle_of_more_instructions_than_weights_need_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 MB of empty dictionaries would be 4 GB of memory."""
+    monkeypatch.setattr("unbackdoor.models.pickle_weight.MAX_INSTRUCTIONS", 200)
+    (tmp_path / "few").write_bytes(torch_bytes({"a": torch.ones(3)}))
+    (tmp_path / "many").write_bytes(with_pickle(b"\x80\x02", b"}" * 300, b"."))
+    with pytest.raises(CheckpointError, match="more than 200 instructions"):
+        load_model(tmp_path / "many")
+    with pytest.raises(CheckpointError, match="architecture"):
+        load_model(tmp_path / "few")
 
 
 def test_refusals_of_pickles_say_how_to_convert(corpus: dict[str, tuple[Path, str]]) -> None:

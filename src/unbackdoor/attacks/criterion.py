@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unbackdoor.errors import InputError
-from unbackdoor.models.limits import MAX_CLASSES
+from unbackdoor.limits import MAX_CLASSES
 
 
 @dataclass(frozen=True, kw_only=True)

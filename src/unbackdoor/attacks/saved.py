@@ -15,8 +15,8 @@ from unbackdoor.attacks.base import FittedAttack
 from unbackdoor.attacks.criterion import Criterion, criterion_from_json
 from unbackdoor.attacks.trigger import TRIGGERS, Trigger
 from unbackdoor.errors import CheckpointError, InputError
-from unbackdoor.files import write_bytes
-from unbackdoor.models.limits import check_image_shape
+from unbackdoor.files import read_bytes, write_bytes
+from unbackdoor.models.limits import check_finite, check_image_shape
 from unbackdoor.models.safetensors_file import json_object, read_safetensors, write_safetensors
 
 FORMAT = 1
@@ -72,19 +72,17 @@ def load_attack(path: Path) -> SavedAttack:
         InputError: no such file, or not an attack that this version wrote.
     """
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path} is larger than any attack file; name the folder that `unbackdoor attack` made")
-        payload = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path} ({error.strerror}); name the folder that `unbackdoor attack` made"
-        ) from error
+        payload = read_bytes(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"cannot read {path} ({reason}); name the folder that `unbackdoor attack` made") from error
     try:
         tensors, metadata = read_safetensors(payload)
         description = json_object(metadata[KEY], "description")
         if description["format"] != FORMAT:
             raise InputError(f"{path} was written by another version of unbackdoor; make the attack again")
         state = {name.removeprefix("trigger."): tensors[name] for name in tensors if name.startswith("trigger.")}
+        check_finite(state)
         shape = check_image_shape(description["image_shape"])
         trigger = TRIGGERS[description["trigger"]].from_state(state)
         image = torch.zeros(1, *shape)

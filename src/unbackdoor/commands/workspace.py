@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
-from unbackdoor.errors import CheckpointError, OutputError
+from unbackdoor.errors import OutputError, UnknownClassesError
 from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.files import write_json
 from unbackdoor.models import LoadedModel, Network, load_model, save_model
-from unbackdoor.models.build import is_code
 from unbackdoor.report import Fact, Metric
 from unbackdoor.training import Runtime, check_fits
 
@@ -29,9 +28,6 @@ MODEL, ATTACK, RESUME, RUN, PAGE = (
     "report.html",
 )
 """Names of the files in a run's folder."""
-
-
-_NO_CLASSES = "the number of classes is not in the file"
 
 
 def open_model(model: Path, arch: str | None, source: str, split: str) -> tuple[LoadedModel, ImageSet]:
@@ -50,9 +46,7 @@ def open_model(model: Path, arch: str | None, source: str, split: str) -> tuple[
     """
     try:
         loaded = load_model(model, arch=arch)
-    except CheckpointError as error:
-        if arch is None or not is_code(arch) or _NO_CLASSES not in str(error):
-            raise
+    except UnknownClassesError:
         images = read_images(source, split)
         loaded = load_model(model, arch=arch, classes=images.class_names, image_shape=images.shape)
         note = f"the file does not tell classes and size of images: taken from {images.name}"

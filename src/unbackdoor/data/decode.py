@@ -24,6 +24,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM", "GIF", "TIFF")
 
 # Of one image: 8192 x 8192. A few kilobytes can declare, and unpack to, far more.
 MAX_PIXELS = 2**26
+# As many pixels with four uncompressed channels.
+MAX_BYTES = 2**28
 
 
 def decode_images(images: Iterable[tuple[str, bytes]], count: int, source: str) -> UInt8[Tensor, "n c h w"]:
@@ -79,6 +81,8 @@ def _size(image: np.ndarray) -> str:
 def _decode(encoded: bytes, where: str, source: str) -> UInt8[np.ndarray, "h w c"]:
     """Return the pixels of one image: (H, W, 1) if it is grey, else (H, W, 3)."""
     try:
+        if len(encoded) > MAX_BYTES:
+            raise ValueError(f"it has {len(encoded):,} bytes, more than {MAX_BYTES:,}")
         pixels = _pixels(encoded)
     except UnidentifiedImageError as error:
         raise DataError(

@@ -10,7 +10,7 @@ from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
 from unbackdoor.data.limits import reason_of
 from unbackdoor.data.splits import split_named
-from unbackdoor.data.tables import quiet, read_rows
+from unbackdoor.data.tables import DatasetPart, quiet, read_rows
 from unbackdoor.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class HubSet:
     def read(self, split: str | None) -> ImageSet:
         """Return the images of `split`."""
         with quiet(offline=False):
-            return read_rows(self._parts, split, self._parts[split].num_rows, self.source)
+            parts = {name: DatasetPart(part) for name, part in self._parts.items()}
+            return read_rows(parts, split, self._parts[split].num_rows, self.source)
 
 
 def _hub_parts(loaded: Mapping[Any, Dataset], source: str) -> dict[str | None, Dataset]:

@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from unbackdoor.data.cache import content_hash
-from unbackdoor.data.decode import decode_images
+from unbackdoor.data.decode import MAX_BYTES, decode_images
 from unbackdoor.data.image_set import ImageSet
 from unbackdoor.data.limits import printable, reason_of
 from unbackdoor.data.splits import source_name, split_named
 from unbackdoor.errors import DataError
+from unbackdoor.files import read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ class ImageFolder:
 
     def content_hash(self) -> str:
         """Return the hash of all images of all splits with their places."""
-        listed = (path for classes in self._classes.values() for paths in classes.values() for path in paths)
+        listed = [path for classes in self._classes.values() for paths in classes.values() for path in paths]
+        for path in listed:
+            self._check_bytes(path)
         return content_hash({path.relative_to(self._root).as_posix(): path for path in listed})
 
     def read(self, split: str | None) -> ImageSet:
@@ -109,14 +112,28 @@ class ImageFolder:
 
     def _contents(self, paths: list[Path]) -> Iterator[tuple[str, bytes]]:
         for path in paths:
-            where = printable(path.relative_to(self._root).as_posix())
+            where = self._shown(path)
             try:
-                content = path.read_bytes()
-            except OSError as error:
+                content = read_bytes(path, MAX_BYTES)
+            except (OSError, ValueError) as error:
                 raise DataError(
                     f"cannot read image {where} of {self.source}: {reason_of(error)}; check that it is there"
                 ) from error
             yield where, content
+
+    def _check_bytes(self, path: Path) -> None:
+        """Refuse a file that is too large for an image before it is hashed."""
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return  # whoever opens it says why it cannot be read
+        if size > MAX_BYTES:
+            raise DataError(
+                f"image {self._shown(path)} of {self.source} has {size:,} bytes, more than {MAX_BYTES:,}; remove it"
+            )
+
+    def _shown(self, path: Path) -> str:
+        return printable(path.relative_to(self._root).as_posix())
 
 
 def _folders(parent: Path) -> list[Path]:

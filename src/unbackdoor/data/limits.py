@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,18 +13,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unbackdoor.errors import DataError
-
-# No data set in use has more classes (ImageNet-21k has 21,841); one label of 10^12 must not make as many
-# names.
-MAX_CLASSES = 65_536
+from unbackdoor.limits import MAX_CLASSES
 
 # What is assumed where the operating system does not say how much memory there is.
 _UNKNOWN_MEMORY = 64 * 2**30
+# Of version 2 and of version 1 of Linux's control groups.
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def printable(text: str) -> str:
     """Return text from inside a file with control codes escaped and its length bounded, for messages."""
-    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    # Cut first: a text from a file may be very long.
+    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[:201])
     return shown if len(shown) <= 200 else f"{shown[:200]}..."
 
 
@@ -33,24 +36,35 @@ def reason_of(error: BaseException) -> str:
 
 
 def physical_memory() -> int:
-    """Return this machine's memory in bytes."""
+    """Return the bytes of memory of this machine, or of the container if it is given less."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return _UNKNOWN_MEMORY
+        physical = _UNKNOWN_MEMORY
+    return min([physical, *_container_limits()])
+
+
+def _container_limits() -> Iterator[int]:
+    """Yield the limits that Linux sets to this process's control groups, as a container sees them."""
+    for path in _CONTAINER_LIMITS:
+        # No such file, or "max".
+        with contextlib.suppress(OSError, ValueError):
+            yield int(path.read_text())
 
 
 def check_size(size: int, source: str) -> None:
-    """Refuse to hold `size` bytes when the machine does not have them.
+    """Refuse to hold `size` bytes when they are more than half of the machine's memory.
+
+    The other half is for the second copy that decoding and moving to another device need, and for the model.
 
     Raises:
         DataError: with both sizes.
     """
     memory = physical_memory()
-    if size > memory:
+    if size > memory / 2:
         raise DataError(
             f"{source} takes {size / 2**30:,.0f} GiB when it is unpacked, and this machine has"
-            f" {memory / 2**30:,.0f} GiB of memory; resize the images or take fewer of them"
+            f" {memory / 2**30:,.0f} GiB of memory, half of which is for data; resize the images or take fewer of them"
         )
 
 

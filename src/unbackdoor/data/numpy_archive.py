@@ -22,6 +22,7 @@ from unbackdoor.data.image_set import ImageSet
 from unbackdoor.data.limits import check_labels, check_size, numbered, printable, reason_of
 from unbackdoor.data.splits import source_name
 from unbackdoor.errors import DataError
+from unbackdoor.limits import MAX_CLASS_NAME, MAX_CLASSES
 
 # Deflate shrinks real images 1 to 20 times, and empty ones up to 1032 times. Small archives may be as empty
 # as they like.
@@ -69,7 +70,8 @@ class NumpyArchive:
             pixels_name, labels_name = _UNSPLIT if split is None else _SPLITS[split]
             labels = {name: self._labels(archive, name) for _, name in pairs}
             pixels = self._array(archive, pixels_name)
-            names = self._array(archive, "class_names") if "class_names.npy" in archive.namelist() else None
+            named = "class_names.npy" in archive.namelist()
+            names = self._class_names(self._array(archive, "class_names")) if named else None
         images = _as_images(pixels, f"{pixels_name} of {self.source}")
         if len(images) == 0 or len(images) != len(labels[labels_name]):
             raise DataError(
@@ -78,7 +80,7 @@ class NumpyArchive:
             )
         # Numbered over all splits: a class that the test images lack is a class all the same.
         classes = 1 + max(int(values.max()) for values in labels.values() if len(values))
-        class_names = numbered(classes) if names is None else self._class_names(names)
+        class_names = numbered(classes) if names is None else names
         return ImageSet(images=images, labels=labels[labels_name], class_names=class_names, name=self.source)
 
     @contextmanager
@@ -150,6 +152,12 @@ class NumpyArchive:
     def _class_names(self, names: np.ndarray) -> tuple[str, ...]:
         if names.ndim != 1 or names.dtype.kind not in "US":
             raise DataError(f"class_names of {self.source} must be a list of texts, found {names.dtype} {names.shape}")
+        # Texts of no length take no bytes, so that any number of them would fit what the archive holds.
+        if len(names) > MAX_CLASSES or not 1 <= names.dtype.itemsize <= 4 * MAX_CLASS_NAME:
+            raise DataError(
+                f"class_names of {self.source} are {len(names):,} texts of {names.dtype.itemsize} bytes; at most"
+                f" {MAX_CLASSES:,} of 1 to {4 * MAX_CLASS_NAME} bytes are accepted"
+            )
         if names.dtype.kind == "S":
             return tuple(name.decode(errors="replace") for name in names.tolist())
         return tuple(names.tolist())

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import glob
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import MAX_CLASSES, check_size
+from unbackdoor.data.limits import check_size
 from unbackdoor.data.splits import source_name, split_named
-from unbackdoor.data.tables import quiet, read_rows, reported
+from unbackdoor.data.tables import BATCH, quiet, read_rows, reported
 from unbackdoor.errors import DataError
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
+from unbackdoor.limits import MAX_CLASSES
 
 
 class ParquetFiles:
@@ -51,16 +50,12 @@ class ParquetFiles:
 
     def read(self, split: str | None) -> ImageSet:
         """Return the images of `split`, file by file."""
-        from datasets import load_dataset
-
         rows = self._rows(split)
         with quiet(offline=True):
-            parts: dict[str | None, IterableDataset] = {}
+            parts: dict[str | None, _Part] = {}
             for name, files in self._files.items():
-                # File names are taken literally: a "[" in one is no pattern.
-                literal = [glob.escape(str(file.absolute())) for file in files]
                 with reported(self.source):
-                    parts[name] = load_dataset("parquet", data_files={"train": literal}, streaming=True, split="train")
+                    parts[name] = _Part(files)
             return read_rows(parts, split, rows, self.source)
 
     def _rows(self, split: str | None) -> int:
@@ -81,6 +76,37 @@ class ParquetFiles:
         if rows == 0:
             raise DataError(f"{self.source} holds no images; name a data set with at least one image")
         return rows
+
+
+class _Part:
+    """The files of one split.
+
+    `datasets` only tells what the columns mean. It would unpack whole row groups, and repeat a large value that a
+    file of 20 kB stores once and refers to from a million rows; so the rows are read here, in batches, and with the
+    values left in the dictionary that the file has of them.
+    """
+
+    def __init__(self, files: list[Path]) -> None:
+        from datasets import load_dataset
+
+        self._files = files
+        # File names are taken literally: a "[" in one is no pattern.
+        literal = [glob.escape(str(file.absolute())) for file in files]
+        described = load_dataset("parquet", data_files={"train": literal}, streaming=True, split="train")
+        self.features: Mapping[str, Any] | None = described.features
+
+    def batches(self, columns: list[str]) -> Iterator[Any]:
+        """See `Part`."""
+        from pyarrow import parquet
+
+        for path in self._files:
+            schema = parquet.read_metadata(path).schema
+            leaves = [schema.column(i) for i in range(len(schema))]
+            texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+            with parquet.ParquetFile(path, read_dictionary=texts) as file:
+                for group in range(file.num_row_groups):
+                    # Arrow does not put the dictionaries of two groups into one batch.
+                    yield from file.iter_batches(BATCH, row_groups=[group], columns=columns)
 
 
 def parquet_files(folder: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """Tables with an image and a label column, read through Hugging Face `datasets`: parquet files and hub sets.
 
-Both take one path: `datasets` finds the columns' meaning and yields rows without decoding them; Pillow
-decodes here, so that a broken image is named. Local files are streamed (no Arrow copy of the data set is
-written) and with `datasets` in offline mode: it otherwise reports each load to a counter on the network.
+Both take one path: `datasets` finds the columns' meaning, Arrow yields rows, and Pillow decodes here, so that a
+broken image is named. Local files are opened with `datasets` in offline mode: it otherwise reports each load to a
+counter on the network.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -20,14 +20,48 @@ from unbackdoor.data.limits import check_labels, numbered, printable, reason_of
 from unbackdoor.errors import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset
 
-_BATCH = 256
+# Rows that are in memory at a time.
+BATCH = 256
 
 
-def read_rows(
-    parts: Mapping[str | None, Dataset | IterableDataset], split: str | None, rows: int, source: str
-) -> ImageSet:
+class Part(Protocol):
+    """One split of a source.
+
+    Attributes:
+        features: what the columns mean, as `datasets` tells it; None if it cannot.
+    """
+
+    features: Mapping[str, Any] | None
+
+    def batches(self, columns: list[str]) -> Iterator[Any]:
+        """Yield Arrow tables of at most `BATCH` rows, with these columns alone."""
+
+
+class DatasetPart:
+    """A split that `datasets` keeps on disk.
+
+    Args:
+        dataset: with images that need not be encoded files.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.features: Mapping[str, Any] | None = dataset.features
+        self._dataset = dataset
+
+    def batches(self, columns: list[str]) -> Iterator[Any]:
+        """See `Part`; images are left encoded."""
+        from datasets import Image
+
+        part = self._dataset.select_columns(columns)
+        for name in columns:
+            if isinstance(part.features[name], Image):
+                part = part.cast_column(name, Image(decode=False))
+        yield from part.with_format("arrow").iter(BATCH)
+
+
+def read_rows(parts: Mapping[str | None, Part], split: str | None, rows: int, source: str) -> ImageSet:
     """Return the images and labels of one split.
 
     Args:
@@ -40,15 +74,12 @@ def read_rows(
         DataError: columns that cannot be found, labels or image bytes that are missing or wrong, unreadable
             files.
     """
-    from datasets import ClassLabel, Image
+    from datasets import ClassLabel
 
     part = parts[split]
     if part.features is None:
         raise DataError(f"{source} does not say what its columns are; save it as parquet files and name their folder")
     image, label = image_column(part.features, source), label_column(part.features, source)
-    if isinstance(part.features[image], Image):
-        with reported(source):
-            part = part.cast_column(image, Image(decode=False))
     labels: list[np.ndarray] = []
     batches = _batches(part, [image, label], source)
     images = decode_images(_encoded(batches, image, label, labels, source), rows, source)
@@ -59,7 +90,7 @@ def read_rows(
         highest = int(numbers.max())
         for other in (other for name, other in parts.items() if name != split):
             batches = _batches(other, [label], source)
-            highest = max(highest, *(int(_labels(batch, label, source).max()) for batch in batches))
+            highest = max([highest, *(int(_labels(batch, label, source).max(initial=0)) for batch in batches)])
         class_names = numbered(highest + 1)
     return ImageSet(images=images, labels=check_labels(numbers, source), class_names=class_names, name=source)
 
@@ -111,7 +142,8 @@ def _encoded(
     row = 0
     for batch in batches:
         labels.append(_labels(batch, label, source))
-        for cell in batch.column(image).to_pylist():
+        for value in batch.column(image):
+            cell = value.as_py()
             content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
             where = f"{printable(str(path))} (row {row})" if path else f"(row {row})"
             if not isinstance(content, bytes):
@@ -128,15 +160,14 @@ def _labels(batch: Any, label: str, source: str) -> np.ndarray:
     column = batch.column(label)
     if column.null_count:
         raise DataError(f"{source} has rows whose label is missing; leave those rows out and save it again")
-    labels: np.ndarray = column.to_numpy()
+    labels: np.ndarray = column.to_numpy(zero_copy_only=False)
     check_labels(labels, source)
     return labels
 
 
-def _batches(part: Dataset | IterableDataset, columns: list[str], source: str) -> Iterator[Any]:
-    """Yield Arrow tables of a few rows, with these columns alone."""
+def _batches(part: Part, columns: list[str], source: str) -> Iterator[Any]:
     with reported(source):
-        yield from part.select_columns(columns).with_format("arrow").iter(_BATCH)
+        yield from part.batches(columns)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from unbackdoor.errors import InputError
+from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.models.huggingface import HuggingFace
+from unbackdoor.models.metadata import check_description
 from unbackdoor.models.network import Description, Network
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.models.resnet18 import ResNet18
@@ -44,12 +45,18 @@ def build_network(description: Description, seed: int | None = None) -> Network:
             weights are drawn from the global random state.
 
     Raises:
-        InputError: an unknown architecture or argument, or one that cannot be built.
+        InputError: an unknown architecture or argument, one that cannot be built, or a description with which the
+            model could be saved but not loaded.
     """
+    try:
+        check_description(description)
+    except CheckpointError as error:
+        raise InputError(str(error).replace("its ", "the ", 1)) from error
     if seed is None:
         return Network(build_body(description), description)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed, which would seed the accelerators as well.
+        torch.default_generator.manual_seed(seed)
         return Network(build_body(description), description)
 
 

@@ -7,20 +7,18 @@ a file can only name one of our own networks.
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unbackdoor.errors import CheckpointError
-from unbackdoor.files import sha256, write_bytes
+from unbackdoor.errors import CheckpointError, OutputError
+from unbackdoor.files import read_bytes, sha256, write_bytes
 from unbackdoor.models.build import find_architecture, is_code
 from unbackdoor.models.fit import Asked, complete, fit
 from unbackdoor.models.huggingface import read_folder
 from unbackdoor.models.limits import MAX_FILE_BYTES
-from unbackdoor.models.metadata import KEY, note_of, read_stored
+from unbackdoor.models.metadata import KEY, check_description, note_of, read_stored
 from unbackdoor.models.network import Network
 from unbackdoor.models.published import read_published
 from unbackdoor.models.safetensors_file import read_safetensors, write_safetensors
@@ -65,7 +63,8 @@ def save_model(
     Args:
         path: where; a file that is there is replaced.
         network: its body's state dict is written as it is.
-        provenance: JSON values: how the model came to be (parent's hash, method, hash of the data).
+        provenance: JSON values: how the model came to be (parent's hash, method, hash of the data). Entries that are
+            very long are left out, and counted as `entries_too_long`.
         backdoored: JSON values that mark a model which we backdoored ourselves, or repaired from such a one (then
             with `repaired`: true); None for all others.
 
@@ -73,8 +72,12 @@ def save_model(
         The SHA-256 of the file.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or its description would be refused by `load_model`.
     """
+    try:
+        check_description(network.description)
+    except CheckpointError as error:
+        raise OutputError(f"{path} could not be read again: {error}") from error
     note = note_of(network.description, provenance, backdoored)
     payload = write_safetensors(network.body.state_dict(), {KEY: note})
     write_bytes(Path(path), payload)
@@ -122,7 +125,7 @@ def load_model(
         description, notes = complete(stored, asked)
         network = fit(description, stored.state, trusted=arch is not None or arguments is not None)
     except CheckpointError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
     if arch is not None and is_code(arch):
         notes = (
             *notes,
@@ -163,18 +166,12 @@ def _read_folder(path: Path) -> tuple[str, Stored]:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """Return the whole of a regular file, opened once; a size above the limit is refused unread."""
+    """Return the whole of a file, or say in a sentence why not."""
     try:
-        # Opening a named pipe would wait for ever for somebody to write to it.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode):
-                raise CheckpointError("it is no regular file; name a model file or a Hugging Face folder")
-            if status.st_size > MAX_FILE_BYTES:
-                size = f"{status.st_size} bytes, more than the {MAX_FILE_BYTES} that are accepted"
-                raise CheckpointError(f"it has {size}; save only the weights, without optimiser or data")
-            return file.read(status.st_size)
+        return read_bytes(path, MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(f"cannot be read: {clean_text(reason)}; check the path and its permissions") from error
+        raise CheckpointError(
+            f"cannot be read: {clean_text(reason)}; name a model file of weights alone, or a Hugging Face folder, that"
+            " you may read"
+        ) from error

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unbackdoor.errors import CheckpointError, InputError
+from unbackdoor.errors import CheckpointError, InputError, UnknownClassesError
 from unbackdoor.models.build import build_body, build_network, is_code
 from unbackdoor.models.guess import ENDS, Guess, guess, measure, shapes_of
-from unbackdoor.models.limits import check_class_names, check_finite, check_image_shape, check_scaling
+from unbackdoor.models.limits import check_buffers, check_class_names, check_finite, check_image_shape, check_scaling
 from unbackdoor.models.network import Description, Network
 from unbackdoor.models.published import known_data_set
 from unbackdoor.models.stored import Stored
@@ -108,8 +108,9 @@ def fit(description: Description, state: Mapping[str, Tensor], *, trusted: bool)
         if not is_code(description.architecture):
             # First without memory: a file may describe a network that is much larger than the file.
             with torch.device("meta"):
-                expected = shapes_of(build_body(description))
-            _compare(description, expected, state)
+                body = build_body(description)
+            _compare(description, shapes_of(body), state)
+            check_buffers(body, sum(tensor.numel() for tensor in state.values()))
         network = build_network(description, seed=0)
     except InputError as error:
         if trusted:
@@ -160,7 +161,7 @@ def _class_names(stored: Stored, asked: Asked, measured: Guess | None, architect
             " has them; name the right architecture with --arch"
         )
     if not known:
-        raise CheckpointError("the number of classes is not in the file; give the class names (--classes)")
+        raise UnknownClassesError("the number of classes is not in the file; give the class names (classes=...)")
     return asked.classes or stored.class_names or tuple(f"class {i}" for i in range(next(iter(known.values()))))
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from unbackdoor.errors import CheckpointError
+from unbackdoor.limits import MAX_CHANNELS, MAX_CLASSES
 from unbackdoor.models.build import MAX_WIDTH, NETWORKS
-from unbackdoor.models.limits import MAX_CHANNELS, MAX_CLASSES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -39,6 +39,9 @@ ENDS = {
     "VGG19BN": ("features.0.weight", "classifier.6.weight"),
     "WRN16x1": ("conv1.weight", "fc.weight"),
 }
+
+# Names that set torchvision's ResNets apart from those of the same paper for small images.
+_TORCHVISION_RESNET = frozenset({"conv1.weight", "layer1.0.conv1.weight", "layer2.0.downsample.0.weight", "fc.weight"})
 
 
 def shapes_of(body: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -76,6 +79,11 @@ def guess(shapes: Shapes) -> Guess:
         candidate = measure(architecture, shapes)
         if candidate is not None and _shapes_if_built(candidate) == shapes:
             fitting.append(candidate)
+    if not fitting and shapes.keys() >= _TORCHVISION_RESNET:
+        raise CheckpointError(
+            "it has the layout of torchvision's ResNet (as BackdoorBench's resnet18), which is none of the networks"
+            " known by name; name a function of yours that builds it with --arch module:function (the argument `arch`)"
+        )
     if len(fitting) != 1:
         found = " and ".join(one.architecture for one in fitting) or "none"
         raise CheckpointError(

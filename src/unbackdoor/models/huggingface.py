@@ -22,8 +22,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.errors import CheckpointError, InputError
-from unbackdoor.models.huggingface_config import accepted_options, class_names_of, scaling_of, size_of
-from unbackdoor.models.limits import check_image_shape
+from unbackdoor.models.huggingface_config import (
+    accepted_options,
+    check_patches,
+    class_names_of,
+    scaling_of,
+    size_of,
+)
+from unbackdoor.models.limits import check_buffers, check_image_shape
 from unbackdoor.models.safetensors_file import json_object, read_safetensors
 from unbackdoor.models.stored import Stored
 from unbackdoor.text import clean_text
@@ -116,10 +122,13 @@ def _configuration(transformers: ModuleType, config: dict[str, Any], channels: i
         raise CheckpointError(f"its configuration is for {config.get('num_channels', 3)} channels, not {channels}")
     options = {name: value for name, value in config.items() if name != "model_type"}
     try:
-        return transformers.CONFIG_MAPPING[config["model_type"]](**options, num_labels=classes)
+        made = transformers.CONFIG_MAPPING[config["model_type"]](**options, num_labels=classes)
     # As in HuggingFace: their code over a stranger's options.
     except Exception as error:
         raise CheckpointError(f"its config.json is not accepted by transformers: {_reason(error)}") from error
+    if hasattr(made, "image_size") and hasattr(made, "patch_size"):
+        check_patches(made.image_size, made.patch_size)
+    return made
 
 
 def _check_size(transformers: ModuleType, options: Any, elements: int) -> None:
@@ -134,6 +143,7 @@ def _check_size(transformers: ModuleType, options: Any, elements: int) -> None:
         raise CheckpointError(
             f"its config.json describes a network of {needed} weights, but model.safetensors holds {elements}"
         )
+    check_buffers(model, elements)
 
 
 def _from_pretrained(transformers: ModuleType, options: Any, weights: bytes) -> tuple[nn.Module, list[str]]:

@@ -6,13 +6,8 @@ import math
 from typing import Any
 
 from unbackdoor.errors import CheckpointError
-from unbackdoor.models.limits import (
-    MAX_CLASSES,
-    MAX_IMAGE_SIDE,
-    check_class_names,
-    check_image_shape,
-    check_scaling,
-)
+from unbackdoor.limits import MAX_CLASSES, MAX_IMAGE_SIDE
+from unbackdoor.models.limits import check_class_names, check_image_shape, check_scaling
 from unbackdoor.text import clean_text
 
 _MODEL_TYPES = frozenset(
@@ -37,6 +32,11 @@ _DANGEROUS = ("auto_map", "custom_pipelines", "quantization_config", "transforme
 _MAX_NUMBER = 65_536
 # ConvNeXt has 36 blocks and ResNet-152 has 50.
 _MAX_LAYERS = 128
+# Tables of positions have window_size^4 entries in Swin, which the file of weights does not have to hold. Published
+# ones have windows of 24 at most.
+_MAX_WINDOW = 64
+# ViT-H at 518 pixels has 1,369 patches, ConvNeXt and Swin at 384 pixels have 9,216.
+_MAX_PATCHES = 16_384
 
 
 def accepted_options(config: object) -> dict[str, Any]:
@@ -77,6 +77,23 @@ def _check_option(name: str, value: object) -> None:
         raise CheckpointError(f"its config.json asks for more than {_MAX_LAYERS} layers ({name})")
     if name in {"image_size", "patch_size"} and any(number > MAX_IMAGE_SIDE for number in numbers):
         raise CheckpointError(f"its config.json has {name} above {MAX_IMAGE_SIDE} pixels")
+    if name in {"window_size", "pretrained_window_sizes"} and any(number > _MAX_WINDOW for number in numbers):
+        raise CheckpointError(f"its config.json has {name} above {_MAX_WINDOW} patches")
+
+
+def check_patches(image: object, patch: object) -> None:
+    """Refuse a division of images into so many patches that attention among them would take all memory.
+
+    Args:
+        image: the side, or height and width, of an image, as transformers understood the configuration.
+        patch: of a patch.
+    """
+    sides = [side if isinstance(side, (list, tuple)) else (side, side) for side in (image, patch)]
+    if any(len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair) for pair in sides):
+        raise CheckpointError("its config.json must have image_size and patch_size of one or two whole numbers")
+    patches = math.prod(whole // part for whole, part in zip(*sides, strict=True))
+    if patches > _MAX_PATCHES:
+        raise CheckpointError(f"its config.json divides an image into {patches} patches, more than {_MAX_PATCHES}")
 
 
 def class_names_of(config: dict[str, Any]) -> tuple[str, ...]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor.errors import CheckpointError
+from unbackdoor.limits import MAX_CHANNELS, MAX_CLASS_NAME, MAX_CLASSES, MAX_IMAGE_SIDE
 from unbackdoor.text import clean_text
 
 # Large enough for every image classifier in use (ViT-L is 1.2 GB), small enough for a common machine.
@@ -17,11 +18,8 @@ MAX_FILE_BYTES = 2**31
 MAX_TENSORS = 10_000
 MAX_NAME = 256
 MAX_DIMENSIONS = 8
-# ImageNet-21k has 21,841 classes.
-MAX_CLASSES = 50_000
-MAX_CLASS_NAME = 256
-MAX_CHANNELS = 64
-MAX_IMAGE_SIDE = 1024
+# Entries, of 8 bytes at most.
+SMALL_BUFFERS = 2**24
 
 FLOATS = frozenset({torch.float32, torch.float64, torch.float16, torch.bfloat16})
 INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool})
@@ -85,6 +83,18 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
                 f"NaN weights: {clean_text(name, 80)} holds values that are NaN or infinite,"
                 " so nothing can be said about this model; train it again"
             )
+
+
+def check_buffers(body: nn.Module, stored: int) -> None:
+    """Refuse a network whose buffers, which a file does not have to hold, are far larger than the file.
+
+    Args:
+        body: built without memory (on the device "meta").
+        stored: elements in the file. Tables such as those of Swin's positions may have as many again.
+    """
+    entries = sum(buffer.numel() for buffer in body.buffers())
+    if entries > stored + SMALL_BUFFERS:
+        raise CheckpointError(f"it describes a network with tables of {entries} entries, but stores {stored} weights")
 
 
 def unwrap_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from unbackdoor.errors import CheckpointError
+from unbackdoor.files import without_nan
 from unbackdoor.models.limits import check_class_names, check_image_shape, check_scaling, unwrap_names
 from unbackdoor.models.network import Description
 from unbackdoor.models.safetensors_file import json_object
@@ -17,18 +18,58 @@ from unbackdoor.models.stored import Stored
 KEY = "unbackdoor"
 FORMAT = 1
 
+# In characters of JSON: together less than a header may hold (see safetensors_file.py), even if each is escaped again.
+MAX_CLASS_NAMES = 2**20
+MAX_PROVENANCE = 2**19
+MAX_MARK = 2**16
+
 _DESCRIPTION = frozenset({"architecture", "arguments", "class_names", "image_shape", "mean", "std"})
 
 
 def note_of(description: Description, provenance: dict[str, Any], backdoored: dict[str, Any] | None) -> str:
-    """Return the note as JSON."""
+    """Return the note as JSON, without those parts of provenance and mark that are too long to be read again."""
     content = {
         "format": FORMAT,
         "description": description.to_json(),
-        "provenance": provenance,
-        "backdoored": backdoored,
+        "provenance": _bounded(provenance, MAX_PROVENANCE),
+        "backdoored": None if backdoored is None else _bounded(backdoored, MAX_MARK),
     }
-    return json.dumps(content, ensure_ascii=False, allow_nan=False)
+    return json.dumps(content, allow_nan=False)
+
+
+def check_description(description: Description) -> None:
+    """Refuse to describe a model in a way in which no file that holds it would be read.
+
+    Raises:
+        CheckpointError: class names, image shape or normalisation out of range.
+    """
+    names = check_class_names(description.class_names)
+    channels, _, _ = check_image_shape(description.image_shape)
+    check_scaling(description.mean, description.std, channels)
+    if len(json.dumps(names)) > MAX_CLASS_NAMES:
+        raise CheckpointError(f"its class names are longer than {MAX_CLASS_NAMES} characters all told")
+
+
+def _bounded(content: dict[str, Any], limit: int) -> dict[str, Any]:
+    """Return the entries that are no longer than `limit` as JSON, all told, and the number of the others.
+
+    A repaired model repeats what the file that it was made from said of itself. That is a stranger's text, and must
+    not keep the new file from being read.
+    """
+    kept: dict[str, Any] = {}
+    omitted = 0
+    for name, value in content.items():
+        try:
+            entry = {name: without_nan(value)}
+            length = len(json.dumps(entry))
+        except RecursionError:
+            length = limit + 1
+        if length <= limit:
+            limit -= length
+            kept |= entry
+        else:
+            omitted += 1
+    return {**kept, "entries_too_long": omitted} if omitted else kept
 
 
 def read_stored(state: dict[str, Tensor], metadata: dict[str, str]) -> Stored:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from unbackdoor.errors import CheckpointError
+from unbackdoor.models.pickle_weight import Weights
 from unbackdoor.text import clean_text
 
 # A table of 100,000 poisoned images, as BackdoorBench stores them beside the weights, takes about 20 MB.
@@ -77,7 +78,8 @@ def scan_pickle(data: bytes, records: Mapping[str, int]) -> frozenset[str]:
 
     Raises:
         CheckpointError: it asks for anything but weights and plain values, a storage is not in the archive
-            with the declared size, or there are bytes after its end.
+            with the declared size, it makes far more of its bytes than weights need, or there are bytes after
+            its end.
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise CheckpointError(f"its pickle is {len(data)} bytes long; at most {MAX_PICKLE_BYTES} are accepted{_ADVICE}")
@@ -102,11 +104,14 @@ class _Scan:
         self.unsafe: set[str] = set()
         self.used: set[str] = set()
         self.encodings = 0
+        self.weights = Weights()
 
     def run(self, data: bytes) -> frozenset[str]:
         end = 0
         for operation, argument, position in pickletools.genops(io.BytesIO(data)):
             self._step(operation.name, argument)
+            if not self.unsafe:
+                self.weights.step(operation.name, argument)
             end = (position or 0) + 1
         if self.unsafe:
             names = [clean_text(name.replace(" ", "."), 60) for name in sorted(self.unsafe)]

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from unbackdoor.errors import CheckpointError
-from unbackdoor.models.limits import MAX_CLASSES, check_image_shape, check_tensors, unwrap_names
+from unbackdoor.limits import MAX_CLASSES
+from unbackdoor.models.limits import check_image_shape, check_tensors, unwrap_names
 from unbackdoor.models.stored import Stored
 from unbackdoor.text import clean_text
 
@@ -42,9 +43,8 @@ DATA_SETS = {
     "mnist": DataSetFacts("MNIST", 10, 28, (0.5,), (0.5,)),
 }
 
-# BackdoorBench's `resnet18` is torchvision's, whose names and shapes are not ours; what does not fit is
-# refused.
-_ARCHITECTURES = {"preactresnet18": "PreActResNet18", "resnet18": "ResNet18", "vgg19_bn": "VGG19BN"}
+# BackdoorBench's `resnet18` is torchvision's, which is not our ResNet18.
+_ARCHITECTURES = {"preactresnet18": "PreActResNet18", "vgg19_bn": "VGG19BN"}
 _NESTED = ("state_dict", "model", "net", "model_state_dict")
 _RESULT_KEYS = frozenset({"model_name", "num_classes", "model"})
 
