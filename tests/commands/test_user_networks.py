@@ -75,14 +75,14 @@ def test_code_that_cannot_be_used_is_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("command", "content"),
+    ("command", "content", "says"),
     [
-        ("train", "data: digits\nout: o\nmodel: unbackdoor_evil:net\n"),
-        ("attack", "data: digits\nout: o\nmodel:\n  name: unbackdoor_evil:net\n"),
-        ("scan", "model: m.safetensors\nclean: digits\narch: unbackdoor_evil:net\n"),
-        ("scan", "model: m.safetensors\nclean: digits\narc: unbackdoor_evil:net\n"),
-        ("purify", "model: m.safetensors\nclean: digits\narch: unbackdoor_evil:net\n"),
-        ("evaluate", "model: m.safetensors\ndata: digits\narch: unbackdoor_evil:net\n"),
+        ("train", "data: digits\nout: o\nmodel: unbackdoor_evil:net\n", "command line"),
+        ("attack", "data: digits\nout: o\nmodel:\n  name: unbackdoor_evil:net\n", "command line"),
+        ("scan", "model: m.safetensors\nclean: digits\narch: unbackdoor_evil:net\n", "command line"),
+        ("scan", "model: m.safetensors\nclean: digits\narc: unbackdoor_evil:net\n", "unknown option --arc"),
+        ("purify", "model: m.safetensors\nclean: digits\narch: unbackdoor_evil:net\n", "command line"),
+        ("evaluate", "model: m.safetensors\ndata: digits\narch: unbackdoor_evil:net\n", "command line"),
     ],
 )
 def test_a_configuration_file_never_imports_a_network(
@@ -91,12 +91,13 @@ def test_a_configuration_file_never_imports_a_network(
     capsys: pytest.CaptureFixture[str],
     command: str,
     content: str,
+    says: str,
 ) -> None:
     (tmp_path / "unbackdoor_evil.py").write_text("net = None")
     (tmp_path / "run.yaml").write_text(content)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    assert "command line" in refuse(capsys, command, "--config", "run.yaml")
+    assert says in refuse(capsys, command, "--config", "run.yaml")
     assert "unbackdoor_evil" not in sys.modules
 
 

@@ -120,6 +120,7 @@ def _parser(
     ]
     parser = ArgumentParser(
         prog=f"unbackdoor {name}",
+        allow_abbrev=False,
         description="\n".join([(module.__doc__ or "").strip(), *(["", "methods:", *notes] if notes else [])]),
         exit_on_error=False,
         default_env=False,
