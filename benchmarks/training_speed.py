@@ -88,7 +88,7 @@ class Timed(Hook):
 def ours(width: int, steps: int, runtime: Runtime) -> Callable[[], float]:
     """Return a turn of our loop, data and augmentation included: images a second."""
     data, model = images(BATCH * (steps + 1)), network(width)
-    recipe = Recipe(epochs=1, batch_size=BATCH, low_resolution=0.0, augmentation="crop-flip")
+    recipe = Recipe(epochs=1, batch_size=BATCH, learning_rate=0.01, low_resolution=0.0, augmentation="crop-flip")
 
     def turn() -> float:
         hook = Timed()
