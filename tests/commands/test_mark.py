@@ -89,6 +89,14 @@ def test_a_repair_of_an_unmarked_model_is_not_marked(
     assert mark_in(tmp_path / "r" / "model.safetensors") is None
 
 
+BRIEFLY = {
+    "scan": ["--clean", "digits", *SHORT_SCAN],
+    "purify": ["--clean", "digits", *QUICK_REPAIR],
+    "evaluate": ["--data", "digits", *THREADS],
+}
+"""The options of each command that reads a model, for a short run on digits."""
+
+
 def narrow(channels: int, classes: int) -> nn.Module:
     """Return the victim's network, as code of the user's."""
     return PreActResNet18(channels, classes, width=8)
@@ -98,13 +106,8 @@ def narrow(channels: int, classes: int) -> nn.Module:
 def test_what_was_assumed_of_a_model_is_on_the_page(
     victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    options = {
-        "scan": ["--clean", "digits", *SHORT_SCAN],
-        "purify": ["--clean", "digits", *QUICK_REPAIR],
-        "evaluate": ["--data", "digits", *THREADS],
-    }[command]
     words = [command, "--model", str(victim / "model.safetensors"), "--arch", "tests.commands.test_mark:narrow"]
-    run(capsys, *words, *options, "--out", str(tmp_path))
+    run(capsys, *words, *BRIEFLY[command], "--out", str(tmp_path))
     page = (tmp_path / "report.html").read_text()
     assert "code is the user&#39;s (tests.commands.test_mark:narrow)" in page
     assert f"{BACKDOORED[1:]}." in page

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.commands.networks import TINY, write_plain_state
-from tests.commands.test_cli import SHORT_SCAN, refuse, run
-from tests.commands.test_mark import QUICK_REPAIR, THREADS, mark_in
+from tests.commands.test_cli import refuse, run
+from tests.commands.test_mark import BRIEFLY, THREADS, mark_in
 from unbackdoor.models import load_model
 
 SHORT = ["--data", "digits", "--recipe.epochs", "1", "--recipe.low_resolution", "0", *THREADS]
@@ -20,13 +20,8 @@ SHORT = ["--data", "digits", "--recipe.epochs", "1", "--recipe.low_resolution", 
 def test_a_bare_state_dict_takes_classes_and_size_from_the_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    options = {
-        "scan": ["--clean", "digits", *SHORT_SCAN],
-        "purify": ["--clean", "digits", *QUICK_REPAIR],
-        "evaluate": ["--data", "digits", *THREADS],
-    }[command]
     model, out = write_plain_state(tmp_path / "weights.pt"), tmp_path / "out"
-    code, _, err = run(capsys, command, "--model", str(model), "--arch", TINY, *options, "--out", str(out))
+    code, _, err = run(capsys, command, "--model", str(model), "--arch", TINY, *BRIEFLY[command], "--out", str(out))
     assert code == (3 if command == "scan" else 0), err
     assert "the file does not tell classes and size of images: taken from digits/" in (out / "report.html").read_text()
 

@@ -15,7 +15,7 @@ from unbackdoor.attacks.base import FittedAttack
 from unbackdoor.attacks.criterion import Criterion, criterion_from_json
 from unbackdoor.attacks.trigger import TRIGGERS, Trigger
 from unbackdoor.errors import CheckpointError, InputError
-from unbackdoor.files import read_bytes, write_bytes
+from unbackdoor.files import read_bytes, sha256, write_bytes
 from unbackdoor.models.limits import check_finite, check_image_shape
 from unbackdoor.models.safetensors_file import json_object, read_safetensors, write_safetensors
 
@@ -35,6 +35,7 @@ class SavedAttack:
         original_labels: of each training row.
         image_shape: channels, height, width of the images it was made for.
         options: the attack's name and options.
+        sha256: of the file's bytes, the very ones that were read.
     """
 
     trigger: Trigger
@@ -43,6 +44,7 @@ class SavedAttack:
     original_labels: Int[Tensor, "n"]
     image_shape: tuple[int, int, int]
     options: dict[str, Any]
+    sha256: str
 
 
 def save_attack(path: Path, fitted: FittedAttack, options: dict[str, Any]) -> None:
@@ -97,6 +99,7 @@ def load_attack(path: Path) -> SavedAttack:
             original_labels=labels,
             image_shape=shape,
             options=dict(description["options"]),
+            sha256=sha256(payload),
         )
     except (CheckpointError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} is no attack file, or is damaged; make the attack again") from error

@@ -21,7 +21,6 @@ from unbackdoor.commands.workspace import (
 )
 from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
-from unbackdoor.files import sha256
 from unbackdoor.models import LoadedModel, load_model
 from unbackdoor.models.build import is_code
 from unbackdoor.report import Gallery, Report, write_report
@@ -56,12 +55,12 @@ def run(
     if attack is not None:
         saved = _attack(attack, loaded)
         trigger, criterion = saved.trigger, saved.criterion
-        clock.inputs[f"{attack.name}/{ATTACK}"] = sha256((attack / ATTACK).read_bytes())
+        clock.inputs[f"{attack.name}/{ATTACK}"] = saved.sha256
         clock.options["attack"] = saved.options
         victim = _victim(attack / MODEL, arch)
-    if victim is not None and attack is not None:
-        check_fits(victim.network, test)
-        clock.inputs[f"{attack.name}/{MODEL}"] = victim.sha256
+        if victim is not None:
+            check_fits(victim.network, test)
+            clock.inputs[f"{attack.name}/{MODEL}"] = victim.sha256
     folder = report_folder(out or Path("runs") / f"evaluate-{loaded.sha256[:8]}", clock.command)
     after = evaluate(loaded.network, test, runtime, trigger, criterion)
     before = None
