@@ -43,6 +43,7 @@ ATTACKS: dict[str, Attack | None] = {
     "SIG": SIG(poison_rate=0.05),
 }
 PURIFIERS = {"SAU": SAU(rounds=30), "FTSAM": FTSAM(epochs=60)}
+SEEDS = (0, 1, 2)
 CLEAN_SIZE = 2500
 WIDTH = 16
 
@@ -51,17 +52,15 @@ Cell = tuple[str, int, str]
 
 
 def cells() -> Iterator[Cell]:
-    """Yield what is to be done, the most telling first."""
-    for attacks in (("BadNets", "None"), ("Blended", "SIG")):
-        for seed in (0, 1, 2):
-            for attack in attacks:
-                yield attack, seed, "victim"
-                if attack in ("BadNets", "None"):
-                    yield attack, seed, "NeuralCleanse"
-        for seed in (0, 1, 2):
-            for attack in attacks:
-                if attack != "None":
-                    yield from ((attack, seed, name) for name in PURIFIERS)
+    """Yield what is to be done: all victims, then the scans, then the repairs, seed by seed."""
+    for seed in SEEDS:
+        yield from ((attack, seed, "victim") for attack in ATTACKS)
+    for seed in SEEDS:
+        yield from ((attack, seed, "NeuralCleanse") for attack in ("BadNets", "None"))
+    for seed in SEEDS:
+        for attack, made in ATTACKS.items():
+            if made:
+                yield from ((attack, seed, name) for name in PURIFIERS)
 
 
 class Bench:
