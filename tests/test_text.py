@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbackdoor.text import clean_text
+from unbackdoor.text import clean_text, plain
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain Äé 猫 🐈 <b>&", "plain Äé 猫 🐈 <b>&"),
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("\x1b[38;5;196mred", "red"),
+        ("\x9b31mred", "red"),
+        ("\x1b]0;a window title\x07red", "red"),
+        ("\x1b]8;;https://x.example\x1b\\link\x1b]8;;\x1b\\", "link"),
+        ("\x1bcred", "\x1bcred".replace("\x1b", "")),
+        ("one\r\ntwo\tthree\u2028four", "one two three four"),
+        ("a\x00b\x08c\x7fd\x85e", "abcd e"),
+        ("gpj.\u202eexe\u202c", "gpj.exe"),
+        ("zero\u200bwidth\ufeff", "zerowidth"),
+        ("half\ud800", "half"),
+        ("no\ufffe\uffff\U0001fffe character", "no character"),
+    ],
+)
+def test_plain_text_keeps_letters_and_loses_terminal_commands_and_hidden_characters(text: str, expected: str) -> None:
+    assert plain(text) == expected
+
+
+@given(st.text())
+def test_plain_text_is_one_visible_line_that_can_be_encoded_and_stays_as_it_is(text: str) -> None:
+    result = plain(text)
+    assert not {unicodedata.category(letter) for letter in result} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    assert result.encode().decode() == result
+    assert plain(result) == result
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Text that strangers wrote, made fit for a message or a terminal."""
+"""Text that strangers wrote, made fit for a message, a terminal or a page."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ TERMINAL = re.compile(
 )
 
 
+def plain(text: str) -> str:
+    """Return `text` on one line, without terminal commands and without characters that cannot be seen."""
+    text = TERMINAL.sub("", text)
+    text = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
+    return " ".join(text.split())
+
+
 def clean_text(text: str, limit: int = 200) -> str:
-    """Return `text` on one line, without terminal commands and unprintable characters, cut to length.
+    """Return `text` as `plain` does, cut to length.
 
     Args:
         text: anything, such as a file's name or a tensor's name.
         limit: most characters to return, at least 2; longer text keeps its start and ends with an ellipsis.
     """
-    # Cut first: the patterns below then work on a bounded string, whatever a file holds.
-    text = TERMINAL.sub("", text[: 4 * limit])
-    text = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
-    text = " ".join(text.split())
+    # Cut first: the patterns then work on a bounded string, whatever a file holds.
+    text = plain(text[: 4 * limit])
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -125,7 +125,7 @@ def test_every_suffix_of_an_image_is_taken_whatever_its_case(tmp_path: Path) -> 
 def test_a_broken_image_is_named_without_control_codes(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "p", PIXELS, LABELS, NAMES)
     (root / "cow" / "bad\x1b[2J.png").write_bytes(encoded(PIXELS[0])[:50])
-    with pytest.raises(DataError, match=r"cannot decode image cow/bad\\x1b\[2J\.png of .*/p: ") as raised:
+    with pytest.raises(DataError, match=r"cannot decode image cow/bad\.png of .*/p: ") as raised:
         read_images(root, "any")
     assert "\x1b" not in str(raised.value)
 

@@ -259,7 +259,7 @@ def test_zip_files_of_other_things_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pictures.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("cat/1\x1b[31m.png", b"...")
-    with pytest.raises(DataError, match=r"it holds: cat/1\\x1b\[31m\.png;"):
+    with pytest.raises(DataError, match=r"it holds: cat/1\.png;"):
         read_images(path, "any")
 
 

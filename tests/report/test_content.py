@@ -6,7 +6,7 @@ import math
 import pytest
 
 from unbackdoor.errors import InputError
-from unbackdoor.report import Fact, Interval, NextSteps, Report
+from unbackdoor.report import Fact, Interval, Report
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,3 @@ def test_only_the_title_of_a_report_is_required_and_nothing_can_be_changed() -> 
         report.title = "u"  # type: ignore[misc]
     with pytest.raises(TypeError):
         Fact("positional", "arguments")  # type: ignore[misc]
-
-
-def test_next_steps_are_a_list() -> None:
-    assert NextSteps(["a", "b"]) == ["a", "b"]

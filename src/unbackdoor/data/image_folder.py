@@ -17,10 +17,11 @@ import torch
 from unbackdoor.data.cache import content_hash
 from unbackdoor.data.decode import MAX_BYTES, decode_images
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import printable, reason_of
+from unbackdoor.data.limits import reason_of
 from unbackdoor.data.splits import source_name, split_named
 from unbackdoor.errors import DataError
 from unbackdoor.files import read_bytes
+from unbackdoor.text import clean_text
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class ImageFolder:
             if folder.name.isalpha() and split_named(folder.name) and _holds_classes(folder)
         ]
         if splits:
-            if ignored := [printable(folder.name) for folder in folders if folder not in splits]:
+            if ignored := [clean_text(folder.name) for folder in folders if folder not in splits]:
                 logger.warning("%s: not read, as they lie beside the splits: %s", self.source, ", ".join(ignored))
             for folder in splits:
                 merged = self._classes.setdefault(split_named(folder.name), {})
@@ -133,7 +134,7 @@ class ImageFolder:
             )
 
     def _shown(self, path: Path) -> str:
-        return printable(path.relative_to(self._root).as_posix())
+        return clean_text(path.relative_to(self._root).as_posix())
 
 
 def _folders(parent: Path) -> list[Path]:

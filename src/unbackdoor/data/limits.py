@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unbackdoor.errors import DataError
 from unbackdoor.limits import MAX_CLASSES
+from unbackdoor.text import clean_text
 
 # What is assumed where the operating system does not say how much memory there is.
 _UNKNOWN_MEMORY = 64 * 2**30
@@ -21,18 +22,11 @@ _UNKNOWN_MEMORY = 64 * 2**30
 _CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def printable(text: str) -> str:
-    """Return text from inside a file with control codes escaped and its length bounded, for messages."""
-    # Cut first: a text from a file may be very long.
-    shown = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text[:201])
-    return shown if len(shown) <= 200 else f"{shown[:200]}..."
-
-
 def reason_of(error: BaseException) -> str:
     """Return the first line of an exception's message, fit for the middle of a sentence."""
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = message.strip().splitlines()
-    return printable(lines[0].rstrip(".")) if lines else type(error).__name__
+    return clean_text(lines[0].rstrip(".")) if lines else type(error).__name__
 
 
 def physical_memory() -> int:

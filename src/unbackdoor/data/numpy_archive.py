@@ -19,10 +19,11 @@ from torch import Tensor
 
 from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import check_labels, check_size, numbered, printable, reason_of
+from unbackdoor.data.limits import check_labels, check_size, numbered, reason_of
 from unbackdoor.data.splits import source_name
 from unbackdoor.errors import DataError
 from unbackdoor.limits import MAX_CLASS_NAME, MAX_CLASSES
+from unbackdoor.text import clean_text
 
 # Deflate shrinks real images 1 to 20 times, and empty ones up to 1032 times. Small archives may be as empty
 # as they like.
@@ -53,7 +54,7 @@ class NumpyArchive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         self.splits = [split for split, pair in _SPLITS.items() if all(name in members for name in pair)]
         if not self.splits and not all(name in members for name in _UNSPLIT):
-            found = ", ".join(printable(name) for name in sorted(members)[:10]) or "none"
+            found = ", ".join(clean_text(name) for name in sorted(members)[:10]) or "none"
             raise DataError(
                 f"{source} holds neither the arrays images and labels nor x_train and y_train; it holds:"
                 f" {found}; save them with numpy.savez(path, images=..., labels=...)"
@@ -125,7 +126,7 @@ class NumpyArchive:
                 raise DataError(f"{name} of {self.source} is in an unknown version of NumPy's format: {version}")
             if dtype.kind not in "uifbUS":
                 raise DataError(
-                    f"{name} of {self.source} is an array of {printable(str(dtype))}, not of numbers:"
+                    f"{name} of {self.source} is an array of {clean_text(str(dtype))}, not of numbers:"
                     " object arrays are pickles, which can run code, and are never opened; save it as uint8"
                     " (images) or int64 (labels)"
                 )

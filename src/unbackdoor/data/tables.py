@@ -16,8 +16,9 @@ import numpy as np
 
 from unbackdoor.data.decode import decode_images
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import check_labels, numbered, printable, reason_of
+from unbackdoor.data.limits import check_labels, numbered, reason_of
 from unbackdoor.errors import DataError
+from unbackdoor.text import clean_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -122,7 +123,7 @@ def _only(candidates: list[str], usual: tuple[str, ...], what: str, features: Ma
         return candidates[0]
     if named := [name for name in usual if name in candidates]:
         return named[0]
-    columns = ", ".join(printable(str(name)) for name in features) or "none"
+    columns = ", ".join(clean_text(str(name)) for name in features) or "none"
     found = "several columns" if candidates else "no column"
     raise DataError(
         f"{source} has {found} that could hold the {what}, among: {columns}; images are a column of bytes and"
@@ -145,7 +146,7 @@ def _encoded(
         for value in batch.column(image):
             cell = value.as_py()
             content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-            where = f"{printable(str(path))} (row {row})" if path else f"(row {row})"
+            where = f"{clean_text(str(path))} (row {row})" if path else f"(row {row})"
             if not isinstance(content, bytes):
                 # The path is never followed: it is a stranger's, and may name any file here or elsewhere.
                 raise DataError(

@@ -18,9 +18,6 @@ from unbackdoor.errors import InputError
 
 Level = Literal["backdoored", "no evidence", "inconclusive", "repaired", "not repaired", "info"]
 
-NextSteps = list[str]
-"""What the reader can do now, one sentence each; text between backticks is shown as code."""
-
 
 class IntervalLike(Protocol):
     """An estimate with its interval, all three fractions in [0, 1]."""

@@ -1,4 +1,4 @@
-"""Text for pages: cleaning what strangers wrote, hiding folders, and writing figures for people."""
+"""Text for pages: hiding folders in what strangers wrote, and writing figures for people."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ import unicodedata
 from pathlib import PurePath
 
 from unbackdoor.report.content import IntervalLike, Metric
-from unbackdoor.text import TERMINAL
-
-_SPACES = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]+")
-# Control (Cc), invisible formatting such as text reversal (Cf), halves of characters (Cs).
-_HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Cs"})
+from unbackdoor.text import plain
 
 # An absolute path: in quotes it may hold spaces, bare it ends at one. Something before the slash, such as in
 # "and/or", "https:/" or "</p>", means that it is not one.
@@ -21,17 +17,6 @@ _PATHS = re.compile(
     r"""|(?:file:/{1,3}|(?<![\w.~/<])/(?!/))[^\s/'"]+(?:/[^\s/'"]+)+"""
     r"""|(?<!\w)(?:[A-Za-z]:\\|\\\\)[^\s\\'"]+(?:\\[^\s\\'"]+)+"""
 )
-
-
-def plain(text: str) -> str:
-    """Return `text` on one line without terminal commands, control and invisible formatting characters."""
-    text = _SPACES.sub(" ", TERMINAL.sub("", text))
-    return "".join(letter for letter in text if not _hidden(letter))
-
-
-def _hidden(letter: str) -> bool:
-    """Return whether a character is never to be seen, or is none: the last two of each plane, which XML refuses."""
-    return unicodedata.category(letter) in _HIDDEN_CATEGORIES or ord(letter) & 0xFFFE == 0xFFFE
 
 
 def short_path(path: str | PurePath) -> str:
