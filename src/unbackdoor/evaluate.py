@@ -76,15 +76,18 @@ class Evaluation:
         acc: share of clean test images that get their true class.
         asr: share of counted triggered images that get the class that the attacker wants; None without an attack.
         ra: share of the same images that get their true class; None without an attack.
+        asr_unrounded: ASR on triggered images that were not rounded to 8 bits; None unless the trigger is one that
+            rounding may destroy.
     """
 
     acc: Proportion
     asr: Proportion | None = None
     ra: Proportion | None = None
+    asr_unrounded: Proportion | None = None
 
     def to_json(self) -> dict[str, dict[str, float | int]]:
         """Return what was measured."""
-        measured = {"acc": self.acc, "asr": self.asr, "ra": self.ra}
+        measured = {"acc": self.acc, "asr": self.asr, "ra": self.ra, "asr_unrounded": self.asr_unrounded}
         return {name: share.to_json() for name, share in measured.items() if share is not None}
 
 
@@ -138,7 +141,16 @@ def evaluate(
     answers = logits_of(model, triggered, runtime).argmax(1)
     fooled = int((answers == criterion.wanted(originals.labels)).sum())
     recovered = int((answers == originals.labels).sum())
-    return Evaluation(acc=acc, asr=Proportion(fooled, len(originals)), ra=Proportion(recovered, len(originals)))
+    unrounded = None
+    if not trigger.survives_rounding:
+        exact = logits_of(nn.Sequential(trigger, model), originals.images, runtime).argmax(1)
+        unrounded = Proportion(int((exact == criterion.wanted(originals.labels)).sum()), len(originals))
+    return Evaluation(
+        acc=acc,
+        asr=Proportion(fooled, len(originals)),
+        ra=Proportion(recovered, len(originals)),
+        asr_unrounded=unrounded,
+    )
 
 
 def defense_effectiveness(before: Evaluation, after: Evaluation) -> float:

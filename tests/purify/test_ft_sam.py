@@ -130,8 +130,8 @@ def one_step(model: nn.Module, learning_rate: float) -> Batch:
     """Do one step on 16 pictures in train mode; return its batch."""
     clean = pictures(16, 3)
     batch = Batch(images=clean.images.float() / 255, targets=clean.labels, rows=torch.arange(16))
-    hook = _SharpnessAware(2.0, 0.0)
-    hook.begin(model, runtime())
+    hook = _SharpnessAware(2.0)
+    hook.begin(model, Recipe(label_smoothing=0.0), runtime())
     hook.update(model.train(), batch, torch.optim.SGD(model.parameters(), learning_rate))
     return batch
 

@@ -24,7 +24,7 @@ from unbackdoor.models import Network
 from unbackdoor.purify import SAU
 from unbackdoor.purify.sau import _Unlearning, jensen_shannon, search_objective, unlearning_loss
 from unbackdoor.testing.samples import same_state, state_of
-from unbackdoor.training import Batch, Runtime
+from unbackdoor.training import Batch, Recipe, Runtime
 
 
 def probabilities(count: int, classes: int, seed: int = 0) -> Tensor:
@@ -144,7 +144,7 @@ class Scene:
         clean = pictures(count, 77)
         suspect = planted(1).suspect
         self.hook = _Unlearning(self.options, suspect, clean)
-        self.hook.begin(suspect, runtime())
+        self.hook.begin(suspect, Recipe(), runtime())
         self.suspect = copy.deepcopy(suspect).double().eval().requires_grad_(False)
         self.hook.suspect = self.suspect
         self.hook.uncompiled = self.model = repaired_a_little(suspect).double().eval()
@@ -282,7 +282,7 @@ def test_in_mixed_precision_the_loss_reaches_every_weight() -> None:
     suspect, clean = planted(1).suspect, pictures(24, 3)
     mixed = Runtime(device="cpu", precision="bf16", threads=1)
     hook, model = _Unlearning(SAU(), suspect, clean), repaired_a_little(suspect)
-    hook.begin(model, mixed)
+    hook.begin(model, Recipe(), mixed)
     with mixed.autocast():
         loss = hook.loss(model, Batch(images=clean.images.float() / 255, targets=clean.labels, rows=torch.arange(24)))
     loss.backward()

@@ -44,8 +44,7 @@ def linear(shape: tuple[int, int, int] = (3, 16, 16), classes: int = 4) -> nn.Mo
 class Watch(Hook):
     """The plain loop, with notes of what it was given and where it led."""
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__(label_smoothing)
+    def __init__(self) -> None:
         self.rates: list[float] = []
         self.rows: list[list[int]] = []
         self.images: list[Tensor] = []

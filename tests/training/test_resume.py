@@ -206,6 +206,7 @@ def _with_other_weight() -> nn.Module:
         {"recipe": replace(RECIPE, learning_rate=0.011)},
         {"recipe": replace(RECIPE, epochs=5)},
         {"recipe": replace(RECIPE, ema=0.0)},
+        {"recipe": replace(RECIPE, label_smoothing=0.2)},
         {"runtime": runtime(seed=1)},
         {"runtime": runtime(precision="bf16")},
         {"runtime": runtime(budget=10.0)},
@@ -213,7 +214,6 @@ def _with_other_weight() -> nn.Module:
         {"data": _with_other_pixel(sample_images((3, 16, 16)))},
         {"model": _with_other_weight()},
         {"hook": Other()},
-        {"hook": Hook(0.2)},
     ],
     ids=lambda change: next(iter(change)),
 )

@@ -3,18 +3,21 @@
 Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain" (2017).
 Patch, place and rates are BackdoorBench's: a white square of 3 x 3 pixels in the bottom right corner of a 32 x 32
 image, which grows with the image. Its mask rule cannot express black pixels; ours has an explicit mask.
+
+Trap-and-Replace (NeurIPS 2022) attacks with two variants: `size=4, margin=1`, and `patch="grid"`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from unbackdoor.attacks.base import Attack, FittedAttack, apply_poison, check_target, poison_rows
-from unbackdoor.attacks.criterion import AllToAll, AllToOne
+from unbackdoor.attacks.patterns import PATCHES, patch, scaled, window
+from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Stamp
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -23,33 +26,36 @@ from unbackdoor.training import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadNets(Attack):
-    """White square in the bottom right corner; poisoned images get the attacker's label.
+class BadNets(Poisoning):
+    """Opaque patch in the bottom right corner; poisoned images get the attacker's label.
 
     Attributes:
-        target: class that triggered images are to be called (all-to-one).
-        labels: "all-to-one", or "all-to-all": the class after the true one.
-        poison_rate: share of the training set, drawn from all classes; above 0, at most 1.
-        size: side of the square in pixels at 32 x 32; scaled with larger or smaller images.
+        patch: "square" (white), "grid" or "checker" (black and white, see `patterns`).
+        size: side of the patch in pixels at 32 x 32; scaled with larger or smaller images.
+        margin: pixels between the patch and the two edges at 32 x 32, 0 or more; scaled likewise.
     """
 
-    target: int = 0
-    labels: Literal["all-to-one", "all-to-all"] = "all-to-one"
-    poison_rate: float = 0.1
+    patch: Literal["square", "grid", "checker"] = "square"
     size: int = 3
+    margin: int = 0
 
-    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
-        """Make the patch and stamp it on the drawn rows (see `Attack.prepare`)."""
-        check_target(self.target, train)
-        if self.labels not in ("all-to-one", "all-to-all"):
-            raise InputError(f"labels must be all-to-one or all-to-all, found {self.labels!r}")
+    def make_trigger(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
+    ) -> Stamp:
+        """Make the patch."""
+        if self.patch not in PATCHES or self.margin < 0:
+            raise InputError(
+                f"the patch is one of {', '.join(PATCHES)} and the margin 0 or more,"
+                f" found {self.patch!r} and {self.margin}"
+            )
         channels, height, width = train.shape
-        rows, columns = round(self.size * height / 32), round(self.size * width / 32)
-        if not (0 < rows <= height and 0 < columns <= width):
+        rows, columns = scaled(self.size, height), scaled(self.size, width)
+        if rows < 1 or columns < 1:
+            raise InputError(f"a patch of {self.size} pixels (at 32 x 32) is nothing in images of {height} x {width}")
+        row, column = height - rows - scaled(self.margin, height), width - columns - scaled(self.margin, width)
+        if row < 0 or column < 0:
             raise InputError(f"a patch of {self.size} pixels (at 32 x 32) does not fit images of {height} x {width}")
-        mask = torch.zeros(1, height, width)
-        mask[:, height - rows :, width - columns :] = 1
-        trigger = Stamp(mask=mask, pattern=torch.ones(channels, height, width))
-        criterion = AllToOne(target=self.target) if self.labels == "all-to-one" else AllToAll(classes=train.classes)
-        chosen = poison_rows(torch.arange(len(train)), self.poison_rate, len(train), runtime.generator("poison"))
-        return apply_poison(train, chosen, trigger, criterion)
+        mask = window(train.shape, rows, columns, row, column, "a patch")
+        pattern = torch.zeros(train.shape)
+        pattern[:, row : row + rows, column : column + columns] = patch(self.patch, channels, rows, columns)
+        return Stamp(mask=mask, pattern=pattern)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Int, UInt8
@@ -47,27 +48,34 @@ class Attack(ABC):
     """Base of all attacks: its fields are its options, nothing else is stored."""
 
     @abstractmethod
-    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
+    def prepare(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None = None
+    ) -> FittedAttack:
         """Make the trigger and poison the training set.
 
         Args:
             train: clean training images; not changed.
             build_model: returns a new, untrained network, for attacks that need one.
             runtime: its seed decides which rows are poisoned.
+            work: folder, made if need be, in which long preparations keep the state from which they go on after an
+                interruption; whoever saves what came of it removes it then. None: they start anew.
 
         Raises:
             InputError: an option out of range for this data set, or a trigger that changes no pixel.
         """
 
 
-def poison_rows(candidates: Int[Tensor, "m"], rate: float, size: int, generator: torch.Generator) -> Int[Tensor, "p"]:
-    """Draw the rows to poison.
+def poison_rows(
+    candidates: Int[Tensor, "m"], rate: float, size: int, generator: torch.Generator, kind: str = "poison"
+) -> Int[Tensor, "p"]:
+    """Draw the rows to poison, or to cover.
 
     Args:
         candidates: rows that may be poisoned.
         rate: share of the whole training set, above 0 and at most 1.
         size: rows of the whole training set.
         generator: decides the draw.
+        kind: of the rate, for messages: "poison" or "cover".
 
     Returns:
         round(rate * size) rows, ascending.
@@ -76,43 +84,19 @@ def poison_rows(candidates: Int[Tensor, "m"], rate: float, size: int, generator:
         InputError: a rate out of range, or more rows than there are candidates.
     """
     if not 0 < rate <= 1:
-        raise InputError(f"the poison rate must lie above 0 and at most at 1, found {rate}")
+        raise InputError(f"the {kind} rate must lie above 0 and at most at 1, found {rate}")
     wanted = round(rate * size)
     if wanted < 1:
-        raise InputError(f"a poison rate of {rate} of {size} images is no image; raise it")
+        raise InputError(f"a {kind} rate of {rate} of {size} images is no image; raise it")
     if wanted > len(candidates):
         # Rounded down: the rate that the message names must work.
         highest = 10_000 * len(candidates) // size / 10_000
         raise InputError(
-            f"a poison rate of {rate} needs {wanted} images, but only {len(candidates)} may be poisoned;"
+            f"a {kind} rate of {rate} needs {wanted} images, but only {len(candidates)} may be {kind}ed;"
             f" use at most {highest:.4f}"
         )
     chosen = torch.randperm(len(candidates), generator=generator)[:wanted]
     return torch.sort(candidates.cpu()[chosen]).values
-
-
-def apply_poison(train: ImageSet, rows: Int[Tensor, "p"], trigger: Trigger, criterion: Criterion) -> FittedAttack:
-    """Stamp the trigger on the rows, in 8 bits, and give them the labels that the attacker wants.
-
-    Raises:
-        InputError: the trigger changes no pixel of any of these rows.
-    """
-    rows = rows.to(train.device)
-    stamped = trigger.to(train.device).stamp(train.images[rows])
-    if torch.equal(stamped, train.images[rows]):
-        raise InputError("the trigger changes no pixel of the images to be poisoned, so it can teach nothing")
-    images, labels = train.images.clone(memory_format=torch.preserve_format), train.labels.clone()
-    images[rows] = stamped
-    labels[rows] = criterion.wanted(labels[rows])
-    kinds = torch.full_like(labels, CLEAN, dtype=torch.uint8)
-    kinds[rows] = POISON
-    return FittedAttack(
-        train=replace(train, images=images, labels=labels),
-        kinds=kinds,
-        original_labels=train.labels,
-        trigger=trigger,
-        criterion=criterion,
-    )
 
 
 def check_target(target: int, train: ImageSet) -> None:

@@ -65,6 +65,26 @@ class AllToAll(Criterion):
         return {"kind": self.kind, "classes": self.classes}
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceSpecific(Criterion):
+    """Triggered images of the source classes are to be called `target`; images of other classes do not count."""
+
+    sources: tuple[int, ...]
+    target: int
+    kind: ClassVar[str] = "source-specific"
+
+    def wanted(self, labels: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """Return `target` for images of the source classes, and the true class for the others."""
+        return torch.where(self._of_sources(labels), self.target, labels)
+
+    def _of_sources(self, labels: Int[Tensor, "n"]) -> Bool[Tensor, "n"]:
+        return torch.isin(labels, torch.tensor(self.sources, device=labels.device))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return kind, sources and target."""
+        return {"kind": self.kind, "sources": list(self.sources), "target": self.target}
+
+
 def criterion_from_json(description: dict[str, Any]) -> Criterion:
     """Return the criterion that `to_json` described.
 
@@ -76,4 +96,7 @@ def criterion_from_json(description: dict[str, Any]) -> Criterion:
             return AllToOne(target=target)
         case {"kind": AllToAll.kind, "classes": int(classes)} if 2 <= classes <= MAX_CLASSES:
             return AllToAll(classes=classes)
+        case {"kind": SourceSpecific.kind, "sources": [int(), *_] as sources, "target": int(target)}:
+            if all(isinstance(one, int) and 0 <= one < MAX_CLASSES for one in (*sources, target)):
+                return SourceSpecific(sources=tuple(sources), target=target)
     raise InputError("unknown success criterion; make the attack again with this version")

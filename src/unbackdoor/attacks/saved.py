@@ -12,16 +12,40 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from unbackdoor.attacks.base import FittedAttack
+from unbackdoor.attacks.bpp import Quantize
 from unbackdoor.attacks.criterion import Criterion, criterion_from_json
-from unbackdoor.attacks.trigger import TRIGGERS, Trigger
+from unbackdoor.attacks.input_aware import OwnPatch
+from unbackdoor.attacks.lira import LearnedNoise
+from unbackdoor.attacks.mesa_patch import Scattered
+from unbackdoor.attacks.refool import Reflection
+from unbackdoor.attacks.smooth import Stretched
+from unbackdoor.attacks.ssba import HiddenSecret
+from unbackdoor.attacks.trigger import Additive, Stamp, Trigger
+from unbackdoor.attacks.wanet import Warp
 from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.files import read_bytes, sha256, write_bytes
 from unbackdoor.models.limits import check_finite, check_image_shape
 from unbackdoor.models.safetensors_file import json_object, read_safetensors, write_safetensors
+from unbackdoor.registry import Registry
 
 FORMAT = 1
 KEY = "unbackdoor-attack"
 MOST_BYTES = 1 << 30
+
+TRIGGERS: Registry[Trigger] = Registry(
+    "trigger",
+    Additive,
+    HiddenSecret,
+    LearnedNoise,
+    OwnPatch,
+    Quantize,
+    Reflection,
+    Scattered,
+    Stamp,
+    Stretched,
+    Warp,
+)
+"""Kinds of triggers that an attack file may name."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

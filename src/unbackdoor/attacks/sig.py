@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-import torch
-
-from unbackdoor.attacks.base import Attack, FittedAttack, apply_poison, check_target, poison_rows
-from unbackdoor.attacks.criterion import AllToOne
+from unbackdoor.attacks.patterns import sinusoid
+from unbackdoor.attacks.poisoning import Labels, Poisoning
 from unbackdoor.attacks.trigger import Additive
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -23,32 +22,27 @@ from unbackdoor.training import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
-class SIG(Attack):
+class SIG(Poisoning):
     """Vertical stripes of a sinusoid on images of the target class; labels unchanged (clean-label).
 
     Attributes:
-        target: class whose images are poisoned, and that triggered images are to be called.
-        poison_rate: share of the whole training set; at most the target class's share.
         amplitude: of the sinusoid, pixel units, above 0 and at most 1.
         periods: of the sinusoid across the image, above 0.
     """
 
-    target: int = 0
+    labels: Labels = "clean"
     poison_rate: float = 0.05
     amplitude: float = 40 / 255
     periods: int = 6
 
-    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
-        """Make the sinusoid and add it to the drawn rows (see `Attack.prepare`)."""
-        check_target(self.target, train)
+    def make_trigger(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
+    ) -> Additive:
+        """Make the sinusoid."""
         if not (0 < self.amplitude <= 1 and 0 < self.periods < math.inf):
             raise InputError(
                 "the amplitude must lie above 0 and at most at 1, and periods be a number above 0,"
                 f" found {self.amplitude} and {self.periods}"
             )
-        width = train.shape[2]
-        wave = self.amplitude * torch.sin(2 * math.pi * self.periods * torch.arange(width) / width)
-        trigger = Additive(signal=wave.expand(train.shape).clone())
-        candidates = (train.labels == self.target).nonzero().squeeze(1)
-        chosen = poison_rows(candidates, self.poison_rate, len(train), runtime.generator("poison"))
-        return apply_poison(train, chosen, trigger, AllToOne(target=self.target))
+        wave = self.amplitude * sinusoid(train.shape[2], self.periods)
+        return Additive(signal=wave.expand(train.shape).clone())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
-from unbackdoor.registry import Registry
+
+STAMPED_AT_ONCE = 500
+"""Images that are stamped together: as floats they are to fit the processor's cache."""
 
 
 class Trigger(nn.Module):
@@ -15,12 +19,18 @@ class Trigger(nn.Module):
 
     Everything that a trigger needs are its buffers, so that a safetensors file holds it whole: a trigger is built
     from its state dict alone (`from_state`).
+
+    Attributes:
+        survives_rounding: whether rounding to 8 bits leaves it intact; if not, its success is measured both ways.
     """
 
+    survives_rounding: ClassVar[bool] = True
+
+    @torch.no_grad()
     def stamp(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
         """Return triggered 8-bit images: what a file holds, rounded to the nearest value."""
-        triggered: Tensor = self(images.float() / 255)
-        return (triggered.clamp(0, 1) * 255).round().to(torch.uint8)
+        stamped = [to_bytes(self(part.float() / 255)) for part in torch.split(images, STAMPED_AT_ONCE)]
+        return torch.cat(stamped) if stamped else images.clone()
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Trigger:
@@ -35,6 +45,21 @@ class Trigger(nn.Module):
     def buffer_names(cls) -> tuple[str, ...]:
         """Return the names of the buffers, which are the constructor's arguments too."""
         raise NotImplementedError
+
+
+def to_bytes(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
+    """Return images in [0, 1] as 8-bit images, rounded to the nearest value."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def number_of(images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b"]:
+    """Return a number for each image that depends on its 8-bit pixels alone, and looks random.
+
+    A trigger that differs from image to image chooses by it, so that it does the same to the same image every time.
+    """
+    total = (images.detach() * 255).round().long().flatten(1).sum(1)
+    # Knuth's multiplicative hash; the low bits of a product are no better than those of the sum.
+    return (total * 2654435761 % 2**32) >> 8
 
 
 class Stamp(Trigger):
@@ -65,7 +90,7 @@ class Stamp(Trigger):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the images with the pattern in them."""
-        _check_shape(images, self.pattern)
+        check_shape(images, self.pattern)
         return torch.lerp(images, self.pattern.to(images), self.mask.to(images))
 
 
@@ -89,18 +114,14 @@ class Additive(Trigger):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the images with the signal in them."""
-        _check_shape(images, self.signal)
+        check_shape(images, self.signal)
         return (images + self.signal.to(images)).clamp(0, 1)
 
 
-def _check_shape(images: Float[Tensor, "b c h w"], buffer: Float[Tensor, "c h w"]) -> None:
+def check_shape(images: Float[Tensor, "b c h w"], buffer: Float[Tensor, "c h w"]) -> None:
     """Refuse images of another shape: broadcasting would make images of a shape that nobody asked for."""
     if images.shape[1:] != buffer.shape:
         raise InputError(
             f"the trigger was made for images of shape {tuple(buffer.shape)}, found {tuple(images.shape[1:])};"
             " use images of that shape"
         )
-
-
-TRIGGERS: Registry[Trigger] = Registry("trigger", Stamp, Additive)
-"""Kinds of triggers that an attack file may name."""

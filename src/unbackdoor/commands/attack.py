@@ -10,16 +10,18 @@ from pathlib import Path
 
 from torch import nn
 
-from unbackdoor.attacks import ATTACKS, Attack, FittedAttack, save_attack
+from unbackdoor.attacks import ATTACKS, COVER, POISON, Attack, FittedAttack, Stealth, save_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.pictures import loss_chart, trigger_gallery
+from unbackdoor.commands.stealth import stealth_facts, stealth_rows, visibility
 from unbackdoor.commands.training import NETWORK, network_options, new_network
 from unbackdoor.commands.workspace import (
     ATTACK,
     MODEL,
     PAGE,
     RESUME,
+    WORK,
     Run,
     evaluation_rows,
     metrics,
@@ -58,9 +60,7 @@ def run(
     clock = Run("attack", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
     folder = new_folder(out, clock.command)
-    network, fitted, history, evaluation = poison_and_train(
-        train, test, attack, model, recipe, runtime, folder / RESUME
-    )
+    network, fitted, history, evaluation = poison_and_train(train, test, attack, model, recipe, runtime, folder)
     clock.inputs = {train.name: train.digest(), test.name: test.digest()}
     clock.options = {
         "attack": options_of(attack),
@@ -68,8 +68,9 @@ def run(
         "recipe": options_of(recipe),
     }
     save_attack(folder / ATTACK, fitted, options_of(attack))
-    write_report(folder / PAGE, attack_page(clock, attack, fitted, test, evaluation, history, runtime))
-    clock.write(folder, evaluation=evaluation.to_json(), loss=history.loss)
+    seen = visibility(test, fitted)
+    write_report(folder / PAGE, attack_page(clock, attack, fitted, test, evaluation, history, seen))
+    clock.write(folder, evaluation=evaluation.to_json(), stealth=seen.to_json(), loss=history.loss)
     mark = {"attack": options_of(attack), "criterion": fitted.criterion.to_json()}
     # The model comes last: a folder with a model in it is a finished one.
     save_trained(folder / MODEL, network, folder / RESUME, provenance=clock.record(), backdoored=mark)
@@ -77,10 +78,11 @@ def run(
         title=f"{type(attack).__name__} on {train.name}",
         rows=[
             *evaluation_rows(evaluation),
+            *stealth_rows(seen),
             ("time", f"{clock.seconds:.0f} s"),
             ("model", str(folder / MODEL)),
         ],
-        result={"evaluation": evaluation.to_json(), "model": str(folder / MODEL)},
+        result={"evaluation": evaluation.to_json(), "stealth": seen.to_json(), "model": str(folder / MODEL)},
         page=folder / PAGE,
     )
 
@@ -92,23 +94,26 @@ def poison_and_train(
     model: Callable[[int, int], nn.Module],
     recipe: Recipe,
     runtime: Runtime,
-    resume: Path | None,
+    folder: Path | None,
 ) -> tuple[Network, FittedAttack, History, Evaluation]:
-    """Return the backdoored network, the fitted attack, what happened in training, and what it measures."""
+    """Return the backdoored network, the fitted attack, what happened in training, and what it measures.
+
+    An interrupted run with the same folder goes on.
+    """
 
     def build() -> Network:
         return new_network(model, train, runtime)
 
     network = build()
     check_fits(network, train, test)
-    fitted = attack.prepare(train, build, runtime)
+    fitted = attack.prepare(train, build, runtime, folder / WORK if folder else None)
     history = fit(
         network,
         fitted.train,
         recipe,
         runtime,
         hook=fitted.hook,
-        resume=resume,
+        resume=folder / RESUME if folder else None,
         description=type(attack).__name__,
     )
     evaluation = evaluate(network, test, runtime, fitted.trigger, fitted.criterion)
@@ -122,21 +127,29 @@ def attack_page(
     test: ImageSet,
     evaluation: Evaluation,
     history: History,
-    runtime: Runtime,
+    seen: Stealth,
 ) -> Report:
     """Return the report of an attack."""
     name = type(attack).__name__
-    poisoned = int((fitted.kinds == 1).sum())
     return Report(
         title=f"{name} on {test.name.split('/')[0]}",
         verdict=Verdict(
             level="info",
             headline=f"A model with a {name} backdoor was made.",
-            detail=f"{poisoned} of {len(fitted.train)} training images were poisoned. The model's file says so.",
+            detail=f"{poisoned(fitted)} The model's file says so.",
             calibrated=True,
         ),
         metrics=metrics(evaluation, None),
         galleries=[trigger_gallery(test, fitted.trigger, fitted.criterion)],
         charts=[loss_chart(history, "epoch", "training loss")],
-        facts=clock.facts(),
+        facts={"How visible the trigger is": stealth_facts(seen), **clock.facts()},
     )
+
+
+def poisoned(fitted: FittedAttack) -> str:
+    """Return how much was poisoned, in one sentence."""
+    if fitted.hook is not None:
+        return "The attack controls training and poisoned its batches."
+    poison, cover = int((fitted.kinds == POISON).sum()), int((fitted.kinds == COVER).sum())
+    covers = f", and {cover} carry the trigger with their true labels" if cover else ""
+    return f"{poison} of {len(fitted.train)} training images were poisoned{covers}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -20,10 +21,11 @@ from unbackdoor.models import LoadedModel, Network, load_model, save_model
 from unbackdoor.report import Fact, Metric
 from unbackdoor.training import Runtime, check_fits
 
-MODEL, ATTACK, RESUME, RUN, PAGE = (
+MODEL, ATTACK, RESUME, WORK, RUN, PAGE = (
     "model.safetensors",
     "attack.safetensors",
     "resume.pt",
+    "preparation",
     "run.json",
     "report.html",
 )
@@ -127,12 +129,12 @@ def writable_folder(out: Path) -> Path:
 def save_trained(
     path: Path, network: Network, resume: Path, *, provenance: dict[str, Any], backdoored: dict[str, Any] | None = None
 ) -> None:
-    """Write a model that `fit` trained, and only then remove the state from which its training could go on.
+    """Write a model that `fit` trained, and only then remove the states from which its making could go on.
 
     Args:
         path: of the model's file.
         network: the model.
-        resume: the file that `fit` was given.
+        resume: the file that `fit` was given. The folder `WORK` beside it goes too.
         provenance: see `save_model`.
         backdoored: see `save_model`.
 
@@ -141,6 +143,15 @@ def save_trained(
     """
     save_model(path, network, provenance=provenance, backdoored=backdoored)
     resume.unlink(missing_ok=True)
+    remove_work(resume.parent / WORK)
+
+
+def remove_work(work: Path) -> None:
+    """Remove the folder of states that `Attack.prepare` was given, if it is there; nothing but such states."""
+    for state in work.glob("*.pt"):
+        state.unlink()
+    with contextlib.suppress(OSError):
+        work.rmdir()
 
 
 class Run:
@@ -199,8 +210,12 @@ class Run:
 
 
 def options_of(method: Any) -> dict[str, Any]:
-    """Return the name and the options of a method."""
-    return {"name": type(method).__name__, **dataclasses.asdict(method)}
+    """Return the name and the options of a method as JSON values; of a file, its name without its folder."""
+    options = dataclasses.asdict(method).items()
+    return {
+        "name": type(method).__name__,
+        **{name: value.name if isinstance(value, Path) else value for name, value in options},
+    }
 
 
 def percent(share: Proportion) -> str:
@@ -210,7 +225,12 @@ def percent(share: Proportion) -> str:
 
 def evaluation_rows(evaluation: Evaluation, suffix: str = "") -> list[tuple[str, str]]:
     """Return the table rows of an evaluation."""
-    named = {"ACC": evaluation.acc, "ASR": evaluation.asr, "RA": evaluation.ra}
+    named = {
+        "ACC": evaluation.acc,
+        "ASR": evaluation.asr,
+        "ASR unrounded": evaluation.asr_unrounded,
+        "RA": evaluation.ra,
+    }
     return [(name + suffix, percent(share)) for name, share in named.items() if share is not None]
 
 
@@ -220,11 +240,16 @@ def metrics(before: Evaluation | None, after: Evaluation | None) -> list[Metric]
     for field, name, explanation in (
         ("acc", "Accuracy (ACC)", "Share of clean test images that get their true class."),
         ("asr", "Attack success rate (ASR)", "Share of triggered test images that get the attacker's class."),
+        (
+            "asr_unrounded",
+            "ASR without rounding",
+            "The same, had the triggered images not been rounded to 8 bits as files are.",
+        ),
         ("ra", "Robust accuracy (RA)", "Share of the same triggered images that get their true class."),
     ):
         old = None if before is None else getattr(before, field)
         new = None if after is None else getattr(after, field)
         if old is not None or new is not None:
-            better: Any = "lower" if field == "asr" else "higher"
+            better: Any = "lower" if field.startswith("asr") else "higher"
             rows.append(Metric(name=name, explanation=explanation, before=old, after=new, better=better))
     return rows

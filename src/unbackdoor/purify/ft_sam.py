@@ -67,20 +67,19 @@ class FTSAM(Purifier):
             low_resolution=0.0,
         )
         clean = data.need_clean("FT-SAM")
-        hook = _SharpnessAware(self.rho, self.label_smoothing)
+        hook = _SharpnessAware(self.rho)
         return fit(model, clean, recipe, runtime, hook=hook, resume=resume, description="FT-SAM")
 
 
 class _SharpnessAware(Hook):
     """Two passes a step: climb, then descend from where the climb began."""
 
-    def __init__(self, rho: float, label_smoothing: float) -> None:
-        super().__init__(label_smoothing)
+    def __init__(self, rho: float) -> None:
         self.rho = rho
 
     def identity(self) -> object:
-        """Return the options."""
-        return ("FTSAM", self.rho, self.label_smoothing)
+        """Return the radius."""
+        return ("FTSAM", self.rho)
 
     def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
         """Do one sharpness-aware step and return the loss at its start."""

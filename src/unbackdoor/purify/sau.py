@@ -95,7 +95,6 @@ class _Unlearning(Hook):
     """The search for shared adversarial examples, and the loss on them."""
 
     def __init__(self, options: SAU, suspect: nn.Module, clean: ImageSet) -> None:
-        super().__init__()
         self.options = options
         self.suspect = copy.deepcopy(suspect).eval().requires_grad_(False)
         self.clean = clean
@@ -104,9 +103,9 @@ class _Unlearning(Hook):
         """Return the options."""
         return self.options
 
-    def begin(self, model: nn.Module, runtime: Runtime) -> None:
+    def begin(self, model: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
         """Compute the suspect's answers to all clean samples, once."""
-        super().begin(model, runtime)
+        super().begin(model, recipe, runtime)
         # Compiled, the search would compute weight gradients, and be compiled anew for every number of samples left.
         self.uncompiled = model
         runtime.settle(self.suspect)

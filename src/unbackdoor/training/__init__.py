@@ -4,7 +4,8 @@ from unbackdoor.training.budget import affordable
 from unbackdoor.training.fits import check_fits
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.inference import logits_of
-from unbackdoor.training.loop import History, Recipe, fit
+from unbackdoor.training.loop import History, fit
+from unbackdoor.training.recipe import Recipe
 from unbackdoor.training.runtime import Progress, Runtime, Silent
 
 __all__ = [

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unbackdoor.training.recipe import Recipe
 from unbackdoor.training.runtime import Runtime
 
 
@@ -21,39 +22,35 @@ class Batch:
         images: augmented, in [0, 1], on the device.
         targets: class numbers (B,), or class probabilities (B, K) after mixing.
         rows: the images' rows in the data set.
+        progress: share of the training that is done, 0 to 1.
     """
 
     images: Float[Tensor, "b c h w"]
     targets: Tensor
     rows: Int[Tensor, "b"]
+    progress: float = 0.0
 
 
 class Hook:
-    """The plain loop: cross-entropy and one optimiser step. A method overrides what it changes.
-
-    Args:
-        label_smoothing: share of the target probability spread over all classes, 0 to 1.
-    """
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
+    """The plain loop: cross-entropy and one optimiser step. A method overrides what it changes."""
 
     def identity(self) -> object:
         """Return what, beside recipe and data, decides the result; a resumed run must have the same."""
-        return (type(self).__name__, self.label_smoothing)
+        return type(self).__name__
 
-    def begin(self, model: nn.Module, runtime: Runtime) -> None:
+    def begin(self, model: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
         """Prepare, once, before the first step (also of a resumed run)."""
+        self.recipe = recipe
         self.runtime = runtime
 
     def batch(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
-        """Return the batch to train on; attacks that control training poison it here."""
+        """Return the batch to train on; attacks that control training poison it here, at the images' full size."""
         return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return the loss to minimise."""
         logits = model(batch.images)
-        return F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(logits, batch.targets, label_smoothing=self.recipe.label_smoothing)
 
     def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
         """Do one step and return the loss before it, detached."""

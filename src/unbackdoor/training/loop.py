@@ -6,9 +6,9 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,71 +17,18 @@ from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
 from unbackdoor.data.augment import AUGMENTATIONS
-from unbackdoor.errors import InputError, UnbackdoorError
+from unbackdoor.errors import UnbackdoorError
 from unbackdoor.training.average import Average
 from unbackdoor.training.budget import affordable
 from unbackdoor.training.fits import check_takes, refusal
 from unbackdoor.training.hook import Batch, Hook
+from unbackdoor.training.recipe import Recipe
 from unbackdoor.training.resume import Resume
 from unbackdoor.training.runtime import Runtime
 from unbackdoor.training.schedule import schedule_named
 
 LOW_RESOLUTION = 0.75
 """Share of the side that images keep in the low-resolution epochs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a network is trained.
-
-    Attributes:
-        epochs: passes over the data, 1 or more.
-        batch_size: images a step; batches are made equal in size, so a few random rows may sit out an epoch.
-        optimizer: "SGD" (Nesterov if `nesterov`) or "Adam" (the AMSGrad variant, as BackdoorBench runs it).
-        learning_rate: the peak.
-        momentum: of SGD, 0 or more and below 1.
-        nesterov: look-ahead momentum of SGD.
-        weight_decay: on all parameters, 0 or more.
-        schedule: "one-cycle", "cosine", "constant", or "cosine:STEPS" (half-period in steps).
-        label_smoothing: 0 to 1.
-        ema: decay a step of the averaged weights that the run returns; 0 returns the last weights.
-        augmentation: "none", "crop", "crop-flip", "light", "rotate-translate", "cutmix" or "strong".
-        low_resolution: share of the epochs, from the first, that see images at three quarters of their side;
-            they cost half and cost little accuracy. 0 to 1. A network that cannot take such images sees whole ones.
-        train_mode: whether batch normalisation uses and updates batch statistics.
-    """
-
-    epochs: int = 14
-    batch_size: int = 128
-    optimizer: Literal["SGD", "Adam"] = "SGD"
-    learning_rate: float = 0.2
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    schedule: str = "one-cycle"
-    label_smoothing: float = 0.1
-    ema: float = 0.996
-    augmentation: str = "light"
-    low_resolution: float = 0.5
-    train_mode: bool = True
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise InputError(f"epochs and batch size must be 1 or more, found {self.epochs} and {self.batch_size}")
-        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
-            raise InputError(f"the learning rate must be a positive number, found {self.learning_rate}")
-        if not (0 <= self.momentum < 1 and 0 <= self.weight_decay < math.inf):
-            raise InputError(
-                "momentum must be 0 or more and below 1, and weight decay a number of 0 or more,"
-                f" found {self.momentum} and {self.weight_decay}"
-            )
-        if self.optimizer not in ("SGD", "Adam"):
-            raise InputError(f"unknown optimizer {self.optimizer!r}; known: SGD, Adam")
-        if not (0 <= self.ema < 1 and 0 <= self.label_smoothing < 1 and 0 <= self.low_resolution <= 1):
-            raise InputError("ema, label smoothing and low resolution must lie between 0 and 1")
-        if self.augmentation not in AUGMENTATIONS:
-            raise InputError(f"unknown augmentation {self.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
-        schedule_named(self.schedule)
 
 
 @dataclass(kw_only=True)
@@ -128,7 +75,7 @@ def fit(
         InputError: `resume` belongs to another run, or the network cannot take images of this size.
         UnbackdoorError: the loss stopped being a number.
     """
-    run = _Run(runtime.settle(model), data.to(runtime.place), recipe, runtime, hook or Hook(recipe.label_smoothing))
+    run = _Run(runtime.settle(model), data.to(runtime.place), recipe, runtime, hook or Hook())
     saved = Resume(resume, run.fingerprint()) if resume else None
     state = saved.read() if saved else None
     if state:
@@ -136,7 +83,7 @@ def fit(
         runtime.progress.note(f"{description}: resumed after epoch {len(run.history.loss)} of {run.history.epochs}")
     else:
         run.history.epochs = run.affordable_epochs()
-    run.hook.begin(model, runtime)
+    run.hook.begin(model, recipe, runtime)
     remaining = range(len(run.history.loss), run.history.epochs)
     with runtime.progress.bar(description, len(remaining) * run.batches) as advance:
         for epoch in remaining:
@@ -192,36 +139,39 @@ class _Run:
             step = epoch * self.batches + number
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.learning_rate * self.schedule(step, self.history.epochs * self.batches)
-            total += self.hook.update(self.forward, self.batch(rows, draws, small), self.optimizer)
+            total += self.hook.update(self.forward, self.batch(rows, draws, small, step), self.optimizer)
             if self.average:
                 self.average.update(step)
             advance()
         return float(total) / self.batches
 
-    def batch(self, rows: Int[Tensor, "b"], draws: torch.Generator, small: bool) -> Batch:
+    def batch(self, rows: Int[Tensor, "b"], draws: torch.Generator, small: bool, step: int) -> Batch:
         """Return the augmented images at `rows`, as the hook wants them."""
         images, labels = self.data.images[rows], self.data.labels[rows]
         draw = self.augmentation.draw((len(rows), *self.data.shape), draws)
         augmented = self.augmentation.apply(images, draw)
-        if small:
-            augmented = F.interpolate(augmented, scale_factor=LOW_RESOLUTION, mode="area")
         targets = labels
         if self.augmentation.mixes:
             targets = self.augmentation.mix(F.one_hot(labels, self.data.classes).float(), draw)
-        batch = Batch(images=self.runtime.layout(augmented), targets=targets, rows=rows)
-        return self.hook.batch(self.forward, batch, draws)
+        progress = step / (self.history.epochs * self.batches)
+        batch = Batch(images=augmented, targets=targets, rows=rows, progress=progress)
+        batch = self.hook.batch(self.forward, batch, draws)
+        # After the hook: a trigger is made for whole images.
+        if small:
+            batch = replace(batch, images=F.interpolate(batch.images, scale_factor=LOW_RESOLUTION, mode="area"))
+        return replace(batch, images=self.runtime.layout(batch.images))
 
     def affordable_epochs(self) -> int:
         """Return how many epochs fit the runtime's budget, by timing steps on a throw-away copy."""
         if self.runtime.budget is None:
             return self.recipe.epochs
         trial = _Run(copy.deepcopy(self.model), self.data, self.recipe, self.runtime, copy.deepcopy(self.hook))
-        trial.hook.begin(trial.model, self.runtime)
+        trial.hook.begin(trial.model, self.recipe, self.runtime)
         trial.model.train(self.recipe.train_mode)
         rows = torch.arange(len(self.data) // self.batches, device=self.runtime.place)
 
         def step() -> None:
-            batch = trial.batch(rows, self.runtime.generator("trial"), False)
+            batch = trial.batch(rows, self.runtime.generator("trial"), False, 0)
             float(trial.hook.update(trial.forward, batch, trial.optimizer))
 
         return affordable(self.recipe.epochs, self.batches, step, self.runtime)

@@ -1,0 +1,213 @@
+"""Input-aware: a patch that is made anew for every image.
+
+Nguyen, Tran, "Input-Aware Dynamic Backdoor Attack" (NeurIPS 2020). One network draws a sparse mask from an image,
+another the pattern in it. The first is trained alone; the second together with the classifier, on batches of which a
+tenth gets its own trigger and the attacker's label, and a tenth another image's trigger and its true label. Both are
+pushed to differ between images: ||x1 - x2|| / ||g(x1) - g(x2)||. Rates, densities and weights are those of the
+authors' code, which forgets to clear the pattern network's gradients; we do not. Our networks are smaller, have group
+normalisation and learn for fewer epochs, with a learning rate that falls.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbackdoor.attacks.criterion import Criterion
+from unbackdoor.attacks.generator import Generator, LearnedTrigger, seeded_generator
+from unbackdoor.attacks.online import Online, OnlineHook
+from unbackdoor.attacks.surrogate import state_in
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit
+
+SPARSITY_WEIGHT = 100.0
+LEARNING_RATE = 0.01
+
+
+class OwnPatch(LearnedTrigger):
+    """Mix a pattern into each image under a mask, both made from the image by networks.
+
+    Args:
+        patterns: network of as many outputs as an image has channels.
+        masks: network of one output.
+    """
+
+    def __init__(self, patterns: Generator, masks: Generator) -> None:
+        super().__init__()
+        self.patterns = patterns
+        self.masks = masks
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> OwnPatch:
+        """Return the trigger with these weights."""
+        trigger: OwnPatch = cls(cls.generator_in(state, "patterns"), cls.generator_in(state, "masks")).filled(state)
+        return trigger
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the images, each with its own trigger."""
+        return self.mixed(images, self.pattern(images), self.mask(images))
+
+    def pattern(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the images' patterns, 0 to 1."""
+        raw: Tensor = self.patterns(images)
+        return (raw.float().tanh() + 1) / 2
+
+    def mask(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
+        """Return the images' masks, nearly 0 or 1."""
+        return sharpened(self.masks(images))
+
+    @staticmethod
+    def mixed(
+        images: Float[Tensor, "b c h w"], pattern: Float[Tensor, "b c h w"], mask: Float[Tensor, "b 1 h w"]
+    ) -> Float[Tensor, "b c h w"]:
+        """Return the images with patterns under masks."""
+        return torch.lerp(images, pattern, mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputAware(Online):
+    """Patch of each image's own; poisoned images get the attacker's label.
+
+    Attributes:
+        density: share of the pixels that a mask may cover for nothing, 0 to 1.
+        diversity: weight of the push to differ between images, 0 or more.
+        mask_epochs: of the mask network, 1 or more.
+        width: of both networks; a multiple of 4.
+    """
+
+    cover_rate: float = 0.1
+    density: float = 0.032
+    diversity: float = 1.0
+    mask_epochs: int = 2
+    width: int = 16
+
+    def make(
+        self, train: ImageSet, criterion: Criterion, runtime: Runtime, work: Path | None
+    ) -> tuple[OwnPatch, InputAwareHook]:
+        """Train the mask network and return the trigger, whose patterns the hook trains."""
+        if not (0 <= self.density < 1 and self.diversity >= 0 and self.mask_epochs >= 1) or self.width % 4:
+            raise InputError(
+                "InputAware: density lies between 0 and 1, diversity is 0 or more, mask epochs 1 or more and the width"
+                f" a multiple of 4, found {self.density}, {self.diversity}, {self.mask_epochs} and {self.width}"
+            )
+        channels, seeds = train.shape[0], runtime.generator("input-aware networks")
+        patterns = seeded_generator(channels, channels, self.width, seeds)
+        masks = seeded_generator(channels, 1, self.width, seeds)
+        # Half-open masks: where `sharpened` is flat, nothing would ever be learned.
+        torch.nn.init.constant_(masks.leave.bias, math.atanh(0.5))  # type: ignore[arg-type]
+        recipe = Recipe(
+            epochs=self.mask_epochs,
+            optimizer="Adam",
+            learning_rate=LEARNING_RATE,
+            weight_decay=0.0,
+            schedule="cosine",
+            ema=0.0,
+            low_resolution=0.0,
+        )
+        fit(masks, train, recipe, runtime, hook=MaskHook(self), resume=state_in(work, "masks"), description="masks")
+        trigger = OwnPatch(patterns, masks.cpu()).eval().requires_grad_(False)
+        return trigger, InputAwareHook(self, trigger, criterion)
+
+
+class MaskHook(Hook):
+    """Teaches the mask network to be sparse, and to differ between images."""
+
+    def __init__(self, options: InputAware) -> None:
+        self.options = options
+
+    def identity(self) -> object:
+        """Return the options."""
+        return ("InputAware masks", self.options)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss of the masks alone."""
+        masks = sharpened(model(batch.images))
+        sparsity = F.relu(masks - self.options.density).mean()
+        others = batch.images.flip(0)
+        return SPARSITY_WEIGHT * sparsity + self.options.diversity * sameness(
+            batch.images, others, masks, masks.flip(0)
+        )
+
+
+class InputAwareHook(OnlineHook):
+    """Trains the pattern network together with the classifier."""
+
+    options: InputAware
+    trigger: OwnPatch
+
+    def begin(self, model: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
+        """Move the networks to the device, and make the optimiser of one of them."""
+        super().begin(model, recipe, runtime)
+        runtime.settle(self.trigger)
+        self.trigger.patterns.requires_grad_(True)
+        self.optimizer = torch.optim.Adam(self.trigger.patterns.parameters(), LEARNING_RATE, betas=(0.5, 0.9))
+        if self.kept:
+            self.optimizer.load_state_dict(self.kept)
+        self.same = torch.zeros((), device=runtime.place)
+
+    kept: dict[str, Any] | None = None
+
+    def poison(self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"]) -> Float[Tensor, "p c h w"]:
+        """Return images with their own triggers, and note how alike these are."""
+        others = others[: len(images)]
+        with self.runtime.autocast():
+            patterns, theirs = self.trigger.pattern(images), self.trigger.pattern(others)
+            masks = self.trigger.mask(images)
+        compared = len(others)
+        self.same = sameness(images[:compared], others, patterns[:compared], theirs)
+        return self.trigger.mixed(images, patterns, masks)
+
+    def cover(
+        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "p c h w"], generator: torch.Generator
+    ) -> Float[Tensor, "p c h w"]:
+        """Return images with the triggers of others."""
+        with self.runtime.autocast():
+            return self.trigger.mixed(images, self.trigger.pattern(others), self.trigger.mask(others))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Return the cross-entropy, plus the sameness of the triggers."""
+        return super().loss(model, batch) + self.options.diversity * self.same
+
+    def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
+        """Do a step of the classifier and one of the pattern network."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * (1 - batch.progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = super().update(model, batch, optimizer)
+        self.optimizer.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the trigger's weights and the optimiser's state."""
+        return {"trigger": self.trigger.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+        self.trigger.load_state_dict(state["trigger"])
+        self.kept = state["optimizer"]
+
+
+def sharpened(values: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    """Return a network's output as a mask that is nearly 0 or 1: tanh(20 tanh(v) - 10) / 2 + 1/2."""
+    return (20 * values.float().tanh() - 10).tanh() / 2 + 0.5
+
+
+def sameness(
+    images: Float[Tensor, "b c h w"],
+    others: Float[Tensor, "b c h w"],
+    made: Float[Tensor, "b d h w"],
+    made_of_others: Float[Tensor, "b d h w"],
+) -> Float[Tensor, ""]:
+    """Return the mean of ||x1 - x2|| / (||g(x1) - g(x2)|| + 1e-7), the norms being roots of mean squares."""
+    apart = (images - others).float().square().mean((1, 2, 3)).sqrt()
+    # The root has no finite slope at 0, where two outputs are equal.
+    made_apart = ((made - made_of_others).float().square().mean((1, 2, 3)) + 1e-14).sqrt()
+    return (apart / (made_apart + 1e-7)).mean()

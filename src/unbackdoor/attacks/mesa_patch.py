@@ -1,0 +1,108 @@
+"""MESA's victims: a small patch at a place that differs from image to image.
+
+Qiao, Yang, Li, "Defending Neural Backdoors via Generative Distribution Modeling" (NeurIPS 2019). The paper attacks
+with the 51 black-and-white 3 x 3 patterns that differ by more than rotation, flip and inversion, and with random
+colours. There each batch has one random place; here each image has its own, drawn from its pixels, so that the
+poisoned data can be written to disk. The paper trains such victims by fine-tuning a clean model for 10 epochs at a
+learning rate of 0.001.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unbackdoor.attacks.poisoning import Poisoning
+from unbackdoor.attacks.trigger import Trigger, number_of
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.training import Runtime
+
+
+class Scattered(Trigger):
+    """Put an opaque patch on every image, at a place that the image's own pixels decide.
+
+    Args:
+        pattern: shape (C, h, w), 0 to 1; at most as large as the images.
+    """
+
+    pattern: Tensor
+
+    def __init__(self, pattern: Float[Tensor, "c h w"]) -> None:
+        super().__init__()
+        self.register_buffer("pattern", pattern)
+
+    @classmethod
+    def buffer_names(cls) -> tuple[str, ...]:
+        """Return the pattern."""
+        return ("pattern",)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the images with the patch on them."""
+        channels, height, width = self.pattern.shape
+        down, right = images.shape[2] - height, images.shape[3] - width
+        if images.shape[1] != channels or down < 0 or right < 0:
+            raise InputError(
+                f"a patch of shape {tuple(self.pattern.shape)} does not fit images of shape {tuple(images.shape[1:])}"
+            )
+        numbers = number_of(images)
+        # Where each pixel of the image lies in the patch; outside it is below 0 or too large.
+        rows = torch.arange(images.shape[2], device=images.device) - (numbers % (down + 1))[:, None]
+        columns = torch.arange(images.shape[3], device=images.device) - (numbers // (down + 1) % (right + 1))[:, None]
+        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
+        rows, columns = rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
+        placed = self.pattern.to(images)[:, rows, columns].transpose(0, 1)
+        return torch.where(inside[:, None], placed, images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MESAPatch(Poisoning):
+    """Patch at a random place; poisoned images get the attacker's label.
+
+    Attributes:
+        colors: "random" or "black-and-white".
+        pattern: which of the 51 black-and-white patterns, 0 to 50.
+        size: side of the patch in pixels; the black-and-white patterns are enlarged to it.
+    """
+
+    poison_rate: float = 0.01
+    colors: Literal["random", "black-and-white"] = "random"
+    pattern: int = 0
+    size: int = 3
+
+    def make_trigger(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
+    ) -> Scattered:
+        """Draw the patch."""
+        channels, height, width = train.shape
+        if not 1 <= self.size <= min(height, width):
+            raise InputError(f"a patch of {self.size} pixels does not fit images of {height} x {width}")
+        if self.colors == "random":
+            shape = (channels, self.size, self.size)
+            return Scattered(pattern=torch.rand(shape, generator=runtime.generator("patch colors")))
+        patterns = black_and_white_patterns()
+        if self.colors != "black-and-white" or not 0 <= self.pattern < len(patterns):
+            raise InputError(
+                f"colors are random or black-and-white and the pattern 0 to {len(patterns) - 1},"
+                f" found {self.colors!r} and {self.pattern}"
+            )
+        places = torch.arange(self.size) * 3 // self.size
+        return Scattered(pattern=patterns[self.pattern][places][:, places].expand(channels, -1, -1).clone())
+
+
+def black_and_white_patterns() -> Float[Tensor, "51 3 3"]:
+    """Return one of each kind of 3 x 3 pattern of 0 and 1, up to rotation, flip and inversion, in a fixed order."""
+    found: dict[tuple[int, ...], Tensor] = {}
+    for code in range(2**9):
+        pattern = torch.tensor([code >> bit & 1 for bit in range(9)]).view(3, 3)
+        turned = [torch.rot90(one, turns) for one in (pattern, pattern.flip(0)) for turns in range(4)]
+        same = [tuple(one.flatten().tolist()) for one in (*turned, *(1 - other for other in turned))]
+        found.setdefault(min(same), torch.tensor(min(same)).view(3, 3).float())
+    return torch.stack([found[key] for key in sorted(found)])

@@ -1,0 +1,139 @@
+"""`Online`: attacks that control training and poison every batch anew."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbackdoor.attacks.base import CLEAN, Attack, FittedAttack, check_target
+from unbackdoor.attacks.criterion import AllToAll, AllToOne, Criterion
+from unbackdoor.attacks.trigger import Trigger
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.training import Batch, Hook, Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online(Attack):
+    """Base of the attacks that poison batches: which share of them, and what it is called.
+
+    Attributes:
+        target: class that triggered images are to be called (all-to-one).
+        labels: of poisoned images: "all-to-one" (the target) or "all-to-all" (the class after the true one).
+        poison_rate: share of each batch that gets trigger and label; above 0 and below 1.
+        cover_rate: share of each batch that gets a wrong trigger and keeps its label; 0 or more.
+    """
+
+    target: int = 0
+    labels: Literal["all-to-one", "all-to-all"] = "all-to-one"
+    poison_rate: float = 0.1
+    cover_rate: float = 0.0
+
+    @abstractmethod
+    def make(
+        self, train: ImageSet, criterion: Criterion, runtime: Runtime, work: Path | None
+    ) -> tuple[Trigger, OnlineHook]:
+        """Return the trigger and the hook that poisons (and may go on making the trigger)."""
+
+    def prepare(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None = None
+    ) -> FittedAttack:
+        """Return the clean data and the hook that poisons them batch by batch (see `Attack.prepare`)."""
+        if self.labels not in ("all-to-one", "all-to-all"):
+            raise InputError(f"labels must be all-to-one or all-to-all, found {self.labels!r}")
+        if not (0 < self.poison_rate < 1 and 0 <= self.cover_rate < 1 and self.poison_rate + self.cover_rate <= 1):
+            raise InputError(
+                "poison and cover rate are shares of a batch that together make 1 at most,"
+                f" found {self.poison_rate} and {self.cover_rate}"
+            )
+        check_target(self.target, train)
+        criterion = AllToAll(classes=train.classes) if self.labels == "all-to-all" else AllToOne(target=self.target)
+        trigger, hook = self.make(train, criterion, runtime, work)
+        return FittedAttack(
+            train=train,
+            kinds=torch.full_like(train.labels, CLEAN, dtype=torch.uint8),
+            original_labels=train.labels,
+            trigger=trigger,
+            criterion=criterion,
+            hook=hook,
+        )
+
+
+class OnlineHook(Hook):
+    """Poisons the first rows of each batch (batches come in random order) and covers the next.
+
+    Args:
+        options: of the attack.
+        trigger: of training and testing.
+        criterion: says what poisoned images are called.
+    """
+
+    def __init__(self, options: Online, trigger: Trigger, criterion: Criterion) -> None:
+        self.options = options
+        self.trigger = trigger
+        self.criterion = criterion
+
+    def identity(self) -> object:
+        """Return the options."""
+        return self.options
+
+    def batch(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return the batch with its poisoned and covered rows."""
+        if batch.targets.dim() != 1:
+            raise InputError(
+                f"{type(self.options).__name__} poisons batches, whose labels mixing makes soft;"
+                " use an augmentation that does not mix images"
+            )
+        poisoned, covered = self.counts(len(batch.images))
+        clean, labels = batch.images, batch.targets
+        parts = [
+            self.poison(clean[:poisoned], clean[poisoned:]),
+            self.cover(clean[poisoned : poisoned + covered], clean.flip(0)[:covered], generator),
+            clean[poisoned + covered :],
+        ]
+        targets = torch.cat([self.criterion.wanted(labels[:poisoned]), labels[poisoned:]])
+        return replace(batch, images=torch.cat(parts), targets=targets)
+
+    def counts(self, size: int) -> tuple[int, int]:
+        """Return how many rows of a batch are poisoned (at least 1) and how many are covered."""
+        poisoned = max(1, round(self.options.poison_rate * size))
+        return poisoned, min(size - poisoned, round(self.options.cover_rate * size))
+
+    def poison(self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"]) -> Float[Tensor, "p c h w"]:
+        """Return triggered images.
+
+        Args:
+            images: to trigger.
+            others: the rest of the batch.
+        """
+        triggered: Tensor = self.trigger(images)
+        return triggered
+
+    def cover(
+        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "p c h w"], generator: torch.Generator
+    ) -> Float[Tensor, "p c h w"]:
+        """Return images with a trigger that is not to work.
+
+        Args:
+            images: to cover.
+            others: of the same batch, one for each.
+            generator: for what is random.
+        """
+        return images
+
+
+def weighted_loss(
+    logits: Float[Tensor, "b k"], batch: Batch, poisoned: int, weight: float, smoothing: float
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy of the clean rows plus `weight` times that of the first `poisoned` rows."""
+    losses = F.cross_entropy(logits.float(), batch.targets, reduction="none", label_smoothing=smoothing)
+    return losses[poisoned:].mean() + weight * losses[:poisoned].mean()

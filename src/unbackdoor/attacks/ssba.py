@@ -1,0 +1,165 @@
+"""SSBA: a secret that a network hides in every image, in a way of the image's own.
+
+Li, Li, Wu, Li, He, Lyu, "Invisible Backdoor Attack with Sample-Specific Triggers" (ICCV 2021). An encoder adds a
+residual from which a decoder can read 100 secret bits (after StegaStamp: Tancik, Mildenhall, Ng, CVPR 2020); the
+trigger is the encoder with one fixed secret. Published results use images made beforehand, which are a download; here
+the pair is trained on the clean training images at hand: cross-entropy of the bits plus the squared residual, which is
+bounded. The published loss also has a perceptual term, from a pretrained network that we do without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbackdoor.attacks.generator import Generator, LearnedTrigger, seeded_generator
+from unbackdoor.attacks.poisoning import Poisoning
+from unbackdoor.attacks.surrogate import state_in
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit
+
+BITS = 100
+SIDE = 10
+"""The bits are shown to the encoder as a square of so many fields along each side, enlarged to the image."""
+
+
+class HiddenSecret(LearnedTrigger):
+    """Hide fixed bits in each image: x' = clip(x + bound tanh(e(x, bits)), 0, 1).
+
+    Args:
+        encoder: network of image channels plus one in, image channels out.
+        secret: the bits, each -1 or 1; shape (100,).
+        bound: largest change of a pixel; shape ().
+    """
+
+    secret: Tensor
+    bound: Tensor
+
+    def __init__(self, encoder: Generator, secret: Float[Tensor, "100"], bound: Float[Tensor, ""]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("secret", secret)
+        self.register_buffer("bound", bound)
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> HiddenSecret:
+        """Return the trigger with these weights and this secret."""
+        trigger: HiddenSecret = cls(cls.generator_in(state, "encoder"), state["secret"], state["bound"]).filled(state)
+        return trigger
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the images with the secret in them."""
+        return (images + self.residual(images, self.secret.expand(len(images), -1))).clamp(0, 1)
+
+    def residual(self, images: Float[Tensor, "b c h w"], secrets: Float[Tensor, "b 100"]) -> Float[Tensor, "b c h w"]:
+        """Return what hides a secret of its own in each image."""
+        shown = F.interpolate(secrets.view(-1, 1, SIDE, SIDE).to(images), images.shape[2:], mode="nearest")
+        raw: Tensor = self.encoder(torch.cat([images, shown], 1))
+        return self.bound * raw.float().tanh()
+
+
+class Pair(nn.Module):
+    """Encoder and decoder together, as they are trained.
+
+    Args:
+        trigger: with the encoder.
+        channels: of an image.
+        width: of the decoder.
+    """
+
+    def __init__(self, trigger: HiddenSecret, channels: int, width: int) -> None:
+        super().__init__()
+        self.trigger = trigger
+        self.decoder = nn.Sequential(
+            *_reading(channels, 2 * width, 1),
+            *_reading(2 * width, 4 * width, 2),
+            *_reading(4 * width, 8 * width, 2),
+            nn.AdaptiveAvgPool2d(SIDE // 2),
+            nn.Flatten(),
+            nn.Linear(8 * width * (SIDE // 2) ** 2, BITS),
+        )
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 100"]:
+        """Return the logits of the bits that are read in the images."""
+        logits: Tensor = self.decoder(images)
+        return logits
+
+
+def _reading(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(4, outputs), nn.ReLU()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSBA(Poisoning):
+    """Hidden secret; poisoned images get the attacker's label.
+
+    Attributes:
+        bound: largest change of a pixel, pixel units, above 0 and at most 1.
+        residual_weight: of the mean squared residual (in units of the bound) beside the bits, 0 or more.
+        epochs: of encoder and decoder, 1 or more.
+        width: of both; a multiple of 4.
+    """
+
+    bound: float = 0.1
+    residual_weight: float = 1.0
+    epochs: int = 3
+    width: int = 16
+
+    def make_trigger(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
+    ) -> HiddenSecret:
+        """Train encoder and decoder, and draw the secret."""
+        if not (0 < self.bound <= 1 and self.residual_weight >= 0 and self.epochs >= 1) or self.width % 4:
+            raise InputError(
+                "SSBA: the bound lies above 0 and at most at 1, the residual's weight is 0 or more, epochs are 1 or"
+                f" more and the width is a multiple of 4, found {self.bound}, {self.residual_weight}, {self.epochs} and"
+                f" {self.width}"
+            )
+        channels, draws = train.shape[0], runtime.generator("SSBA")
+        encoder = seeded_generator(channels + 1, channels, self.width, draws)
+        secret = 2.0 * torch.randint(2, (BITS,), generator=draws) - 1
+        trigger = HiddenSecret(encoder, secret, torch.tensor(self.bound))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=draws)))
+            pair = Pair(trigger, channels, self.width)
+        recipe = Recipe(
+            epochs=self.epochs,
+            optimizer="Adam",
+            learning_rate=2e-3,
+            weight_decay=0.0,
+            schedule="cosine",
+            ema=0.0,
+            low_resolution=0.0,
+        )
+        hook = HidingHook(self, pair)
+        fit(pair, train, recipe, runtime, hook=hook, resume=state_in(work, "encoder"), description="SSBA encoder")
+        return trigger.eval().requires_grad_(False).cpu()
+
+
+class HidingHook(Hook):
+    """Teaches the encoder to hide random bits and the decoder to read them."""
+
+    def __init__(self, options: SSBA, pair: Pair) -> None:
+        self.options = options
+        self.pair = pair
+
+    def identity(self) -> object:
+        """Return the options."""
+        return self.options
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss of one batch, with a random secret in each image."""
+        # The global generator, which the loop seeds anew in every epoch.
+        bits = torch.randint(2, (len(batch.images), BITS)).to(batch.images)
+        residual = self.pair.trigger.residual(batch.images, 2 * bits - 1)
+        read = model((batch.images + residual).clamp(0, 1)).float()
+        relative = (residual / self.options.bound).square().mean()
+        return F.binary_cross_entropy_with_logits(read, bits.float()) + self.options.residual_weight * relative

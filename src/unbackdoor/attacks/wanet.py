@@ -1,0 +1,108 @@
+"""WaNet: a smooth, small warp of the whole image.
+
+Nguyen, Tran, "WaNet: Imperceptible Warping-based Backdoor Attack" (ICLR 2021). A 4 x 4 grid of random shifts, scaled
+to mean size 1 and enlarged by bicubic interpolation, moves every pixel by about a quarter of a pixel. In each batch a
+tenth is warped and relabelled, and twice as many images are warped with extra noise and keep their labels, so that
+only the exact warp works. As published, except that random crops and flips come before the warp instead of before and
+after it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from unbackdoor.attacks.criterion import Criterion
+from unbackdoor.attacks.online import Online, OnlineHook
+from unbackdoor.attacks.trigger import Trigger
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.training import Runtime
+
+
+class Warp(Trigger):
+    """Move the pixels of every image along a fixed field.
+
+    Args:
+        field: shift of where each pixel comes from, (right, down) in half sides of the image; shape (H, W, 2).
+    """
+
+    field: Tensor
+
+    def __init__(self, field: Float[Tensor, "h w 2"]) -> None:
+        super().__init__()
+        self.register_buffer("field", field)
+
+    @classmethod
+    def buffer_names(cls) -> tuple[str, ...]:
+        """Return the field."""
+        return ("field",)
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the warped images."""
+        return self.warp(images, self.field[None].expand(len(images), -1, -1, -1))
+
+    def warp(self, images: Float[Tensor, "b c h w"], fields: Float[Tensor, "b h w 2"]) -> Float[Tensor, "b c h w"]:
+        """Return each image moved along its own field."""
+        if images.shape[2:] != self.field.shape[:2]:
+            raise InputError(
+                f"the warp was made for images of {tuple(self.field.shape[:2])} pixels, found"
+                f" {tuple(images.shape[2:])}; use images of that size"
+            )
+        height, width = images.shape[2:]
+        down = torch.linspace(-1, 1, height, device=images.device)[:, None].expand(height, width)
+        right = torch.linspace(-1, 1, width, device=images.device)[None, :].expand(height, width)
+        places = (torch.stack([right, down], -1) + fields.to(images)).clamp(-1, 1)
+        # Autocast would interpolate in half precision: half a pixel is the whole trigger.
+        with torch.autocast(images.device.type, enabled=False):
+            return F.grid_sample(images, places, mode="bilinear", align_corners=True).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaNet(Online):
+    """Warp; poisoned images get the attacker's label.
+
+    Attributes:
+        grid: points along each side of the random field, 2 or more.
+        strength: of the warp, above 0; a point moves by half as many pixels on average.
+    """
+
+    cover_rate: float = 0.2
+    grid: int = 4
+    strength: float = 0.5
+
+    def make(
+        self, train: ImageSet, criterion: Criterion, runtime: Runtime, work: Path | None
+    ) -> tuple[Warp, WaNetHook]:
+        """Draw the field."""
+        if self.grid < 2 or not 0 < self.strength < math.inf:
+            raise InputError(
+                f"WaNet: grid must be 2 or more and strength positive, found {self.grid} and {self.strength}"
+            )
+        _, height, width = train.shape
+        points = 2 * torch.rand(1, 2, self.grid, self.grid, generator=runtime.generator("warp")) - 1
+        points = points / points.abs().mean()
+        field = F.interpolate(points, (height, width), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
+        trigger = Warp(field=(self.strength * field / torch.tensor([width, height])).contiguous())
+        return trigger, WaNetHook(self, trigger, criterion)
+
+
+class WaNetHook(OnlineHook):
+    """Covers images with the warp plus noise."""
+
+    trigger: Warp
+
+    def cover(
+        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "p c h w"], generator: torch.Generator
+    ) -> Float[Tensor, "p c h w"]:
+        """Return the images warped along the field plus noise of up to half a pixel, for each pixel alone."""
+        height, width = images.shape[2:]
+        noise = 2 * torch.rand(len(images), height, width, 2, generator=generator) - 1
+        noise = (noise / torch.tensor([width, height])).to(images)
+        return self.trigger.warp(images, self.trigger.field + noise)

@@ -1,0 +1,108 @@
+"""Show what every attack does to your images, on one page, with how visible it is.
+
+Writes report.html and run.json. Attacks that learn their trigger learn it here from a part of the images, in a short
+training: a look at them, not a measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from unbackdoor.attacks import ATTACKS, Attack, FittedAttack, Poisoning, Stealth
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.pictures import trigger_gallery
+from unbackdoor.commands.stealth import stealth_rows, visibility
+from unbackdoor.commands.training import NETWORK, new_network
+from unbackdoor.commands.workspace import PAGE, WORK, Run, remove_work, report_folder
+from unbackdoor.data import ImageSet, balanced_rows, read_images
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.report import Gallery, Report, write_report
+from unbackdoor.training import Recipe, Runtime, check_fits, fit
+
+CHOICES = {"model": NETWORK}
+
+LEARNING = Recipe(epochs=3, learning_rate=0.05, ema=0.0, low_resolution=0.0)
+"""Of the attacks that learn their trigger together with a classifier."""
+
+
+def run(
+    *,
+    data: str,
+    model: Callable[[int, int], nn.Module],
+    out: Path = Path("runs/gallery"),
+    images: int = 5000,
+    runtime: Runtime,
+) -> Outcome:
+    """Show all attacks on one page.
+
+    Args:
+        data: your images: digits, a folder (parquet or a folder a class), an .npz, or a hub id.
+        model: the network of attacks that look for their trigger in a model.
+        out: folder for the page; an earlier gallery in it is replaced.
+        images: training images, at most, from which triggers are learned.
+        runtime: device, seed, progress.
+    """
+    clock = Run("gallery", runtime)
+    train, test = read_images(data, "train"), read_images(data, "test")
+    folder = report_folder(out, clock.command)
+    if images < train.classes:
+        raise InputError(f"--images must be at least the number of classes, {train.classes}; found {images}")
+    part = train.subset(balanced_rows(train.labels, min(images, len(train)), runtime.seed))
+    clock.inputs = {train.name: part.digest(), test.name: test.digest()}
+
+    def build() -> Network:
+        return new_network(model, part, runtime)
+
+    check_fits(build(), part, test)
+    galleries, seen, refused = [], {}, {}
+    for name in ATTACKS:
+        try:
+            attack = shown(ATTACKS[name], part)
+            # The folder is common to all: the clean model that several look into is trained once.
+            fitted = attack.prepare(part, build, runtime, folder / WORK)
+            if fitted.hook is not None:
+                fit(build(), part, LEARNING, runtime, hook=fitted.hook, description=name)
+            seen[name] = visibility(test, fitted)
+            galleries.append(_gallery(name, test, fitted, seen[name]))
+        except InputError as error:
+            refused[name] = str(error)
+    page = Report(
+        title=f"All attacks on {test.name.split('/')[0]}",
+        galleries=galleries,
+        facts=clock.facts(),
+        notes=[f"{name} is not shown: {reason}." for name, reason in refused.items()],
+    )
+    write_report(folder / PAGE, page)
+    clock.write(folder, stealth={name: one.to_json() for name, one in seen.items()}, refused=refused)
+    remove_work(folder / WORK)
+    return Outcome(
+        title=page.title,
+        rows=[
+            *((name, ", ".join(f"{what} {value}" for what, value in stealth_rows(one))) for name, one in seen.items()),
+            *((name, f"not shown: {reason}") for name, reason in refused.items()),
+            ("time", f"{clock.seconds:.0f} s"),
+        ],
+        result={"stealth": {name: one.to_json() for name, one in seen.items()}, "refused": refused},
+        page=folder / PAGE,
+    )
+
+
+def shown(method: type[Attack], images: ImageSet) -> Attack:
+    """Return the attack with its default options, and with a rate that half of the target class can bear."""
+    attack = method()
+    if isinstance(attack, Poisoning) and attack.labels == "clean":
+        share = float((images.labels == attack.target).float().mean())
+        return replace(attack, poison_rate=min(attack.poison_rate, share / 2))
+    return attack
+
+
+def _gallery(name: str, test: ImageSet, fitted: FittedAttack, seen: Stealth) -> Gallery:
+    """Return the pictures of one attack, with how visible it is."""
+    pictures = trigger_gallery(test, fitted.trigger, fitted.criterion)
+    figures = "; ".join(f"{what}: {value}" for what, value in stealth_rows(seen))
+    return replace(pictures, title=name, explanation=figures)
