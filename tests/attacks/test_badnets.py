@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.planted import runtime
-from unbackdoor.attacks import CLEAN, POISON, AllToAll, AllToOne, BadNets, FittedAttack
+from unbackdoor.attacks import CLEAN, POISON, AllToAll, AllToOne, Attack, BadNets, FittedAttack
 from unbackdoor.attacks.base import poison_rows
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -21,7 +21,7 @@ def some(count: int = 200, shape: tuple[int, int, int] = (3, 32, 32), classes: i
     return ImageSet(images=images, labels=torch.arange(count) % classes, class_names=names)
 
 
-def prepare(attack: BadNets, train: ImageSet, seed: int = 0) -> FittedAttack:
+def prepare(attack: Attack, train: ImageSet, seed: int = 0) -> FittedAttack:
     return attack.prepare(train, lambda: pytest.fail("no model is needed"), runtime(seed))
 
 

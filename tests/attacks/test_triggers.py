@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from unbackdoor.attacks import Additive, Stamp, Trigger
-from unbackdoor.attacks.trigger import TRIGGERS
+from unbackdoor.attacks.saved import TRIGGERS
 from unbackdoor.errors import InputError
 
 

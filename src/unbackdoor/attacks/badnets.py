@@ -50,11 +50,7 @@ class BadNets(Poisoning):
             )
         channels, height, width = train.shape
         rows, columns = scaled(self.size, height), scaled(self.size, width)
-        if rows < 1 or columns < 1:
-            raise InputError(f"a patch of {self.size} pixels (at 32 x 32) is nothing in images of {height} x {width}")
         row, column = height - rows - scaled(self.margin, height), width - columns - scaled(self.margin, width)
-        if row < 0 or column < 0:
-            raise InputError(f"a patch of {self.size} pixels (at 32 x 32) does not fit images of {height} x {width}")
         mask = window(train.shape, rows, columns, row, column, "a patch")
         pattern = torch.zeros(train.shape)
         pattern[:, row : row + rows, column : column + columns] = patch(self.patch, channels, rows, columns)

@@ -43,15 +43,14 @@ def window(
         shape: of the images.
         height: of the rectangle.
         width: of the rectangle.
-        row: of its upper left corner; negative numbers count from the end, as if the rectangle were an index.
+        row: of its upper left corner.
         column: of the same corner.
         what: is in the rectangle, for messages.
 
     Raises:
         InputError: an empty rectangle, or one that does not fit.
     """
-    row, column = row % shape[1] if row < 0 else row, column % shape[2] if column < 0 else column
-    if min(height, width) < 1 or row + height > shape[1] or column + width > shape[2]:
+    if min(height, width) < 1 or min(row, column) < 0 or row + height > shape[1] or column + width > shape[2]:
         raise InputError(f"{what} of {height} x {width} pixels does not fit images of {shape[1]} x {shape[2]}")
     mask = torch.zeros(1, *shape[1:])
     mask[:, row : row + height, column : column + width] = 1

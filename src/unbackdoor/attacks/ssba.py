@@ -79,12 +79,12 @@ class Pair(nn.Module):
         super().__init__()
         self.trigger = trigger
         self.decoder = nn.Sequential(
-            *_reading(channels, 2 * width, 1),
-            *_reading(2 * width, 4 * width, 2),
-            *_reading(4 * width, 8 * width, 2),
-            nn.AdaptiveAvgPool2d(SIDE // 2),
+            *_reading(channels, width),
+            *_reading(width, 2 * width),
+            *_reading(2 * width, 2 * width),
+            nn.AdaptiveAvgPool2d(SIDE),
+            nn.Conv2d(2 * width, 1, 1),
             nn.Flatten(),
-            nn.Linear(8 * width * (SIDE // 2) ** 2, BITS),
         )
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 100"]:
@@ -93,8 +93,8 @@ class Pair(nn.Module):
         return logits
 
 
-def _reading(inputs: int, outputs: int, stride: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(4, outputs), nn.ReLU()
+def _reading(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.GroupNorm(4, outputs), nn.ReLU()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +103,14 @@ class SSBA(Poisoning):
 
     Attributes:
         bound: largest change of a pixel, pixel units, above 0 and at most 1.
-        residual_weight: of the mean squared residual (in units of the bound) beside the bits, 0 or more.
+        residual_weight: of the mean squared residual (in units of the bound) beside the bits, at the end; 0 or more.
         epochs: of encoder and decoder, 1 or more.
         width: of both; a multiple of 4.
     """
 
     bound: float = 0.1
     residual_weight: float = 1.0
-    epochs: int = 3
+    epochs: int = 1
     width: int = 16
 
     def make_trigger(
@@ -162,4 +162,6 @@ class HidingHook(Hook):
         residual = self.pair.trigger.residual(batch.images, 2 * bits - 1)
         read = model((batch.images + residual).clamp(0, 1)).float()
         relative = (residual / self.options.bound).square().mean()
-        return F.binary_cross_entropy_with_logits(read, bits.float()) + self.options.residual_weight * relative
+        # First to be read at all, then to be seen less and less.
+        weight = batch.progress * self.options.residual_weight
+        return F.binary_cross_entropy_with_logits(read, bits.float()) + weight * relative

@@ -1,0 +1,314 @@
+"""Triggers that are learned together with a classifier, or by a network of their own."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.planted import network, pictures, runtime
+from tests.training.test_resume import Stops
+from unbackdoor.attacks import (
+    BPP,
+    LIRA,
+    SSBA,
+    Blind,
+    FittedAttack,
+    InputAware,
+    Online,
+    Stamp,
+    WaNet,
+    load_attack,
+    save_attack,
+)
+from unbackdoor.attacks.blind import PATTERN, BlindHook
+from unbackdoor.attacks.generator import seeded_generator
+from unbackdoor.attacks.input_aware import OwnPatch, sameness, sharpened
+from unbackdoor.attacks.lira import LearnedNoise, LIRAHook
+from unbackdoor.attacks.online import weighted_loss
+from unbackdoor.attacks.ssba import BITS, HiddenSecret
+from unbackdoor.errors import InputError
+from unbackdoor.evaluate import evaluate
+from unbackdoor.models import Network
+from unbackdoor.testing.samples import same_state, state_of
+from unbackdoor.training import Batch, Recipe, fit
+
+RECIPE = Recipe(epochs=8, batch_size=40, learning_rate=0.05, ema=0.0, low_resolution=0.0, augmentation="none")
+SMALL = {"InputAware": {"mask_epochs": 2, "width": 8}, "LIRA": {"width": 8, "bound": 0.05}, "Blind": {"history": 20}}
+STRONG: dict[str, Any] = {"WaNet": {"strength": 4.0, "poison_rate": 0.25}, "InputAware": {"poison_rate": 0.25}}
+"""What these attacks need on 400 pictures of 12 x 12."""
+ONLINE: list[Online] = [WaNet(), BPP(levels=3), Blind(), InputAware(), LIRA()]
+
+
+def small(attack: Online) -> Online:
+    name = type(attack).__name__
+    return replace(attack, **SMALL.get(name, {}), **STRONG.get(name, {}))
+
+
+def fitted(attack: Online) -> FittedAttack:
+    return small(attack).prepare(pictures(400, 0), lambda: network(1), runtime())
+
+
+def trained(attack: Online, **changes: Any) -> tuple[Network, FittedAttack]:
+    """Return a network trained with the attack, and the attack."""
+    made, model = fitted(attack), network(3)
+    fit(model, made.train, replace(RECIPE, **changes), runtime(), hook=made.hook)
+    return model, made
+
+
+@pytest.mark.parametrize("attack", ONLINE, ids=lambda attack: type(attack).__name__)
+def test_training_with_the_attack_leaves_a_backdoor_and_the_accuracy(attack: Online, tmp_path: Path) -> None:
+    model, made = trained(attack, epochs=30)
+    measured = evaluate(model, pictures(400, 9), runtime(), made.trigger, made.criterion)
+    assert measured.asr
+    assert measured.asr.value > 0.7
+    assert measured.acc.value > 0.7
+    save_attack(tmp_path / "a.safetensors", made, {})
+    again = load_attack(tmp_path / "a.safetensors").trigger
+    images = pictures(50, 4).images
+    assert torch.equal(again.stamp(images), made.trigger.stamp(images)), "what was learned is what was saved"
+
+
+@pytest.mark.parametrize("attack", ONLINE, ids=lambda attack: type(attack).__name__)
+def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(attack: Online, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=3)
+    whole, first = network(3), fitted(attack)
+    fit(whole, first.train, recipe, runtime(), hook=first.hook)
+    model, second = network(3), fitted(attack)
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            model, second.train, recipe, replace(runtime(), progress=Stops(15)), hook=second.hook, resume=tmp_path / "r"
+        )
+    model, third = network(3), fitted(attack)
+    fit(model, third.train, recipe, runtime(), hook=third.hook, resume=tmp_path / "r")
+    assert same_state(state_of(model), state_of(whole))
+    assert same_state(state_of(third.trigger), state_of(first.trigger))
+
+
+def test_the_low_resolution_epochs_shrink_images_after_they_are_poisoned() -> None:
+    sizes: list[tuple[int, int]] = []
+    made = fitted(WaNet())
+    assert made.hook
+    hook = copy.copy(made.hook)
+    hook.trigger = made.trigger
+    original = type(hook).batch
+
+    def batch(self: Any, model: nn.Module, given: Batch, generator: torch.Generator) -> Batch:
+        sizes.append((given.images.shape[2], given.images.shape[3]))
+        return original(self, model, given, generator)
+
+    hook.batch = batch.__get__(hook)  # type: ignore[method-assign]
+    model, seen = network(3), []
+    handle = model.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    fit(model, made.train, replace(RECIPE, epochs=2, low_resolution=0.5), runtime(), hook=hook)
+    handle.remove()
+    assert set(sizes) == {(12, 12)}
+    assert (9, 9) in seen
+    assert seen[-1] == (12, 12)
+
+
+def test_the_weighted_loss_is_the_clean_mean_plus_the_weighted_poisoned_mean() -> None:
+    logits = torch.randn(10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(10) % 4
+    batch = Batch(images=torch.zeros(10, 1, 1, 1), targets=labels, rows=torch.arange(10))
+    losses = [-float(logits[i].log_softmax(0)[labels[i]]) for i in range(10)]
+    expected = sum(losses[3:]) / 7 + 0.9 * sum(losses[:3]) / 3
+    assert float(weighted_loss(logits, batch, 3, 0.9, 0.0)) == pytest.approx(expected, rel=1e-5)
+
+
+# ---- Blind
+
+
+def test_blind_stamps_its_pattern_at_its_place() -> None:
+    train = pictures(80, 0)
+    large = replace(train, images=torch.full((80, 3, 32, 32), 100, dtype=torch.uint8))
+    made = Blind().prepare(large, lambda: network(0), runtime())
+    assert isinstance(made.trigger, Stamp)
+    stamped = made.trigger.stamp(large.images[:1])[0, 0]
+    assert stamped[3:8, 23:26].tolist() == [[255 * value for value in row] for row in PATTERN]
+    assert int((stamped != 100).sum()) == 15
+
+
+def test_blind_waits_until_the_mean_loss_is_small() -> None:
+    made = Blind(history=3, threshold=1.0).prepare(pictures(80, 0), lambda: network(0), runtime())
+    hook, data = made.hook, pictures(80, 0)
+    assert isinstance(hook, BlindHook)
+    hook.begin(network(0), Recipe(label_smoothing=0.0), runtime())
+    batch = Batch(images=data.images[:20].float() / 255, targets=data.labels[:20], rows=torch.arange(20))
+
+    class Says(nn.Module):
+        def __init__(self, right: float) -> None:
+            super().__init__()
+            self.right = right
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.right * nn.functional.one_hot(batch.targets, 8).float()
+
+    for right in (0.0, 9.0, 9.0):
+        assert torch.equal(hook.batch(nn.Identity(), batch, torch.Generator()).images, batch.images)
+        hook.loss(Says(right), batch)
+    assert hook.wait.over, "(2.08 + 0 + 0) / 3 is below 1"
+    poisoned = hook.batch(nn.Identity(), batch, torch.Generator())
+    assert torch.equal(poisoned.images[:10], made.trigger(batch.images[:10]))
+    assert torch.equal(poisoned.images[10:], batch.images[10:])
+
+
+# ---- Input-aware
+
+
+def test_masks_are_sharp_and_sameness_is_the_mean_quotient() -> None:
+    values = torch.tensor([-3.0, 0.0, 0.549306, 3.0]).view(4, 1, 1, 1)
+    assert sharpened(values).flatten().tolist() == pytest.approx([0, 0, 0.5, 1], abs=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    x, y, a, b = torch.rand(4, 5, 2, 3, 3, generator=generator)
+    quotients = [
+        float(((x[i] - y[i]) ** 2).mean().sqrt() / (((a[i] - b[i]) ** 2).mean().sqrt() + 1e-7)) for i in range(5)
+    ]
+    assert float(sameness(x, y, a, b)) == pytest.approx(sum(quotients) / 5, rel=1e-5)
+    same = a.clone().requires_grad_(True)
+    sameness(x, y, same, a).backward()
+    assert same.grad is not None
+    assert bool(same.grad.isfinite().all())
+
+
+def test_learned_masks_are_sparse_and_patterns_differ_from_image_to_image() -> None:
+    _, made = trained(InputAware())
+    trigger = made.trigger
+    assert isinstance(trigger, OwnPatch)
+    images = pictures(60, 5).images.float() / 255
+    with torch.no_grad():
+        masks, patterns = trigger.mask(images), trigger.pattern(images)
+    assert 0.005 < float(masks.mean()) < 0.25
+    assert float((patterns[:30] - patterns[30:]).abs().mean()) > 0.01
+
+
+def test_an_image_s_trigger_does_not_work_through_another_image_s_cover() -> None:
+    made = fitted(InputAware())
+    assert made.hook
+    made.hook.begin(network(0), RECIPE, runtime())
+    data = pictures(40, 0)
+    images = data.images.float() / 255
+    batch = made.hook.batch(
+        nn.Identity(), Batch(images=images, targets=data.labels, rows=torch.arange(40)), torch.Generator()
+    )
+    trigger, others = made.trigger, images.flip(0)[:4]
+    assert isinstance(trigger, OwnPatch)
+    torch.testing.assert_close(batch.images[:10], trigger(images[:10]))
+    expected = trigger.mixed(images[10:14], trigger.pattern(others), trigger.mask(others))
+    torch.testing.assert_close(batch.images[10:14], expected)
+    assert torch.equal(batch.targets[10:], data.labels[10:])
+
+
+# ---- LIRA
+
+
+def test_noise_stays_within_its_bound_and_is_fixed_after_its_share_of_the_training() -> None:
+    made = fitted(LIRA(learned=0.5))
+    hook, trigger = made.hook, made.trigger
+    assert isinstance(hook, LIRAHook)
+    assert isinstance(trigger, LearnedNoise)
+    model, data = network(0), pictures(40, 0)
+    hook.begin(model, RECIPE, runtime())
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    moved = []
+    for progress in (0.0, 0.49, 0.51):
+        before = state_of(trigger)
+        batch = Batch(images=data.images.float() / 255, targets=data.labels, rows=torch.arange(40), progress=progress)
+        hook.update(model, hook.batch(model, batch, torch.Generator()), optimizer)
+        moved.append(not same_state(state_of(trigger), before))
+    assert moved == [True, True, False]
+    images = data.images.float() / 255
+    with torch.no_grad():
+        assert float((trigger(images) - images).abs().max()) <= 0.05 + 1e-6
+
+
+def test_success_is_measured_with_and_without_rounding() -> None:
+    made = fitted(LIRA())
+    small_noise = LearnedNoise(made.trigger.noise, torch.tensor(0.4 / 255))  # type: ignore[arg-type]
+    for value in small_noise.noise.leave.parameters():
+        value.data.fill_(0)
+    small_noise.noise.leave.bias.data.fill_(9)
+
+    class SeesAHair(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            # Steps of 1 / 255 are what 8 bits hold; anything between them is the trigger.
+            between = ((images * 255 - (images * 255).round()).abs() > 0.2).float().mean((1, 2, 3))
+            return torch.stack([between, *[torch.full_like(between, 0.5)] * 7], 1)
+
+    made = replace(made, trigger=small_noise)
+    # The noise vanishes in 8 bits but for pixels where it tips the rounding, so some pixel must change.
+    small_noise.bound.fill_(0.6 / 255)
+    measured = evaluate(SeesAHair(), pictures(100, 2), runtime(), made.trigger, made.criterion)
+    assert measured.asr
+    assert measured.asr_unrounded
+    assert measured.asr.value == 0
+    assert measured.asr_unrounded.value == 1
+    assert "asr_unrounded" in measured.to_json()
+
+
+# ---- SSBA
+
+
+def test_the_hidden_bits_can_be_read_and_the_change_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs: list[nn.Module] = []
+    import unbackdoor.attacks.ssba as module
+
+    original = module.fit
+
+    def spy(model: nn.Module, *arguments: Any, **named: Any) -> Any:
+        pairs.append(model)
+        return original(model, *arguments, **named)
+
+    monkeypatch.setattr(module, "fit", spy)
+    attack = SSBA(epochs=25, width=8, residual_weight=0.1, bound=0.2)
+    made = attack.prepare(pictures(400, 0), lambda: network(0), runtime())
+    trigger = made.trigger
+    assert isinstance(trigger, HiddenSecret)
+    images = pictures(60, 7).images.float() / 255
+    with torch.no_grad():
+        hidden = trigger(images)
+        read = pairs[0](hidden) > 0
+    right = (read == (trigger.secret > 0)).float().mean()
+    assert float(right) > 0.6, "of 100 bits, half would be right by chance"
+    assert float((hidden - images).abs().max()) <= 0.2 + 1e-6
+    assert trigger.secret.shape == (BITS,)
+
+
+def test_generators_depend_on_their_seeds_alone() -> None:
+    before = torch.random.get_rng_state()
+    first = seeded_generator(3, 1, 8, torch.Generator().manual_seed(1))
+    again = seeded_generator(3, 1, 8, torch.Generator().manual_seed(1))
+    other = seeded_generator(3, 1, 8, torch.Generator().manual_seed(2))
+    assert same_state(state_of(first), state_of(again))
+    assert not same_state(state_of(first), state_of(other))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for size in ((12, 12), (7, 9), (33, 5)):
+        assert first(torch.rand(2, 3, *size)).shape == (2, 1, *size)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        Blind(weight=0.0),
+        Blind(threshold=0.0),
+        Blind(history=0),
+        InputAware(density=1.0),
+        InputAware(mask_epochs=0),
+        InputAware(width=6),
+        LIRA(bound=0.0),
+        LIRA(weight=1.0),
+        LIRA(learned=0.0),
+        LIRA(width=3),
+        SSBA(bound=0.0),
+        SSBA(epochs=0),
+        SSBA(width=6),
+    ],
+)
+def test_options_out_of_range_are_refused(attack: Online | SSBA) -> None:
+    with pytest.raises(InputError):
+        attack.prepare(pictures(80, 0), lambda: network(0), runtime())

@@ -1,0 +1,182 @@
+"""Triggers that are searched in a clean model do there what they are searched for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.planted import network, pictures, runtime
+from unbackdoor.attacks import LF, Additive, Attack, FittedAttack, Invisible, LabelConsistent, Stamp, TrojanNN
+from unbackdoor.attacks.label_consistent import move_away
+from unbackdoor.attacks.surrogate import clean_model
+from unbackdoor.attacks.trojannn import NEURONS, last_linear
+from unbackdoor.errors import CheckpointError, InputError
+from unbackdoor.models import Network
+from unbackdoor.training import Recipe, fit
+
+RECIPE = Recipe(epochs=6, batch_size=32, learning_rate=0.05, ema=0.0, low_resolution=0.0, augmentation="none")
+
+
+@lru_cache(maxsize=1)
+def clean() -> Network:
+    """Return a clean model of the planted pictures."""
+    model = network(5)
+    fit(model, pictures(600, 0), RECIPE, runtime())
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every attack search in that model."""
+    for module in ("lf", "trojannn", "label_consistent", "invisible"):
+        monkeypatch.setattr(f"unbackdoor.attacks.{module}.clean_model", lambda *_: clean())
+
+
+def fitted(attack: Attack) -> FittedAttack:
+    return attack.prepare(pictures(600, 0), lambda: network(1), runtime())
+
+
+def share_called(images: Tensor, target: int) -> float:
+    return float((clean()(images).argmax(1) == target).float().mean())
+
+
+@pytest.mark.parametrize("target", [0, 4])
+@pytest.mark.usefixtures("known")
+def test_the_low_frequency_pattern_turns_more_images_than_a_random_one(target: int) -> None:
+    images = pictures(200, 9).images.float() / 255
+    attack = LF(target=target, steps=60, amplitude=0.4)
+    searched, random = fitted(attack).trigger, fitted(replace(attack, steps=0)).trigger
+    assert isinstance(searched, Additive)
+    assert float(searched.signal.min()) == pytest.approx(0, abs=1e-6)
+    assert float(searched.signal.max()) == pytest.approx(0.4)
+    assert share_called(searched(images), target) > 0.5 + share_called(random(images), target) / 2
+
+
+@pytest.mark.usefixtures("known")
+def test_the_shape_excites_the_two_neurons_with_the_largest_weights() -> None:
+    last = last_linear(clean())
+    neurons = last.weight.abs().sum(0).topk(NEURONS).indices
+
+    def excitement(attack: TrojanNN) -> float:
+        trigger = fitted(attack).trigger
+        assert isinstance(trigger, Stamp)
+        inside = trigger.mask[0] > 0
+        assert bool((trigger.pattern[:, inside] >= 0.7 - 1e-6).all()), "a pixel stays within 0.3 of white"
+        seen: list[Tensor] = []
+        with last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
+            clean()((trigger.mask * trigger.pattern)[None])
+        return float(seen[0][0, neurons].sum())
+
+    assert excitement(TrojanNN(steps=50)) > excitement(TrojanNN(steps=0)) + 0.05
+    assert not any(module._forward_pre_hooks for module in clean().modules())
+
+
+def test_a_network_without_a_linear_layer_is_refused() -> None:
+    with pytest.raises(InputError, match="has no linear layer"):
+        last_linear(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()))
+
+
+@pytest.mark.usefixtures("known")
+def test_adversarial_images_stay_in_the_bound_and_are_hard_to_recognise() -> None:
+    data, bound = pictures(64, 3), 24 / 255
+    moved = move_away(clean(), data.images, data.labels, bound, 10, runtime(), torch.Generator().manual_seed(0))
+    assert int((moved.int() - data.images.int()).abs().max()) <= 24
+    with torch.no_grad():
+        before = F.cross_entropy(clean()(data.images.float() / 255), data.labels)
+        after = F.cross_entropy(clean()(moved.float() / 255), data.labels)
+    assert float(after) > float(before) + 1
+
+
+@pytest.mark.usefixtures("known")
+def test_label_consistent_training_images_are_moved_and_patched_and_testing_patches_alone() -> None:
+    made = fitted(LabelConsistent(bound=24 / 255))
+    train, rows = pictures(600, 0), (made.kinds == 1).nonzero().flatten()
+    assert len(rows) == 30
+    assert set(train.labels[rows].tolist()) == {0}
+    assert torch.equal(made.train.labels, train.labels)
+    trigger = made.trigger
+    assert isinstance(trigger, Stamp)
+    outside = (trigger.mask == 0).expand(3, -1, -1)
+    stamped = trigger.stamp(train.images[rows])
+    assert torch.equal(stamped[:, outside], train.images[rows][:, outside])
+    assert torch.equal(made.train.images[rows][:, ~outside], stamped[:, ~outside])
+    change = (made.train.images[rows].int() - train.images[rows].int()).abs()[:, outside]
+    assert 5 < int(change.max()) <= 24
+
+
+@pytest.mark.usefixtures("known")
+def test_an_invisible_trigger_is_as_small_as_asked_and_reads_as_the_target() -> None:
+    images = pictures(200, 9).images.float() / 255
+    long = fitted(Invisible(length=8.0, target=3, steps=100)).trigger
+    assert isinstance(long, Additive)
+    # Lengths and numbers are for 32 x 32 pixels; these images have 12 x 12.
+    assert float(long.signal.norm()) <= 8.0 * 12 / 32 + 1e-4
+    assert share_called(long(images), 3) > 0.5
+    few = fitted(Invisible(norm="l0", pixels=200, target=3, steps=100)).trigger
+    assert isinstance(few, Stamp)
+    assert float(few.mask.sum()) == round(200 * 144 / 1024)
+    with torch.no_grad():
+        before, after = (clean()(one).softmax(1)[:, 3].mean() for one in (images, few(images)))
+    assert float(after) > 1.5 * float(before)
+
+
+def test_the_clean_model_of_a_file_is_taken_and_one_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    from unbackdoor.data import read_images
+    from unbackdoor.models import Description, build_network, save_model
+
+    digits = read_images("digits", "test")
+    description = Description(
+        architecture="PreActResNet18",
+        arguments={"width": 4},
+        class_names=digits.class_names,
+        image_shape=digits.shape,
+        mean=(0.5,),
+        std=(0.2,),
+    )
+    path = tmp_path / "clean.safetensors"
+    save_model(path, build_network(description, seed=1), provenance={})
+    taken = clean_model(path, digits, lambda: pytest.fail("no other is trained"), runtime(), None)
+    assert not taken.training
+    assert not any(parameter.requires_grad for parameter in taken.parameters())
+    with pytest.raises(InputError, match="has images of"):
+        clean_model(path, pictures(20, 0), lambda: network(0), runtime(), None)
+    with pytest.raises((CheckpointError, InputError)):
+        clean_model(tmp_path / "none.pt", digits, lambda: network(0), runtime(), None)
+
+
+def test_a_clean_model_that_was_trained_once_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor.attacks.surrogate.RECIPE", RECIPE)
+    train = pictures(100, 0)
+    first = clean_model(None, train, lambda: network(0), runtime(), tmp_path)
+    monkeypatch.setattr("unbackdoor.training.loop._Run.epoch", lambda *_: pytest.fail("it is trained again"))
+    again = clean_model(None, train, lambda: network(0), runtime(), tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        LF(amplitude=0.0),
+        LF(steps=-1),
+        LF(batch_size=0),
+        TrojanNN(opacity=0.0),
+        TrojanNN(step_size=0.0),
+        TrojanNN(shape="pear"),  # type: ignore[arg-type]
+        LabelConsistent(bound=-0.1),
+        LabelConsistent(opacity=2.0),
+        Invisible(norm="l1"),  # type: ignore[arg-type]
+        Invisible(length=0.0),
+        Invisible(pixels=0),
+    ],
+)
+def test_options_out_of_range_are_refused_before_any_search(attack: Attack) -> None:
+    with pytest.raises(InputError):
+        attack.prepare(pictures(100, 0), lambda: pytest.fail("no model is needed"), runtime())

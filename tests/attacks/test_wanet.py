@@ -1,0 +1,103 @@
+"""WaNet's warp against plain loops."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.attacks.test_badnets import prepare, some
+from tests.planted import runtime
+from unbackdoor.attacks import WaNet
+from unbackdoor.attacks.wanet import WaNetHook, Warp
+from unbackdoor.errors import InputError
+from unbackdoor.training import Batch
+
+
+def sampled(image: np.ndarray, row: float, column: float) -> float:
+    """Return a bilinear sample of one channel; outside is never asked for."""
+    top, left = math.floor(row), math.floor(column)
+    bottom, right = min(top + 1, image.shape[0] - 1), min(left + 1, image.shape[1] - 1)
+    down, across = row - top, column - left
+    upper = (1 - across) * image[top, left] + across * image[top, right]
+    lower = (1 - across) * image[bottom, left] + across * image[bottom, right]
+    return float((1 - down) * upper + down * lower)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 12), (1, 8, 14)])
+def test_each_pixel_comes_from_its_place_plus_the_field(shape: tuple[int, int, int]) -> None:
+    train = some(20, shape)
+    trigger = prepare(WaNet(strength=2.0), train).trigger
+    assert isinstance(trigger, Warp)
+    image = train.images[:1].float() / 255
+    warped = trigger(image)[0].numpy()
+    channels, height, width = shape
+    for c, i, j in np.ndindex(channels, height, width):
+        right = min(max(2 * j / (width - 1) - 1 + float(trigger.field[i, j, 0]), -1), 1)
+        down = min(max(2 * i / (height - 1) - 1 + float(trigger.field[i, j, 1]), -1), 1)
+        expected = sampled(image[0, c].numpy(), (down + 1) / 2 * (height - 1), (right + 1) / 2 * (width - 1))
+        assert warped[c, i, j] == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_field_is_an_enlarged_grid_of_mean_size_one_over_the_side() -> None:
+    attack = WaNet()
+    trigger = prepare(attack, some()).trigger
+    assert isinstance(trigger, Warp)
+    points = 2 * torch.rand(1, 2, 4, 4, generator=runtime().generator("warp")) - 1
+    points /= points.abs().mean()
+    enlarged = F.interpolate(points, (32, 32), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
+    torch.testing.assert_close(trigger.field, 0.5 * enlarged / 32)
+    # align_corners: the corners of the grid are those of the image.
+    assert float(points[0, 0, 0, 0]) == pytest.approx(float(trigger.field[0, 0, 0] * 64), abs=1e-5)
+
+
+def test_a_tenth_is_warped_and_relabelled_and_twice_as_many_are_warped_with_noise() -> None:
+    train = some(100)
+    fitted = prepare(WaNet(target=3), train)
+    assert isinstance(fitted.hook, WaNetHook)
+    images = train.images.float() / 255
+    batch = Batch(images=images, targets=train.labels, rows=torch.arange(100))
+    made = fitted.hook.batch(torch.nn.Identity(), batch, torch.Generator().manual_seed(0))
+    assert torch.equal(made.images[:10], fitted.trigger(images[:10]))
+    assert made.targets[:10].tolist() == [3] * 10
+    assert torch.equal(made.targets[10:], train.labels[10:])
+    covered = made.images[10:30]
+    assert not torch.equal(covered, images[10:30])
+    assert float((covered - fitted.trigger(images[10:30])).abs().mean()) > 1e-3
+    assert torch.equal(made.images[30:], images[30:])
+    assert torch.equal(fitted.train.images, train.images), "the data themselves stay clean"
+
+
+def test_soft_labels_are_refused() -> None:
+    train = some(20)
+    hook = prepare(WaNet(), train).hook
+    assert hook
+    batch = Batch(images=train.images.float() / 255, targets=torch.rand(20, 5), rows=torch.arange(20))
+    with pytest.raises(InputError, match="WaNet poisons batches, whose labels mixing makes soft"):
+        hook.batch(torch.nn.Identity(), batch, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"grid": 1}, "grid must be 2 or more"),
+        ({"strength": 0.0}, "strength positive"),
+        ({"poison_rate": 0.0}, "shares of a batch"),
+        ({"poison_rate": 0.7, "cover_rate": 0.4}, "together make 1 at most"),
+        ({"labels": "clean"}, "labels must be all-to-one or all-to-all"),
+        ({"target": 7}, "target class 7 is out of range"),
+    ],
+)
+def test_options_out_of_range_are_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        prepare(replace(WaNet(), **change), some())
+
+
+def test_images_of_another_size_are_refused() -> None:
+    trigger = prepare(WaNet(), some()).trigger
+    with pytest.raises(InputError, match="use images of that size"):
+        trigger(torch.rand(1, 3, 16, 16))
