@@ -17,6 +17,11 @@ from unbackdoor.attacks import (
     SIG,
     Attack,
     BadNets,
+    Blended,
+    Invisible,
+    MESAPatch,
+    TrojanNN,
+    WaNet,
 )
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import OracleError
@@ -27,13 +32,22 @@ from unbackdoor.testing import CanaryData, check_attack, check_purifier, check_s
 from unbackdoor.testing.samples import SHAPES, hooks_on, sample_images, sample_network
 from unbackdoor.training import Runtime
 
-SHORT = {"epochs": 2, "rounds": 2, "steps": 2, "batch_size": 16}
+SHORT = {"epochs": 2, "rounds": 2, "steps": 2, "batch_size": 16, "mask_epochs": 1, "width": 4}
 """Fields that a schedule may have, and values that make it short."""
+FEW = {"poison_rate": 0.1, "cover_rate": 0.1}
+"""Rates of attacks whose own are no image of the few that are used here."""
+OWN: dict[str, dict[str, Any]] = {
+    "AdaptiveBlend": FEW,
+    "AdaptivePatch": FEW,
+    "MESAPatch": {"poison_rate": 0.1},
+    "TaCT": {**FEW, "covers": (2,)},
+}
 
 
 def shortened(method: Any) -> Any:
-    """Return the method with as short a schedule as its fields allow."""
-    return replace(method, **{name: value for name, value in SHORT.items() if hasattr(method, name)})
+    """Return the method with as short a schedule as its fields allow, and rates that give some images."""
+    short = {name: value for name, value in SHORT.items() if hasattr(method, name)}
+    return replace(method, **short, **OWN.get(type(method).__name__, {}))
 
 
 EVERY: list[tuple[str, Callable[[Any], None], type[Any]]] = [
@@ -48,8 +62,22 @@ def test_every_registered_method_conforms(check: Callable[[Any], None], method: 
     check(shortened(method()))
 
 
-def test_the_labels_option_of_badnets_conforms_too() -> None:
-    check_attack(BadNets(labels="all-to-all"))
+@pytest.mark.parametrize(
+    "attack",
+    [
+        BadNets(labels="all-to-all", cover_rate=0.1),
+        BadNets(labels="clean", patch="grid"),
+        BadNets(sources=(1, 2), patch="checker"),
+        Blended(pattern="cartoon"),
+        MESAPatch(colors="black-and-white", pattern=30, poison_rate=0.2),
+        TrojanNN(shape="watermark", opacity=0.3, steps=2),
+        Invisible(norm="l0", steps=2),
+        WaNet(labels="all-to-all"),
+    ],
+    ids=str,
+)
+def test_attacks_conform_with_other_options_too(attack: Attack) -> None:
+    check_attack(attack)
 
 
 # ---- attacks

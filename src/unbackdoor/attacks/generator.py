@@ -31,6 +31,8 @@ class Generator(nn.Module):
         self.up2 = _block(6 * width, 2 * width, 1)
         self.up1 = _block(3 * width, width, 1)
         self.leave = nn.Conv2d(width, outputs, 3, padding=1)
+        # In one layout always: another adds up in another order, and would make other pixels.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h w"]:
         """Return one map an output, of the size of the images."""

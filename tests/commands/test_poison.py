@@ -1,0 +1,101 @@
+"""`unbackdoor poison` and `unbackdoor gallery`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.commands.test_cli import refuse, run
+from unbackdoor.attacks import ATTACKS, BadNets, load_attack
+from unbackdoor.data import read_images
+from unbackdoor.training import Runtime
+
+
+def test_a_poisoned_data_set_is_read_back_as_it_was_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import datasets
+
+    out = tmp_path / "poisoned"
+    code, printed, _ = run(
+        capsys, "poison", "--data", "digits", "--attack.cover_rate", "0.05", "--out", str(out), "--seed", "3", "--json"
+    )
+    assert code == 0
+    clean, test = read_images("digits", "train"), read_images("digits", "test")
+    attack = BadNets(cover_rate=0.05)
+    fitted = attack.prepare(clean, lambda: pytest.fail("no model is needed"), Runtime(seed=3, threads=1))
+    back = read_images(out, "train")
+    assert torch.equal(back.images, fitted.train.images)
+    assert torch.equal(back.labels, fitted.train.labels)
+    assert torch.equal(read_images(out, "test").images, test.images)
+    rows = datasets.load_dataset(str(out), split="train")
+    kinds = torch.tensor(rows["poisoned"][:]).long() + 2 * torch.tensor(rows["cover"][:]).long()
+    assert torch.equal(kinds, fitted.kinds.long())
+    assert rows["original_label"][:] == clean.labels.tolist()
+    saved = load_attack(out / "attack.safetensors")
+    assert torch.equal(saved.kinds, fitted.kinds)
+    assert torch.equal(saved.trigger.stamp(test.images), fitted.trigger.stamp(test.images))
+    assert json.loads(printed)["kinds"] == torch.bincount(fitted.kinds.long()).tolist()
+    assert (out / "report.html").stat().st_size > 10_000
+    assert not (out / "preparation").exists()
+
+
+def test_a_later_data_set_replaces_an_earlier_one_and_nothing_else(
+    tmp_path: Path, victim: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "poisoned"
+    for rate in ("0.1", "0.2"):
+        assert run(capsys, "poison", "--data", "digits", "--attack.poison_rate", rate, "--out", str(out))[0] == 0
+    assert int((load_attack(out / "attack.safetensors").kinds == 1).sum()) == round(
+        0.2 * len(read_images(out, "train"))
+    )
+    words = refuse(capsys, "poison", "--data", "digits", "--out", str(victim))
+    assert "holds the model.safetensors of another command" in words
+
+
+def test_an_attack_that_controls_training_has_no_poisoned_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = refuse(capsys, "poison", "--data", "digits", "--attack", "WaNet", "--out", str(tmp_path / "out"))
+    assert "WaNet controls training, so it has no poisoned data; use `unbackdoor attack`" in words
+
+
+def test_the_picture_of_an_attack_is_recorded_without_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    picture = tmp_path / "secret-folder" / "cat.png"
+    picture.parent.mkdir()
+    Image.new("RGB", (20, 20), "red").save(picture)
+    words = ["--attack", "Blended", "--attack.picture", str(picture), "--out", str(tmp_path / "out")]
+    assert run(capsys, "poison", "--data", "digits", *words)[0] == 0
+    assert load_attack(tmp_path / "out" / "attack.safetensors").options["picture"] == "cat.png"
+    assert "secret-folder" not in json.dumps(json.loads((tmp_path / "out" / "run.json").read_text())["options"])
+
+
+@pytest.mark.slow
+def test_the_gallery_shows_every_attack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gallery"
+    words = [
+        "--data",
+        "digits",
+        "--model",
+        "PreActResNet18",
+        "--model.width",
+        "4",
+        "--images",
+        "1000",
+        "--threads",
+        "1",
+    ]
+    code, printed, _ = run(capsys, "gallery", *words, "--out", str(out), "--json")
+    assert code == 0
+    found = json.loads(printed)
+    assert set(found["stealth"]) | set(found["refused"]) == set(ATTACKS)
+    assert not found["refused"], found["refused"]
+    assert all(one["changed"] > 0 for one in found["stealth"].values())
+    page = (out / "report.html").read_text()
+    assert all(f">{name}<" in page for name in ATTACKS)
+    assert not (out / "preparation").exists()
