@@ -10,30 +10,26 @@ on after its last epoch, so the program can be stopped and started at will:
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import statistics
-import subprocess
-import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from record import HERE, Rows, machines, measured, share
 
 from unbackdoor.attacks import SIG, Attack, BadNets, Blended
 from unbackdoor.commands.training import new_network
 from unbackdoor.commands.workspace import options_of, save_trained
 from unbackdoor.data import DefenderData, draw_clean, read_images
-from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
+from unbackdoor.evaluate import defense_effectiveness, evaluate
 from unbackdoor.models import Network, load_model
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.purify import FTSAM, SAU
 from unbackdoor.scan import NeuralCleanse
 from unbackdoor.training import Recipe, Runtime, fit
 
-HERE = Path(__file__).parent
-ROWS = HERE / "results" / "main_job.jsonl"
+ROWS = Rows(HERE / "results" / "main_job.jsonl")
 TABLE = HERE / "results" / "main_job.md"
 VICTIMS = HERE / "victims"
 ATTACKS: dict[str, Attack | None] = {
@@ -74,38 +70,25 @@ class Bench:
         """Do one cell and return its row."""
         attack, seed, job = cell
         runtime = Runtime(seed=seed, threads=self.threads)
-        described = runtime.describe()
-        start, busy = time.perf_counter(), _busy()
+        row = {**runtime.describe(), "attack": attack, "seed": seed, "job": job}
         if job == "victim":
-            result = self.make_victim(attack, runtime)
-        else:
-            victim, fitted = self.victim(attack, runtime)
-            data = DefenderData(clean=draw_clean(self.train, CLEAN_SIZE, seed))
-            start, busy = time.perf_counter(), _busy()
-            if job == "NeuralCleanse":
-                result = {"finding": NeuralCleanse().scan(victim, data, runtime).to_json()}
-            else:
-                repaired, history = PURIFIERS[job].purify(victim, data, runtime)
-                result = {"rounds": history.epochs}
+            with measured() as cost:
+                result = self.make_victim(attack, runtime)
+            return ROWS.add({**row, **result}, cost)
+        victim, fitted = self.victim(attack, runtime)
+        data = DefenderData(clean=draw_clean(self.train, CLEAN_SIZE, seed))
+        if job == "NeuralCleanse":
+            with measured() as cost:
+                finding = NeuralCleanse().scan(victim, data, runtime)
+            return ROWS.add({**row, "finding": finding.to_json()}, cost)
+        with measured() as cost:
+            repaired, history = PURIFIERS[job].purify(victim, data, runtime)
         # Measuring on the test set is not the defence's work, so its time does not count.
-        took, busy = time.perf_counter() - start, _busy() - busy
-        if job in PURIFIERS:
-            before = evaluate(victim, self.test, runtime, fitted.trigger, fitted.criterion)
-            after = evaluate(repaired, self.test, runtime, fitted.trigger, fitted.criterion)
-            result |= {**_shares(after), "der": defense_effectiveness(before, after)}
-            result |= {"acc_before": before.acc.value, "asr_before": before.asr.value if before.asr else None}
-        return {
-            **described,
-            "attack": attack,
-            "seed": seed,
-            "job": job,
-            **result,
-            "seconds": round(took, 1),
-            "cpu_seconds": round(busy, 1),
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": _commit(),
-        }
+        before = evaluate(victim, self.test, runtime, fitted.trigger, fitted.criterion)
+        after = evaluate(repaired, self.test, runtime, fitted.trigger, fitted.criterion)
+        result = {**after.to_json(), "rounds": history.epochs, "der": defense_effectiveness(before, after)}
+        result |= {"acc_before": before.acc.value, "asr_before": before.asr.value if before.asr else None}
+        return ROWS.add({**row, **result}, cost)
 
     def fitted(self, attack: str, runtime: Runtime) -> Any:
         """Return the attack made ready, or None for clean training."""
@@ -131,7 +114,7 @@ class Bench:
         victim, _ = self.victim(attack, runtime)
         trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
         evaluation = evaluate(victim, self.test, runtime, trigger, criterion)
-        return {**_shares(evaluation), "rounds": history.epochs, "resumed": resumed}
+        return {**evaluation.to_json(), "rounds": history.epochs, "resumed": resumed}
 
     def victim(self, attack: str, runtime: Runtime) -> tuple[Network, Any]:
         """Return a victim made before, and its fitted attack."""
@@ -140,28 +123,6 @@ class Bench:
 
 def _victim_file(attack: str, seed: int) -> Path:
     return VICTIMS / f"{attack}-{seed}.safetensors"
-
-
-def _shares(evaluation: Evaluation) -> dict[str, Any]:
-    return evaluation.to_json()
-
-
-def _busy() -> float:
-    """Return the processor seconds that this process has used."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _commit() -> str:
-    answer = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True, cwd=HERE
-    )
-    return answer.stdout.strip() or "unknown"
-
-
-def rows() -> list[dict[str, Any]]:
-    """Return the finished cells."""
-    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 
 def main() -> None:
@@ -175,18 +136,16 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     if not arguments.table:
-        for folder in (arguments.work, VICTIMS, ROWS.parent):
+        for folder in (arguments.work, VICTIMS):
             folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(arguments.data, arguments.work, arguments.threads)
         for cell in cells():
-            if cell in {(row["attack"], row["seed"], row["job"]) for row in rows()}:
+            if cell in {(row["attack"], row["seed"], row["job"]) for row in ROWS.read()}:
                 continue
             row = bench.run(cell)
-            with ROWS.open("a") as file:
-                file.write(json.dumps(row) + "\n")
             print(cell, f"{row['seconds']} s", flush=True)
-            TABLE.write_text(table(rows()))
-    TABLE.write_text(table(rows()))
+            TABLE.write_text(table(ROWS.read()))
+    TABLE.write_text(table(ROWS.read()))
     print(TABLE)
 
 
@@ -200,8 +159,7 @@ def table(done: list[dict[str, Any]]) -> str:
         " `main_job.jsonl`, with commit and versions.",
         "",
     ]
-    machines = sorted({f"{row['device']}, {row['threads']} threads, torch {row['torch']}" for row in done})
-    lines += [f"Machine: {machine}" for machine in machines]
+    lines += machines(done)
     lines += ["", "| job | attack | seed | ACC % | ASR % | RA % | DER % | seconds | CPU seconds |"]
     lines.append("|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for job in ("victim", *PURIFIERS):
@@ -232,17 +190,11 @@ def table(done: list[dict[str, Any]]) -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    cells = [_share(row.get(name)) for name in ("acc", "asr", "ra")]
+    cells = [share(row.get(name)) for name in ("acc", "asr", "ra")]
     der = f"{100 * row['der']:.2f}" if "der" in row else ""
     # The clock of a resumed victim knows its last part only.
     took = "resumed | resumed" if row.get("resumed") else f"{row['seconds']:.0f} | {row['cpu_seconds']:.0f}"
     return f"| {row['job']} | {row['attack']} | {row['seed']} | {' | '.join(cells)} | {der} | {took} |"
-
-
-def _share(share: dict[str, float] | None) -> str:
-    if share is None:
-        return ""
-    return f"{100 * share['value']:.2f} [{100 * share['low']:.2f}, {100 * share['high']:.2f}]"
 
 
 def _mean(group: list[dict[str, Any]]) -> str:
