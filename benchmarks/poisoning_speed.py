@@ -1,7 +1,7 @@
 """How long it takes to poison 50,000 images, for every attack that needs no training.
 
-Writes results/poisoning_speed.json and results/poisoning_speed.md. The aim is 2 seconds for a set as large as CIFAR-10's;
-the images are random, as the time does not depend on what is to be seen.
+Writes results/poisoning_speed.json and results/poisoning_speed.md. The aim is 2 seconds for a set as large as
+CIFAR-10's; the images are random, as the time does not depend on what is to be seen.
 
     python benchmarks/poisoning_speed.py
 """

@@ -22,16 +22,20 @@ from unbackdoor.training import History, Runtime
 
 @dataclass(frozen=True, kw_only=True)
 class ChangesItsTrainingSet(BadNets):
-    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
-        fitted = super().prepare(train, build_model, runtime)
+    def prepare(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None = None
+    ) -> FittedAttack:
+        fitted = super().prepare(train, build_model, runtime, work)
         train.images[0] = 7
         return fitted
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawsRowsWithoutTheSeed(BadNets):
-    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
-        return super().prepare(train, build_model, replace(runtime, seed=int(torch.randint(2**31, (1,)))))
+    def prepare(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None = None
+    ) -> FittedAttack:
+        return super().prepare(train, build_model, replace(runtime, seed=int(torch.randint(2**31, (1,)))), work)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,10 @@ class Spoils(BadNets):
 
     spoil: Callable[[FittedAttack, ImageSet], FittedAttack]
 
-    def prepare(self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime) -> FittedAttack:
-        return self.spoil(super().prepare(train, build_model, runtime), train)
+    def prepare(
+        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None = None
+    ) -> FittedAttack:
+        return self.spoil(super().prepare(train, build_model, runtime, work), train)
 
 
 def with_trigger(kind: type[Stamp]) -> Attack:

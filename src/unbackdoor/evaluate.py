@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
 from unbackdoor.attacks import Criterion, Trigger
@@ -143,7 +144,7 @@ def evaluate(
     recovered = int((answers == originals.labels).sum())
     unrounded = None
     if not trigger.survives_rounding:
-        exact = logits_of(nn.Sequential(trigger, model), originals.images, runtime).argmax(1)
+        exact = _answers_unrounded(model, trigger, originals, runtime)
         unrounded = Proportion(int((exact == criterion.wanted(originals.labels)).sum()), len(originals))
     return Evaluation(
         acc=acc,
@@ -151,6 +152,18 @@ def evaluate(
         ra=Proportion(recovered, len(originals)),
         asr_unrounded=unrounded,
     )
+
+
+@torch.no_grad()
+def _answers_unrounded(model: nn.Module, trigger: Trigger, originals: ImageSet, runtime: Runtime) -> Int[Tensor, "n"]:
+    """Return the classes that the model gives to triggered images as they are before any rounding."""
+    answers = []
+    for images in torch.split(originals.images, 500):
+        # The trigger in full precision, as when it is stamped; only the rounding is to differ.
+        triggered = trigger(images.float() / 255)
+        with runtime.autocast():
+            answers.append(model(runtime.layout(triggered)).argmax(1))
+    return torch.cat(answers)
 
 
 def defense_effectiveness(before: Evaluation, after: Evaluation) -> float:

@@ -28,7 +28,7 @@ def test_covers_get_the_rounding_error_of_another_image() -> None:
     batch = Batch(images=images, targets=train.labels, rows=torch.arange(40))
     made = fitted.hook.batch(torch.nn.Identity(), batch, torch.Generator())
     assert torch.equal(made.images[:4], fitted.trigger(images[:4]))
-    others = images.flip(0)[:4]
+    others = images[24:28]
     torch.testing.assert_close(made.images[4:8], (images[4:8] + fitted.trigger(others) - others).clamp(0, 1))
     assert torch.equal(made.images[8:], images[8:])
     assert made.targets[:4].tolist() == [2] * 4

@@ -11,8 +11,7 @@ from scipy.fft import dctn, idctn
 
 from tests.attacks.test_badnets import prepare, some
 from unbackdoor.attacks import CTRL, LF, Attack, FTrojan
-from unbackdoor.attacks.frequency import POSITIONS, cosine_wave, low_frequency_waves
-from unbackdoor.attacks.lf import low_frequency_pattern
+from unbackdoor.attacks.frequency import POSITIONS, cosine_wave, low_frequency_pattern, low_frequency_waves
 from unbackdoor.attacks.trigger import Additive
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError

@@ -21,13 +21,14 @@ from unbackdoor.attacks import (
     FittedAttack,
     InputAware,
     Online,
+    OnlineHook,
     Stamp,
     WaNet,
     load_attack,
     save_attack,
 )
 from unbackdoor.attacks.blind import PATTERN, BlindHook
-from unbackdoor.attacks.generator import seeded_generator
+from unbackdoor.attacks.generator import Generator, seeded
 from unbackdoor.attacks.input_aware import OwnPatch, sameness, sharpened
 from unbackdoor.attacks.lira import LearnedNoise, LIRAHook
 from unbackdoor.attacks.online import weighted_loss
@@ -130,8 +131,9 @@ def test_blind_stamps_its_pattern_at_its_place() -> None:
     made = Blind().prepare(large, lambda: network(0), runtime())
     assert isinstance(made.trigger, Stamp)
     stamped = made.trigger.stamp(large.images[:1])[0, 0]
-    assert stamped[3:8, 23:26].tolist() == [[255 * value for value in row] for row in PATTERN]
-    assert int((stamped != 100).sum()) == 15
+    expected = [[100 if value is None else 255 * value for value in row] for row in PATTERN]
+    assert stamped[3:8, 23:26].tolist() == expected
+    assert int((stamped != 100).sum()) == 9
 
 
 def test_blind_waits_until_the_mean_loss_is_small() -> None:
@@ -151,8 +153,9 @@ def test_blind_waits_until_the_mean_loss_is_small() -> None:
 
     for right in (0.0, 9.0, 9.0):
         assert torch.equal(hook.batch(nn.Identity(), batch, torch.Generator()).images, batch.images)
+        assert not hook.begun
         hook.loss(Says(right), batch)
-    assert hook.wait.over, "(2.08 + 0 + 0) / 3 is below 1"
+    assert hook.begun, "(2.08 + 0 + 0) / 3 is below 1"
     poisoned = hook.batch(nn.Identity(), batch, torch.Generator())
     assert torch.equal(poisoned.images[:10], made.trigger(batch.images[:10]))
     assert torch.equal(poisoned.images[10:], batch.images[10:])
@@ -162,8 +165,11 @@ def test_blind_waits_until_the_mean_loss_is_small() -> None:
 
 
 def test_masks_are_sharp_and_sameness_is_the_mean_quotient() -> None:
-    values = torch.tensor([-3.0, 0.0, 0.549306, 3.0]).view(4, 1, 1, 1)
-    assert sharpened(values).flatten().tolist() == pytest.approx([0, 0, 0.5, 1], abs=1e-5)
+    values = torch.linspace(-3, 3, 13).view(13, 1, 1, 1)
+    # In the two steps of the published code.
+    opened = values.double().tanh() / 2 + 0.5
+    expected = (20 * opened - 10).tanh() / 2 + 0.5
+    torch.testing.assert_close(sharpened(values).double(), expected, atol=1e-6, rtol=0)
     generator = torch.Generator().manual_seed(0)
     x, y, a, b = torch.rand(4, 5, 2, 3, 3, generator=generator)
     quotients = [
@@ -196,7 +202,7 @@ def test_an_image_s_trigger_does_not_work_through_another_image_s_cover() -> Non
     batch = made.hook.batch(
         nn.Identity(), Batch(images=images, targets=data.labels, rows=torch.arange(40)), torch.Generator()
     )
-    trigger, others = made.trigger, images.flip(0)[:4]
+    trigger, others = made.trigger, images[30:34]
     assert isinstance(trigger, OwnPatch)
     torch.testing.assert_close(batch.images[:10], trigger(images[:10]))
     expected = trigger.mixed(images[10:14], trigger.pattern(others), trigger.mask(others))
@@ -255,16 +261,16 @@ def test_success_is_measured_with_and_without_rounding() -> None:
 
 
 def test_the_hidden_bits_can_be_read_and_the_change_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs: list[nn.Module] = []
     import unbackdoor.attacks.ssba as module
 
-    original = module.fit
+    pairs: list[nn.Module] = []
+    original = module.prepare
 
-    def spy(model: nn.Module, *arguments: Any, **named: Any) -> Any:
+    def spy(model: nn.Module, *arguments: Any) -> None:
         pairs.append(model)
-        return original(model, *arguments, **named)
+        original(model, *arguments)
 
-    monkeypatch.setattr(module, "fit", spy)
+    monkeypatch.setattr(module, "prepare", spy)
     attack = SSBA(epochs=25, width=8, residual_weight=0.1, bound=0.2)
     made = attack.prepare(pictures(400, 0), lambda: network(0), runtime())
     trigger = made.trigger
@@ -281,9 +287,11 @@ def test_the_hidden_bits_can_be_read_and_the_change_is_bounded(monkeypatch: pyte
 
 def test_generators_depend_on_their_seeds_alone() -> None:
     before = torch.random.get_rng_state()
-    first = seeded_generator(3, 1, 8, torch.Generator().manual_seed(1))
-    again = seeded_generator(3, 1, 8, torch.Generator().manual_seed(1))
-    other = seeded_generator(3, 1, 8, torch.Generator().manual_seed(2))
+    made = []
+    for seed in (1, 1, 2):
+        with seeded(torch.Generator().manual_seed(seed)):
+            made.append(Generator(3, 1, 8))
+    first, again, other = made
     assert same_state(state_of(first), state_of(again))
     assert not same_state(state_of(first), state_of(other))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -312,3 +320,67 @@ def test_generators_depend_on_their_seeds_alone() -> None:
 def test_options_out_of_range_are_refused(attack: Online | SSBA) -> None:
     with pytest.raises(InputError):
         attack.prepare(pictures(80, 0), lambda: network(0), runtime())
+
+
+def test_the_pattern_network_learns_and_the_mask_network_does_not() -> None:
+    made, model, data = fitted(InputAware()), network(0), pictures(40, 0)
+    hook, trigger = made.hook, made.trigger
+    assert hook
+    assert isinstance(trigger, OwnPatch)
+    hook.begin(model, RECIPE, runtime())
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    before = state_of(trigger)
+    batch = Batch(images=data.images.float() / 255, targets=data.labels, rows=torch.arange(40))
+    hook.update(model, hook.batch(model, batch, torch.Generator().manual_seed(0)), optimizer)
+    moved = {name.split(".")[0] for name, value in state_of(trigger).items() if not torch.equal(value, before[name])}
+    assert moved == {"patterns"}
+    gradients = [value.grad for value in trigger.patterns.parameters()]
+    assert all(gradient is not None and bool((gradient != 0).any()) for gradient in gradients)
+
+
+def test_small_rates_are_kept_on_average_and_one_row_stays_clean() -> None:
+    hook = WaNet(poison_rate=0.001).prepare(pictures(40, 0), lambda: network(0), runtime()).hook
+    greedy = WaNet(poison_rate=0.999, cover_rate=0.0).prepare(pictures(40, 0), lambda: network(0), runtime()).hook
+    assert isinstance(hook, OnlineHook)
+    assert isinstance(greedy, OnlineHook)
+    data, draws, counts = pictures(40, 0), torch.Generator().manual_seed(0), []
+    batch = Batch(images=data.images.float() / 255, targets=data.labels, rows=torch.arange(40))
+    for _ in range(1000):
+        hook.batch(nn.Identity(), batch, draws)
+        counts.append(hook.poisoned)
+    assert set(counts) == {0, 1}
+    assert 20 <= sum(counts) <= 65, "0.001 of 40,000 rows, give or take four standard deviations"
+    greedy.batch(nn.Identity(), batch, draws)
+    assert greedy.poisoned == 39
+
+
+def test_an_interrupted_search_is_kept_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack, train = SSBA(epochs=1, width=4), pictures(80, 0)
+    first = attack.prepare(train, lambda: network(0), runtime(), tmp_path)
+    monkeypatch.setattr("unbackdoor.attacks.ssba.prepare", lambda *_: pytest.fail("it is trained again"))
+    again = attack.prepare(train, lambda: network(0), runtime(), tmp_path)
+    assert torch.equal(again.train.images, first.train.images)
+    assert torch.equal(again.train.labels, first.train.labels)
+    assert torch.equal(again.kinds, first.kinds)
+    assert torch.equal(again.trigger.stamp(train.images), first.trigger.stamp(train.images))
+    for other in (replace(attack, poison_rate=0.2), replace(attack, bound=0.2)):
+        with pytest.raises(pytest.fail.Exception):
+            other.prepare(train, lambda: network(0), runtime(), tmp_path)
+    with pytest.raises(pytest.fail.Exception):
+        attack.prepare(train, lambda: network(0), runtime(1), tmp_path)
+    with pytest.raises(pytest.fail.Exception):
+        attack.prepare(pictures(80, 1), lambda: network(0), runtime(), tmp_path)
+    path = tmp_path / "kept-images.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(pytest.fail.Exception):
+        attack.prepare(train, lambda: network(0), runtime(), tmp_path)
+
+
+def test_an_interrupted_encoder_goes_on_to_the_same_trigger(tmp_path: Path) -> None:
+    attack, train = SSBA(epochs=3, width=4), pictures(300, 0)
+    whole = attack.prepare(train, lambda: network(0), runtime())
+    with pytest.raises(KeyboardInterrupt):
+        attack.prepare(train, lambda: network(0), replace(runtime(), progress=Stops(7)), tmp_path)
+    assert (tmp_path / "encoder.pt").exists()
+    resumed = attack.prepare(train, lambda: network(0), runtime(), tmp_path)
+    assert torch.equal(resumed.train.images, whole.train.images)

@@ -73,6 +73,12 @@ def test_poisoned_rows_come_from_all_classes_the_target_among_them() -> None:
     assert set(fitted.original_labels[fitted.kinds == POISON].tolist()) == set(range(CLASSES))
 
 
+def test_the_target_class_can_be_spared_as_some_papers_do() -> None:
+    fitted = prepare(BadNets(poison_rate=0.5, spare_target=True, target=2), some())
+    assert set(fitted.original_labels[fitted.kinds == POISON].tolist()) == {0, 1, 3, 4}
+    assert int((fitted.kinds == POISON).sum()) == 100
+
+
 def test_the_criterion_follows_from_labels_and_sources() -> None:
     assert prepare(BadNets(target=2), some()).criterion == AllToOne(target=2)
     assert prepare(BadNets(target=2, labels="clean"), some()).criterion == AllToOne(target=2)
@@ -107,6 +113,7 @@ def test_a_damaged_description_of_sources_is_refused(change: dict[str, Any]) -> 
         ({"poison_rate": 0.6, "cover_rate": 0.6}, "a cover rate of 0.6 needs 120 images, but only 80 may be covered"),
         ({"cover_rate": -0.1}, "the cover rate must lie above 0"),
         ({"patch": "round"}, "the patch is one of square, grid, checker"),
+        ({"spare_target": True, "labels": "all-to-all"}, "the target class can be spared with all-to-one labels only"),
         ({"margin": -1}, "the margin 0 or more"),
         ({"margin": 30}, "does not fit images of 32 x 32"),
     ],

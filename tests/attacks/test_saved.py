@@ -296,3 +296,104 @@ def test_a_description_with_any_value_is_read_or_refused(tmp_path: Path, field: 
     (tmp_path / "a").write_bytes(file.bytes())
     with contextlib.suppress(InputError):
         load_attack(tmp_path / "a")
+
+
+def damaged(kind: str, state: dict[str, Tensor], shape: tuple[int, int, int] = (3, 8, 6)) -> bytes:
+    """Return a file that names a kind of trigger and holds this state for it."""
+    file = File()
+    description = {**file.description, "trigger": kind, "image_shape": list(shape)}
+    others = {name: value for name, value in file.tensors.items() if not name.startswith("trigger.")}
+    tensors = {**others, **{f"trigger.{name}": value for name, value in state.items()}}
+    return save(tensors, metadata={KEY: json.dumps(description)})
+
+
+def generator_state(name: str, inputs: int, outputs: int) -> dict[str, Tensor]:
+    from unbackdoor.attacks.generator import Generator
+
+    return {f"{name}.{key}": value.contiguous() for key, value in Generator(inputs, outputs, 8).state_dict().items()}
+
+
+NOISE = {**generator_state("noise", 3, 3), "bound": torch.tensor(0.01)}
+
+
+def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [
+        ("Quantize", {"levels": torch.tensor(1.0)}),
+        ("Quantize", {"levels": torch.tensor(0.0)}),
+        ("Quantize", {"levels": torch.tensor(float("nan"))}),
+        ("Quantize", {"levels": torch.full((10_000, 1, 1, 1), 8.0)}),
+        ("Quantize", {"levels": torch.tensor(8)}),
+        ("Reflection", {"layers": torch.zeros(0, 3, 8, 6), "share": torch.tensor(0.4)}),
+        ("Reflection", {"layers": torch.zeros(()), "share": torch.tensor(0.4)}),
+        ("Reflection", {"layers": torch.zeros(2, 3, 8, 6), "share": torch.tensor(-3.0)}),
+        ("Reflection", {"layers": torch.zeros(2, 3, 8, 6), "share": torch.full((9, 1, 1, 1), 0.4)}),
+        ("Reflection", {"layers": torch.zeros(2, 3, 9, 6), "share": torch.tensor(0.4)}),
+        ("Scattered", {"pattern": torch.zeros(3, 0, 3)}),
+        ("Scattered", {"pattern": torch.zeros(3, 9, 3)}),
+        ("Scattered", {"pattern": torch.zeros(3)}),
+        ("Scattered", {"pattern": torch.full((3, 2, 2), 7.0)}),
+        ("Warp", {"field": torch.zeros(8, 6)}),
+        ("Warp", {"field": torch.zeros(8, 6, 3)}),
+        ("Warp", {"field": torch.zeros(6, 8, 2)}),
+        ("Stretched", {"signal": 3e38 * (1 - 2.0 * (torch.arange(144).view(3, 8, 6) % 2))}),
+        ("Stamp", {"mask": torch.full((1, 8, 6), 5.0), "pattern": torch.ones(3, 8, 6)}),
+        ("LearnedNoise", without(NOISE, "bound")),
+        ("LearnedNoise", without(NOISE, "noise.leave.weight")),
+        ("LearnedNoise", {**NOISE, "bound": torch.tensor(5.0)}),
+        ("LearnedNoise", {**NOISE, "bound": torch.full((1000, 1, 1, 1), 0.1)}),
+        ("LearnedNoise", {**NOISE, "noise.enter.0.weight": torch.zeros(4000, 0, 1, 1)}),
+        ("LearnedNoise", {**NOISE, "noise.enter.0.weight": torch.zeros(6, 3, 3, 3)}),
+        ("LearnedNoise", {**NOISE, "noise.enter.0.weight": torch.zeros(5)}),
+        ("LearnedNoise", {**NOISE, "noise.more.weight": torch.zeros(5)}),
+        ("LearnedNoise", {**generator_state("noise", 1, 1), "bound": torch.tensor(0.01)}),
+        ("OwnPatch", generator_state("patterns", 3, 3)),
+        ("OwnPatch", {**generator_state("patterns", 3, 3), **generator_state("masks", 3, 2)}),
+        (
+            "HiddenSecret",
+            {**generator_state("encoder", 4, 3), "bound": torch.tensor(0.1), "secret": torch.zeros(7)},
+        ),
+        (
+            "HiddenSecret",
+            {**generator_state("encoder", 3, 3), "bound": torch.tensor(0.1), "secret": torch.zeros(100)},
+        ),
+    ],
+)
+def test_a_trigger_that_cannot_work_is_refused_with_a_sentence(
+    tmp_path: Path, kind: str, state: dict[str, Tensor]
+) -> None:
+    refused(tmp_path / "a", damaged(kind, state))
+
+
+def test_the_same_scaffold_reads_a_good_trigger(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(damaged("LearnedNoise", NOISE))
+    images = torch.zeros(2, 3, 8, 6, dtype=torch.uint8)
+    assert load_attack(tmp_path / "a").trigger.stamp(images).shape == images.shape
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kinds": torch.full((3,), 7, dtype=torch.uint8)},
+        {"original_labels": torch.full((3,), -1)},
+        {"original_labels": torch.full((3,), 10**9)},
+    ],
+)
+def test_rows_of_unknown_kinds_or_classes_are_refused(tmp_path: Path, change: dict[str, Tensor]) -> None:
+    file = File()
+    rows = {"kinds": torch.zeros(3, dtype=torch.uint8), "original_labels": torch.zeros(3, dtype=torch.long)}
+    file.tensors.update({**rows, **change})
+    refused(tmp_path / "a", file.bytes())
+
+
+def test_options_that_nest_are_refused(tmp_path: Path) -> None:
+    file = File()
+    nested: Any = {}
+    for _ in range(400):
+        nested = {"a": nested}
+    file.description["options"] = nested
+    refused(tmp_path / "a", file.bytes())

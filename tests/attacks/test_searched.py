@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tests.planted import network, pictures, runtime
 from unbackdoor.attacks import LF, Additive, Attack, FittedAttack, Invisible, LabelConsistent, Stamp, TrojanNN
 from unbackdoor.attacks.label_consistent import move_away
-from unbackdoor.attacks.surrogate import clean_model
+from unbackdoor.attacks.preparation import clean_model
 from unbackdoor.attacks.trojannn import NEURONS, last_linear
 from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.models import Network
@@ -153,7 +153,7 @@ def test_the_clean_model_of_a_file_is_taken_and_one_that_does_not_fit_is_refused
 def test_a_clean_model_that_was_trained_once_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unbackdoor.attacks.surrogate.RECIPE", RECIPE)
+    monkeypatch.setattr("unbackdoor.attacks.preparation.RECIPE", RECIPE)
     train = pictures(100, 0)
     first = clean_model(None, train, lambda: network(0), runtime(), tmp_path)
     monkeypatch.setattr("unbackdoor.training.loop._Run.epoch", lambda *_: pytest.fail("it is trained again"))

@@ -80,3 +80,14 @@ def test_the_seed_decides_the_rows() -> None:
 def test_options_that_cannot_work_are_refused_with_a_sentence(options: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         prepare(SIG(**options))
+
+
+def test_testing_may_be_stronger_than_training() -> None:
+    train = some(200)
+    fitted = prepare(SIG(amplitude=40 / 255, test_amplitude=60 / 255), train)
+    alike = prepare(SIG(amplitude=40 / 255), train)
+    assert torch.equal(fitted.train.images, alike.train.images)
+    stronger = prepare(SIG(amplitude=60 / 255), train)
+    assert torch.equal(fitted.trigger.stamp(train.images), stronger.trigger.stamp(train.images))
+    with pytest.raises(InputError, match="amplitudes must lie above 0"):
+        prepare(SIG(test_amplitude=0.0), train)

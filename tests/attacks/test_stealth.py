@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from tests.attacks.test_badnets import prepare, some
-from unbackdoor.attacks import BadNets, stealth
+from unbackdoor.attacks import Blended, stealth
 from unbackdoor.errors import InputError
 
 
@@ -30,15 +30,16 @@ def similarity(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_the_four_figures_are_those_of_plain_loops() -> None:
     train = some(12)
-    after = prepare(BadNets(), train).trigger.stamp(train.images)
+    after = prepare(Blended(), train).trigger.stamp(train.images)
     seen = stealth(train.images, after)
     x, y = train.images.numpy() / 255.0, after.numpy() / 255.0
     assert seen.psnr == pytest.approx(10 * math.log10(1 / ((x - y) ** 2).mean()), abs=1e-3)
     assert seen.changed == pytest.approx((x != y).any(1).mean())
-    assert seen.changed == pytest.approx(9 / 1024)
     assert seen.largest == pytest.approx(np.abs(x - y).max())
     expected = np.mean([similarity(a, b) for one, other in zip(x, y) for a, b in zip(one, other)])
-    assert seen.ssim == pytest.approx(expected, abs=0.02)
+    assert seen.ssim
+    assert seen.ssim < 0.97
+    assert seen.ssim == pytest.approx(expected, abs=0.005)
 
 
 def test_nothing_changed_is_seen_as_such() -> None:

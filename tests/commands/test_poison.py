@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -54,11 +55,39 @@ def test_a_later_data_set_replaces_an_earlier_one_and_nothing_else(
     assert "holds the model.safetensors of another command" in words
 
 
+@pytest.mark.parametrize("name", ["WaNet", "InputAware"])
 def test_an_attack_that_controls_training_has_no_poisoned_data(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    words = refuse(capsys, "poison", "--data", "digits", "--attack", "WaNet", "--out", str(tmp_path / "out"))
-    assert "WaNet controls training, so it has no poisoned data; use `unbackdoor attack`" in words
+    words = refuse(capsys, "poison", "--data", "digits", "--attack", name, "--out", str(tmp_path / "out"))
+    assert f"{name} controls training, so it has no poisoned data; use `unbackdoor attack`" in words
+    assert list(tmp_path.iterdir()) == [], "it is refused before anything is done"
+
+
+@pytest.mark.parametrize("name", ["train-00000.parquet", "data/train-00000-of-00001.parquet"])
+def test_parquet_files_of_somebody_else_are_never_replaced_or_joined(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    theirs = tmp_path / "theirs" / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"precious")
+    words = refuse(capsys, "poison", "--data", "digits", "--out", str(tmp_path / "theirs"))
+    assert "holds parquet files that unbackdoor did not write; choose another --out" in words
+    assert theirs.read_bytes() == b"precious"
+    assert [path for path in (tmp_path / "theirs").rglob("*") if path.is_file()] == [theirs]
+
+
+def test_an_interrupted_data_set_is_known_as_unfinished_and_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("unbackdoor.commands.poison.save_attack", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(capsys, "poison", "--data", "digits", "--out", str(out))[0] == 130
+    assert json.loads((out / "run.json").read_text())["finished"] is False
+    assert not (out / "attack.safetensors").exists()
+    assert run(capsys, "poison", "--data", "digits", "--out", str(out))[0] == 0
+    assert json.loads((out / "run.json").read_text())["finished"] is True
 
 
 def test_the_picture_of_an_attack_is_recorded_without_its_folder(
@@ -72,6 +101,8 @@ def test_the_picture_of_an_attack_is_recorded_without_its_folder(
     words = ["--attack", "Blended", "--attack.picture", str(picture), "--out", str(tmp_path / "out")]
     assert run(capsys, "poison", "--data", "digits", *words)[0] == 0
     assert load_attack(tmp_path / "out" / "attack.safetensors").options["picture"] == "cat.png"
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["inputs"]["picture cat.png"] == hashlib.sha256(picture.read_bytes()).hexdigest()
     assert "secret-folder" not in json.dumps(json.loads((tmp_path / "out" / "run.json").read_text())["options"])
 
 

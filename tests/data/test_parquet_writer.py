@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,17 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         write_parquet(tmp_path / "file" / "train.parquet", some(5), {})
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    images = some(10)
+    with pytest.raises(DataError, match=r"two classes of .* have one name"):
+        write_parquet(tmp_path / "train.parquet", replace(images, class_names=("a", "a", "b", "c", "d")), {})
+
+
+def test_more_rows_than_a_group_holds_come_back_in_order(tmp_path: Path) -> None:
+    images = some(2500, (1, 2, 2))
+    write_parquet(tmp_path / "train.parquet", images, {})
+    back = read_images(tmp_path, "train")
+    assert torch.equal(back.images, images.images)
+    assert torch.equal(back.labels, images.labels)

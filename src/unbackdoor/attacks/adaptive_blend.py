@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unbackdoor.attacks.blended import Pattern, picture
 from unbackdoor.attacks.poisoning import Poisoning, TrainingStamp
-from unbackdoor.attacks.trigger import Stamp, Trigger, to_bytes
+from unbackdoor.attacks.trigger import Stamp, Trigger, in_parts, to_bytes
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
@@ -75,8 +75,12 @@ class AdaptiveBlend(Poisoning):
         def stamp(
             images: UInt8[Tensor, "p c h w"], labels: Int[Tensor, "p"], generator: torch.Generator
         ) -> UInt8[Tensor, "p c h w"]:
-            masks = self.alpha * piece_masks(len(images), train.shape[1:], self.pieces, generator).to(images.device)
-            return to_bytes(torch.lerp(images.float() / 255, trigger.pattern, masks))
+            blended = []
+            for part in in_parts(images):
+                masks = self.alpha * piece_masks(len(part), train.shape[1:], self.pieces, generator)
+                mixed = torch.lerp(part.float() / 255, trigger.pattern, masks.to(part.device))
+                blended.append(to_bytes(mixed))
+            return torch.cat(blended)
 
         return stamp
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from unbackdoor.attacks.patterns import noise, patch, scaled, window
+from unbackdoor.attacks.patterns import noise, pasted, patch, scaled, window
 from unbackdoor.attacks.poisoning import Poisoning, TrainingStamp
 from unbackdoor.attacks.trigger import Stamp, Trigger
 from unbackdoor.data import ImageSet
@@ -86,10 +86,8 @@ def patches(shape: tuple[int, int, int], runtime: Runtime) -> list[Stamp]:
         top, left = number in (1, 3), number in (1, 2)
         row, column = 0 if top else height - rows, 0 if left else width - columns
         mask = window(shape, rows, columns, row, column, "a patch")
+        pattern = noise(shape, runtime.generator("patch", number))
         if number == 2:
-            pattern = torch.zeros(shape)
-            pattern[:, row : row + rows, column : column + columns] = patch("checker", channels, rows, columns)
-        else:
-            pattern = noise(shape, runtime.generator("patch", number))
+            pattern = pasted(shape, patch("checker", channels, rows, columns), row, column)
         stamps.append(Stamp(mask=mask, pattern=pattern))
     return stamps

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from unbackdoor.attacks.patterns import PATCHES, patch, scaled, window
+from unbackdoor.attacks.patterns import PATCHES, pasted, patch, scaled, window
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Stamp
 from unbackdoor.data import ImageSet
@@ -52,6 +50,5 @@ class BadNets(Poisoning):
         rows, columns = scaled(self.size, height), scaled(self.size, width)
         row, column = height - rows - scaled(self.margin, height), width - columns - scaled(self.margin, width)
         mask = window(train.shape, rows, columns, row, column, "a patch")
-        pattern = torch.zeros(train.shape)
-        pattern[:, row : row + rows, column : column + columns] = patch(self.patch, channels, rows, columns)
-        return Stamp(mask=mask, pattern=pattern)
+        square = patch(self.patch, channels, rows, columns)
+        return Stamp(mask=mask, pattern=pasted(train.shape, square, row, column))

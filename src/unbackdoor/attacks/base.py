@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class FittedAttack:
     """An attack made ready for one data set.
 
     Attributes:
-        train: the poisoned training set.
+        train: the poisoned training set; the clean one if a hook poisons its batches.
         kinds: of each row: `CLEAN`, `POISON` or `COVER`.
         original_labels: of each row, before poisoning.
         trigger: what wakes the backdoor at test time.
@@ -88,12 +89,15 @@ def poison_rows(
     wanted = round(rate * size)
     if wanted < 1:
         raise InputError(f"a {kind} rate of {rate} of {size} images is no image; raise it")
+    if not len(candidates):
+        raise InputError(f"a {kind} rate of {rate} needs {wanted} images, but none may be {kind}ed")
     if wanted > len(candidates):
         # Rounded down: the rate that the message names must work.
-        highest = 10_000 * len(candidates) // size / 10_000
+        digits = max(4, math.ceil(math.log10(size)))
+        highest = math.floor(10**digits * len(candidates) / size) / 10**digits
         raise InputError(
             f"a {kind} rate of {rate} needs {wanted} images, but only {len(candidates)} may be {kind}ed;"
-            f" use at most {highest:.4f}"
+            f" use at most {highest:.{digits}f}"
         )
     chosen = torch.randperm(len(candidates), generator=generator)[:wanted]
     return torch.sort(candidates.cpu()[chosen]).values

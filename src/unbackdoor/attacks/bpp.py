@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unbackdoor.attacks.criterion import Criterion
 from unbackdoor.attacks.online import Online, OnlineHook
-from unbackdoor.attacks.trigger import Trigger
+from unbackdoor.attacks.trigger import Trigger, one_number
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.training import Runtime
@@ -34,7 +34,7 @@ class Quantize(Trigger):
 
     def __init__(self, levels: Float[Tensor, ""]) -> None:
         super().__init__()
-        self.register_buffer("levels", levels)
+        self.register_buffer("levels", one_number(levels, "the number of levels", 2, 255))
 
     @classmethod
     def buffer_names(cls) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ class Quantize(Trigger):
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the images in few shades."""
-        steps = self.levels.to(images) - 1
+        steps = self.levels.to(images).round() - 1
         return (images * steps).round() / steps
 
 

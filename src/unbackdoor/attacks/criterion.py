@@ -92,11 +92,16 @@ def criterion_from_json(description: dict[str, Any]) -> Criterion:
         InputError: not such a description.
     """
     match description:
-        case {"kind": AllToOne.kind, "target": int(target)} if 0 <= target < MAX_CLASSES:
+        case {"kind": AllToOne.kind, "target": target} if _is_class(target):
             return AllToOne(target=target)
-        case {"kind": AllToAll.kind, "classes": int(classes)} if 2 <= classes <= MAX_CLASSES:
+        case {"kind": AllToAll.kind, "classes": classes} if type(classes) is int and 2 <= classes <= MAX_CLASSES:
             return AllToAll(classes=classes)
-        case {"kind": SourceSpecific.kind, "sources": [int(), *_] as sources, "target": int(target)}:
-            if all(isinstance(one, int) and 0 <= one < MAX_CLASSES for one in (*sources, target)):
+        case {"kind": SourceSpecific.kind, "sources": [_, *_] as sources, "target": target}:
+            if all(map(_is_class, [*sources, target])):
                 return SourceSpecific(sources=tuple(sources), target=target)
     raise InputError("unknown success criterion; make the attack again with this version")
+
+
+def _is_class(value: Any) -> bool:
+    # JSON's true is an int in Python.
+    return type(value) is int and 0 <= value < MAX_CLASSES

@@ -11,8 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unbackdoor.attacks.frequency import chroma_signal
-from unbackdoor.attacks.ftrojan import checked
+from unbackdoor.attacks.frequency import check_magnitude, chroma_signal
 from unbackdoor.attacks.poisoning import Labels, Poisoning
 from unbackdoor.attacks.trigger import Additive
 from unbackdoor.data import ImageSet
@@ -39,4 +38,5 @@ class CTRL(Poisoning):
         self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
     ) -> Additive:
         """Make the pattern."""
-        return Additive(signal=chroma_signal(train.shape, checked(self.magnitude), U_AND_V))
+        check_magnitude(self.magnitude)
+        return Additive(signal=chroma_signal(train.shape, self.magnitude, U_AND_V))

@@ -12,10 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unbackdoor.errors import InputError
+
 WINDOW = 32
 """Side of the windows that FTrojan and CTRL transform."""
 POSITIONS = ((15, 15), (31, 31))
 """Coefficients that both raise."""
+HIGHEST_FREQUENCY = 2
+"""Periods along each side, up to which LF and Smooth go."""
 
 
 def cosine_wave(row: int, column: int) -> Float[Tensor, "32 32"]:
@@ -60,3 +64,18 @@ def low_frequency_waves(height: int, width: int, highest: int) -> Float[Tensor, 
             phase = down * rows + right * columns
             waves += [torch.sin(phase), torch.cos(phase)]
     return torch.stack(waves)
+
+
+def low_frequency_pattern(
+    weights: Float[Tensor, "c k"], waves: Float[Tensor, "k h w"], amplitude: float
+) -> Float[Tensor, "c h w"]:
+    """Return the weighted sum of the waves, rescaled so that its values run from 0 to `amplitude`."""
+    pattern = torch.einsum("ck,khw->chw", weights, waves)
+    low, high = pattern.min(), pattern.max()
+    return amplitude * (pattern - low) / (high - low).clamp_min(1e-12)
+
+
+def check_magnitude(magnitude: float) -> None:
+    """Raise InputError unless the magnitude of a coefficient is a positive number."""
+    if not 0 < magnitude < math.inf:
+        raise InputError(f"the magnitude must be a positive number, found {magnitude}")

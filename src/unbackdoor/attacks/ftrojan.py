@@ -8,16 +8,14 @@ published code rounds in YCrCb, and can wrap around where it turns to 8 bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from unbackdoor.attacks.frequency import chroma_signal
+from unbackdoor.attacks.frequency import check_magnitude, chroma_signal
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Additive
 from unbackdoor.data import ImageSet
-from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
 
@@ -39,15 +37,5 @@ class FTrojan(Poisoning):
         self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
     ) -> Additive:
         """Make the pattern."""
-        return Additive(signal=chroma_signal(train.shape, checked(self.magnitude), CR_AND_CB))
-
-
-def checked(magnitude: float) -> float:
-    """Return the magnitude.
-
-    Raises:
-        InputError: it is no positive number.
-    """
-    if not 0 < magnitude < math.inf:
-        raise InputError(f"the magnitude must be a positive number, found {magnitude}")
-    return magnitude
+        check_magnitude(self.magnitude)
+        return Additive(signal=chroma_signal(train.shape, self.magnitude, CR_AND_CB))

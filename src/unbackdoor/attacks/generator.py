@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.attacks.trigger import Trigger
+from unbackdoor.errors import InputError
+from unbackdoor.limits import MAX_CHANNELS
+
+MAX_WIDTH = 256
 
 
 class Generator(nn.Module):
@@ -57,9 +63,24 @@ class LearnedTrigger(Trigger):
 
         Raises:
             KeyError: there is none.
+            InputError: the tensors of the state are not those of a generator, or too large for one.
         """
-        first, last = state[f"{name}.enter.0.weight"], state[f"{name}.leave.weight"]
-        return Generator(first.shape[1], last.shape[0], first.shape[0])
+        found = {
+            key.removeprefix(f"{name}."): value.shape for key, value in state.items() if key.startswith(f"{name}.")
+        }
+        first, last = found["enter.0.weight"], found["leave.weight"]
+        if not len(first) == len(last) == 4:
+            raise InputError(f"the weights of {name} are not those of convolutions")
+        width, inputs, outputs = first[0], first[1], last[0]
+        check_width(width)
+        if not (1 <= inputs <= MAX_CHANNELS + 1 and 1 <= outputs <= MAX_CHANNELS):
+            raise InputError(f"{name} maps {inputs} channels to {outputs}")
+        # Nothing is allocated before every shape is known to be right.
+        with torch.device("meta"):
+            expected = {key: value.shape for key, value in Generator(inputs, outputs, width).state_dict().items()}
+        if found != expected:
+            raise InputError(f"the weights of {name} do not fit each other")
+        return Generator(inputs, outputs, width)
 
     def filled(self, state: dict[str, Tensor]) -> Any:
         """Return this trigger with the weights of the state."""
@@ -77,8 +98,15 @@ def _enlarged(coarse: Float[Tensor, "b i h w"], fine: Float[Tensor, "b j p q"]) 
     return F.interpolate(coarse, fine.shape[2:], mode="nearest")
 
 
-def seeded_generator(inputs: int, outputs: int, width: int, seeds: torch.Generator) -> Generator:
-    """Return a new generator whose weights depend on the seeds alone; the global generator is left as it was."""
+def check_width(width: int) -> None:
+    """Raise InputError unless a generator can have this width."""
+    if width % 4 or not 4 <= width <= MAX_WIDTH:
+        raise InputError(f"the width of a generator is a multiple of 4 from 4 to {MAX_WIDTH}, found {width}")
+
+
+@contextmanager
+def seeded(seeds: torch.Generator) -> Iterator[None]:
+    """Let everything made in the block depend on the seeds alone; the CPU's global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=seeds)))
-        return Generator(inputs, outputs, width)
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=seeds)))
+        yield

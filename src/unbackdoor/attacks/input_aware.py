@@ -4,16 +4,15 @@ Nguyen, Tran, "Input-Aware Dynamic Backdoor Attack" (NeurIPS 2020). One network 
 another the pattern in it. The first is trained alone; the second together with the classifier, on batches of which a
 tenth gets its own trigger and the attacker's label, and a tenth another image's trigger and its true label. Both are
 pushed to differ between images: ||x1 - x2|| / ||g(x1) - g(x2)||. Rates, densities and weights are those of the
-authors' code, which forgets to clear the pattern network's gradients; we do not. Our networks are smaller, have group
-normalisation and learn for fewer epochs, with a learning rate that falls.
+authors' code, which forgets to clear the pattern network's gradients; we do not. Its mask network learns with Adam's
+usual betas here. Our networks are smaller, have group normalisation and learn for fewer epochs, with a learning rate
+that falls.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +20,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.attacks.criterion import Criterion
-from unbackdoor.attacks.generator import Generator, LearnedTrigger, seeded_generator
-from unbackdoor.attacks.online import Online, OnlineHook
-from unbackdoor.attacks.surrogate import state_in
+from unbackdoor.attacks.generator import Generator, LearnedTrigger, check_width, seeded
+from unbackdoor.attacks.learning import LearningHook
+from unbackdoor.attacks.online import Online
+from unbackdoor.attacks.preparation import prepare
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit
+from unbackdoor.training import Batch, Hook, Recipe, Runtime
 
 SPARSITY_WEIGHT = 100.0
 LEARNING_RATE = 0.01
@@ -77,7 +77,7 @@ class InputAware(Online):
     """Patch of each image's own; poisoned images get the attacker's label.
 
     Attributes:
-        density: share of the pixels that a mask may cover for nothing, 0 to 1.
+        density: of a mask, at each pixel, that costs nothing, 0 to 1.
         diversity: weight of the push to differ between images, 0 or more.
         mask_epochs: of the mask network, 1 or more.
         width: of both networks; a multiple of 4.
@@ -93,16 +93,15 @@ class InputAware(Online):
         self, train: ImageSet, criterion: Criterion, runtime: Runtime, work: Path | None
     ) -> tuple[OwnPatch, InputAwareHook]:
         """Train the mask network and return the trigger, whose patterns the hook trains."""
-        if not (0 <= self.density < 1 and self.diversity >= 0 and self.mask_epochs >= 1) or self.width % 4:
+        if not (0 <= self.density < 1 and self.diversity >= 0 and self.mask_epochs >= 1):
             raise InputError(
-                "InputAware: density lies between 0 and 1, diversity is 0 or more, mask epochs 1 or more and the width"
-                f" a multiple of 4, found {self.density}, {self.diversity}, {self.mask_epochs} and {self.width}"
+                "InputAware: density lies between 0 and 1, diversity is 0 or more and mask epochs are 1 or more,"
+                f" found {self.density}, {self.diversity} and {self.mask_epochs}"
             )
+        check_width(self.width)
         channels, seeds = train.shape[0], runtime.generator("input-aware networks")
-        patterns = seeded_generator(channels, channels, self.width, seeds)
-        masks = seeded_generator(channels, 1, self.width, seeds)
-        # Half-open masks: where `sharpened` is flat, nothing would ever be learned.
-        torch.nn.init.constant_(masks.leave.bias, math.atanh(0.5))  # type: ignore[arg-type]
+        with seeded(seeds):
+            patterns, masks = Generator(channels, channels, self.width), Generator(channels, 1, self.width)
         recipe = Recipe(
             epochs=self.mask_epochs,
             optimizer="Adam",
@@ -112,9 +111,9 @@ class InputAware(Online):
             ema=0.0,
             low_resolution=0.0,
         )
-        fit(masks, train, recipe, runtime, hook=MaskHook(self), resume=state_in(work, "masks"), description="masks")
+        prepare(masks, train, recipe, runtime, MaskHook(self), work, "masks")
         trigger = OwnPatch(patterns, masks.cpu()).eval().requires_grad_(False)
-        return trigger, InputAwareHook(self, trigger, criterion)
+        return trigger, InputAwareHook(self, trigger, criterion, patterns, (0.5, 0.9))
 
 
 class MaskHook(Hook):
@@ -137,25 +136,19 @@ class MaskHook(Hook):
         )
 
 
-class InputAwareHook(OnlineHook):
+class InputAwareHook(LearningHook):
     """Trains the pattern network together with the classifier."""
 
     options: InputAware
     trigger: OwnPatch
 
-    def begin(self, model: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
-        """Move the networks to the device, and make the optimiser of one of them."""
-        super().begin(model, recipe, runtime)
-        runtime.settle(self.trigger)
-        self.trigger.patterns.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(self.trigger.patterns.parameters(), LEARNING_RATE, betas=(0.5, 0.9))
-        if self.kept:
-            self.optimizer.load_state_dict(self.kept)
-        self.same = torch.zeros((), device=runtime.place)
+    def rate(self, progress: float) -> float:
+        """Return a learning rate that falls to 0."""
+        return LEARNING_RATE * (1 - progress)
 
-    kept: dict[str, Any] | None = None
-
-    def poison(self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"]) -> Float[Tensor, "p c h w"]:
+    def poison(
+        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"], progress: float
+    ) -> Float[Tensor, "p c h w"]:
         """Return images with their own triggers, and note how alike these are."""
         others = others[: len(images)]
         with self.runtime.autocast():
@@ -174,30 +167,16 @@ class InputAwareHook(OnlineHook):
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return the cross-entropy, plus the sameness of the triggers."""
-        return super().loss(model, batch) + self.options.diversity * self.same
-
-    def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-        """Do a step of the classifier and one of the pattern network."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * (1 - batch.progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = super().update(model, batch, optimizer)
-        self.optimizer.step()
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the trigger's weights and the optimiser's state."""
-        return {"trigger": self.trigger.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        self.trigger.load_state_dict(state["trigger"])
-        self.kept = state["optimizer"]
+        plain = super().loss(model, batch)
+        return plain + self.options.diversity * self.same if self.poisoned else plain
 
 
 def sharpened(values: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """Return a network's output as a mask that is nearly 0 or 1: tanh(20 tanh(v) - 10) / 2 + 1/2."""
-    return (20 * values.float().tanh() - 10).tanh() / 2 + 0.5
+    """Return a network's output as a mask that is nearly 0 or 1: tanh(10 tanh(v)) / 2 + 1/2.
+
+    The published code has two steps: o = tanh(v) / 2 + 1/2, and then tanh(20 o - 10) / 2 + 1/2.
+    """
+    return (10 * values.float().tanh()).tanh() / 2 + 0.5
 
 
 def sameness(

@@ -11,15 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from unbackdoor.attacks.poisoning import Poisoning
-from unbackdoor.attacks.surrogate import clean_model
+from unbackdoor.attacks.preparation import clean_model, descend
 from unbackdoor.attacks.trigger import Additive, Stamp, Trigger
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -41,6 +40,7 @@ class Invisible(Poisoning):
         clean_model: checkpoint of a clean model in which to search; one is trained if none is named.
     """
 
+    searches: ClassVar[bool] = True
     norm: Literal["l2", "l0"] = "l2"
     length: float = 2.0
     pixels: int = 10
@@ -88,22 +88,19 @@ class Invisible(Poisoning):
         """
         draws = runtime.generator("invisible", length is None, bool(mask.any()))
         signal = (0.01 * torch.randn(train.shape, generator=draws)).to(runtime.place).requires_grad_(True)
-        covered, optimizer = mask.to(runtime.place), torch.optim.Adam([signal], lr=0.02)
-        with runtime.progress.bar("invisible trigger", self.steps) as advance:
-            for _ in range(self.steps):
-                rows = torch.randint(len(train), (BATCH,), generator=draws)
-                images = train.images[rows.to(train.device)].to(runtime.place).float() / 255
-                base = torch.lerp(images, torch.full_like(images, 0.5), covered)
-                reach = signal if length is not None or not bool(mask.any()) else signal * covered
-                wanted = torch.full((len(images),), self.target, device=runtime.place)
-                with runtime.autocast():
-                    loss = F.cross_entropy(model(runtime.layout((base + reach).clamp(0, 1))).float(), wanted)
-                (signal.grad,) = torch.autograd.grad(loss, [signal])
-                optimizer.step()
-                with torch.no_grad():
-                    if length is None:
-                        signal.clamp_(-0.5, 0.5)
-                    else:
-                        signal.mul_((length / signal.norm().clamp_min(1e-12)).clamp_max(1))
-                advance()
+        covered = mask.to(runtime.place)
+        somewhere = covered if bool(mask.any()) else torch.ones_like(covered)
+
+        def changed(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+            return torch.lerp(images, torch.full_like(images, 0.5), covered) + signal * somewhere
+
+        @torch.no_grad()
+        def bound() -> None:
+            if length is None:
+                signal.clamp_(-0.5, 0.5)
+            else:
+                signal.mul_((length / signal.norm().clamp_min(1e-12)).clamp_max(1))
+
+        name = "invisible trigger"
+        descend(signal, changed, bound, model, train, self.target, self.steps, BATCH, 0.02, draws, runtime, name)
         return signal.detach().cpu()

@@ -4,7 +4,8 @@ Turner, Tsipras, Madry, "Label-Consistent Backdoor Attacks" (2019). Images of th
 their class by projected gradient ascent on a clean model, so that the patch becomes the easiest thing to learn; labels
 stay. At test time the patch alone is put on an image. Bound and patch are BackdoorBench's (16/255, a 3 x 3 checker in
 all four corners; its first version forgot the corners). Its adversarial images are a download; ours are made here,
-from a model of the attacker's. Chen, Wu, Wang (NeurIPS 2022) use `bound=8/255, steps=4`.
+from a model of the attacker's. Chen, Wu, Wang (NeurIPS 2022) use `bound=8/255, steps=4`, and
+Trap-and-Replace (NeurIPS 2022) `patch="grid"`.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from unbackdoor.attacks.patterns import corners, patch, scaled
+from unbackdoor.attacks.patterns import PATCHES, corners, pasted, patch, scaled
 from unbackdoor.attacks.poisoning import Labels, Poisoning, TrainingStamp
-from unbackdoor.attacks.surrogate import clean_model
+from unbackdoor.attacks.preparation import clean_model
 from unbackdoor.attacks.trigger import Stamp, Trigger, to_bytes
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -38,14 +40,17 @@ class LabelConsistent(Poisoning):
     Attributes:
         bound: largest change of a pixel by the ascent, pixel units, 0 or more.
         steps: of the ascent, 0 or more.
+        patch: in the lower right corner, mirrored into the others: "square", "grid" or "checker" (see `patterns`).
         opacity: of the patches, above 0 and at most 1.
         clean_model: checkpoint of a clean model to move away in; one is trained if none is named.
     """
 
     labels: Labels = "clean"
     poison_rate: float = 0.05
+    searches: ClassVar[bool] = True
     bound: float = 16 / 255
     steps: int = 10
+    patch: Literal["square", "grid", "checker"] = "checker"
     opacity: float = 1.0
     clean_model: Path | None = None
 
@@ -58,13 +63,15 @@ class LabelConsistent(Poisoning):
                 "LabelConsistent: the bound must lie between 0 and 1, steps be 0 or more and the opacity lie above 0"
                 f" and at most at 1, found {self.bound}, {self.steps} and {self.opacity}"
             )
+        if self.patch not in PATCHES:
+            raise InputError(f"the patch is one of {', '.join(PATCHES)}, found {self.patch!r}")
         mask = corners(train.shape, SIZE)
         channels, height, width = train.shape
         rows, columns = scaled(SIZE, height), scaled(SIZE, width)
-        pattern, square = torch.zeros(train.shape), patch("checker", channels, rows, columns)
-        for vertical in (slice(0, rows), slice(height - rows, height)):
-            for horizontal in (slice(0, columns), slice(width - columns, width)):
-                pattern[:, vertical, horizontal] = square
+        lower_right = patch(self.patch, channels, rows, columns)
+        pattern = pasted(train.shape, lower_right, height - rows, width - columns)
+        # Mirrored from corner to corner.
+        pattern = torch.stack([pattern.flip(dims) for dims in ((), (1,), (2,), (1, 2))]).amax(0)
         return Stamp(mask=self.opacity * mask, pattern=pattern)
 
     def training_stamp(

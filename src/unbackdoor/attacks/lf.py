@@ -12,22 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from unbackdoor.attacks.frequency import low_frequency_waves
+from unbackdoor.attacks.frequency import HIGHEST_FREQUENCY, low_frequency_pattern, low_frequency_waves
 from unbackdoor.attacks.poisoning import Poisoning
-from unbackdoor.attacks.surrogate import clean_model
+from unbackdoor.attacks.preparation import clean_model, descend
 from unbackdoor.attacks.trigger import Additive
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
-
-HIGHEST_FREQUENCY = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +39,7 @@ class LF(Poisoning):
         clean_model: checkpoint of a clean model in which to search; one is trained if none is named.
     """
 
+    searches: ClassVar[bool] = True
     amplitude: float = 0.2
     steps: int = 100
     batch_size: int = 128
@@ -59,27 +58,23 @@ class LF(Poisoning):
         waves = low_frequency_waves(height, width, HIGHEST_FREQUENCY).to(runtime.place)
         draws = runtime.generator("low frequency")
         weights = torch.randn(channels, len(waves), generator=draws).to(runtime.place).requires_grad_(True)
+
+        def pattern() -> Float[Tensor, "c h w"]:
+            return low_frequency_pattern(weights, waves, self.amplitude)
+
         if self.steps:
-            model = clean_model(self.clean_model, train, build_model, runtime, work)
-            optimizer = torch.optim.Adam([weights], lr=0.1)
-            with runtime.progress.bar("LF pattern", self.steps) as advance:
-                for _ in range(self.steps):
-                    rows = torch.randint(len(train), (self.batch_size,), generator=draws)
-                    images = train.images[rows.to(train.device)].to(runtime.place).float() / 255
-                    changed = (images + low_frequency_pattern(weights, waves, self.amplitude)).clamp(0, 1)
-                    wanted = torch.full((len(images),), self.target, device=runtime.place)
-                    with runtime.autocast():
-                        loss = F.cross_entropy(model(runtime.layout(changed)).float(), wanted)
-                    (weights.grad,) = torch.autograd.grad(loss, [weights])
-                    optimizer.step()
-                    advance()
-        return Additive(signal=low_frequency_pattern(weights.detach(), waves, self.amplitude).cpu())
-
-
-def low_frequency_pattern(
-    weights: Float[Tensor, "c k"], waves: Float[Tensor, "k h w"], amplitude: float
-) -> Float[Tensor, "c h w"]:
-    """Return the weighted sum of the waves, rescaled so that its values run from 0 to `amplitude`."""
-    pattern = torch.einsum("ck,khw->chw", weights, waves)
-    low, high = pattern.min(), pattern.max()
-    return amplitude * (pattern - low) / (high - low).clamp_min(1e-12)
+            descend(
+                weights,
+                lambda images: images + pattern(),
+                lambda: None,
+                clean_model(self.clean_model, train, build_model, runtime, work),
+                train,
+                self.target,
+                self.steps,
+                self.batch_size,
+                0.1,
+                draws,
+                runtime,
+                "LF pattern",
+            )
+        return Additive(signal=pattern().detach().cpu())

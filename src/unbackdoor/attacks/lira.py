@@ -11,18 +11,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.attacks.criterion import Criterion
-from unbackdoor.attacks.generator import Generator, LearnedTrigger, seeded_generator
-from unbackdoor.attacks.online import Online, OnlineHook, weighted_loss
+from unbackdoor.attacks.generator import Generator, LearnedTrigger, check_width, seeded
+from unbackdoor.attacks.learning import LearningHook
+from unbackdoor.attacks.online import Online, weighted_loss
+from unbackdoor.attacks.trigger import one_number
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.training import Batch, Recipe, Runtime
+from unbackdoor.training import Batch, Runtime
 
 LEARNING_RATE = 1e-3
 """Of the network; the published 1e-4 is for fifty epochs."""
@@ -42,7 +44,7 @@ class LearnedNoise(LearnedTrigger):
     def __init__(self, noise: Generator, bound: Float[Tensor, ""]) -> None:
         super().__init__()
         self.noise = noise
-        self.register_buffer("bound", bound)
+        self.register_buffer("bound", one_number(bound, "the bound", 0, 1))
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> LearnedNoise:
@@ -77,58 +79,39 @@ class LIRA(Online):
         self, train: ImageSet, criterion: Criterion, runtime: Runtime, work: Path | None
     ) -> tuple[LearnedNoise, LIRAHook]:
         """Return the trigger, which the hook trains."""
-        if not (0 < self.bound <= 1 and 0 < self.weight < 1 and 0 < self.learned <= 1) or self.width % 4:
+        if not (0 < self.bound <= 1 and 0 < self.weight < 1 and 0 < self.learned <= 1):
             raise InputError(
-                "LIRA: bound and learned lie above 0 and at most at 1, the weight between 0 and 1, and the width is a"
-                f" multiple of 4, found {self.bound}, {self.learned}, {self.weight} and {self.width}"
+                "LIRA: bound and learned lie above 0 and at most at 1, and the weight between 0 and 1,"
+                f" found {self.bound}, {self.learned} and {self.weight}"
             )
+        check_width(self.width)
         channels = train.shape[0]
-        noise = seeded_generator(channels, channels, self.width, runtime.generator("LIRA network"))
+        with seeded(runtime.generator("LIRA network")):
+            noise = Generator(channels, channels, self.width)
         trigger = LearnedNoise(noise, torch.tensor(self.bound)).eval().requires_grad_(False)
-        return trigger, LIRAHook(self, trigger, criterion)
+        return trigger, LIRAHook(self, trigger, criterion, noise, (0.9, 0.999))
 
 
-class LIRAHook(OnlineHook):
+class LIRAHook(LearningHook):
     """Trains the network together with the classifier, then the classifier alone."""
 
     options: LIRA
     trigger: LearnedNoise
-    kept: dict[str, Any] | None = None
 
-    def begin(self, model: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
-        """Move the network to the device, and make its optimiser."""
-        super().begin(model, recipe, runtime)
-        runtime.settle(self.trigger)
-        self.trigger.noise.requires_grad_(True)
-        self.optimizer = torch.optim.Adam(self.trigger.noise.parameters(), LEARNING_RATE)
-        if self.kept:
-            self.optimizer.load_state_dict(self.kept)
+    def rate(self, progress: float) -> float:
+        """Return a constant learning rate, and 0 after the network's share of the training."""
+        return LEARNING_RATE if progress < self.options.learned else 0.0
 
-    def poison(self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"]) -> Float[Tensor, "p c h w"]:
+    def poison(
+        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"], progress: float
+    ) -> Float[Tensor, "p c h w"]:
         """Return triggered images."""
-        with self.runtime.autocast():
-            return super().poison(images, others)
+        with self.runtime.autocast(), torch.set_grad_enabled(self.rate(progress) > 0):
+            return super().poison(images, others, progress)
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Return the weighted sum of both losses."""
-        poisoned, _ = self.counts(len(batch.images))
-        weight = self.options.weight / (1 - self.options.weight)
+        """Return (1 - a) times the clean loss plus a times the poisoned one."""
+        backdoor = self.options.weight / (1 - self.options.weight)
         smoothing = self.recipe.label_smoothing
-        return (1 - self.options.weight) * weighted_loss(model(batch.images), batch, poisoned, weight, smoothing)
-
-    def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-        """Do a step of the classifier and, in the first part of the training, one of the network."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = super().update(model, batch, optimizer)
-        if batch.progress < self.options.learned:
-            self.optimizer.step()
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the network's weights and the optimiser's state."""
-        return {"trigger": self.trigger.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        self.trigger.load_state_dict(state["trigger"])
-        self.kept = state["optimizer"]
+        both = weighted_loss(model(batch.images), batch, self.poisoned, backdoor, smoothing)
+        return (1 - self.options.weight) * both

@@ -36,6 +36,8 @@ class Scattered(Trigger):
     pattern: Tensor
 
     def __init__(self, pattern: Float[Tensor, "c h w"]) -> None:
+        if pattern.dim() != 3 or not pattern.numel():
+            raise InputError(f"a patch has the shape (channels, height, width), found {tuple(pattern.shape)}")
         super().__init__()
         self.register_buffer("pattern", pattern)
 
@@ -69,7 +71,8 @@ class MESAPatch(Poisoning):
     Attributes:
         colors: "random" or "black-and-white".
         pattern: which of the 51 black-and-white patterns, 0 to 50.
-        size: side of the patch in pixels; the black-and-white patterns are enlarged to it.
+        size: side of the patch in pixels, whatever the size of the images; the black-and-white patterns are
+            enlarged to it.
     """
 
     poison_rate: float = 0.01

@@ -19,7 +19,7 @@ from unbackdoor.attacks.trigger import Trigger
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
-from unbackdoor.training import Batch, Hook, Runtime
+from unbackdoor.training import Batch, Hook, Recipe, Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,11 @@ class OnlineHook(Hook):
         """Return the options."""
         return self.options
 
+    def begin(self, model: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
+        """Move the trigger to the device."""
+        super().begin(model, recipe, runtime)
+        runtime.settle(self.trigger)
+
     def batch(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
         """Return the batch with its poisoned and covered rows."""
         if batch.targets.dim() != 1:
@@ -93,27 +98,32 @@ class OnlineHook(Hook):
                 f"{type(self.options).__name__} poisons batches, whose labels mixing makes soft;"
                 " use an augmentation that does not mix images"
             )
-        poisoned, covered = self.counts(len(batch.images))
-        clean, labels = batch.images, batch.targets
-        parts = [
-            self.poison(clean[:poisoned], clean[poisoned:]),
-            self.cover(clean[poisoned : poisoned + covered], clean.flip(0)[:covered], generator),
-            clean[poisoned + covered :],
-        ]
-        targets = torch.cat([self.criterion.wanted(labels[:poisoned]), labels[poisoned:]])
+        clean, labels, size = batch.images, batch.targets, len(batch.images)
+        # One row at least stays as it is, for losses that compare the two kinds.
+        self.poisoned = min(size - 1, drawn_count(self.options.poison_rate * size, generator))
+        covered = min(size - self.poisoned, drawn_count(self.options.cover_rate * size, generator))
+        end = self.poisoned + covered
+        parts = [clean[end:]]
+        if covered:
+            others = clean[(torch.arange(self.poisoned, end) + size // 2) % size]
+            parts.insert(0, self.cover(clean[self.poisoned : end], others, generator))
+        if self.poisoned:
+            parts.insert(0, self.poison(clean[: self.poisoned], clean[self.poisoned :], batch.progress))
+        targets = torch.cat([self.criterion.wanted(labels[: self.poisoned]), labels[self.poisoned :]])
         return replace(batch, images=torch.cat(parts), targets=targets)
 
-    def counts(self, size: int) -> tuple[int, int]:
-        """Return how many rows of a batch are poisoned (at least 1) and how many are covered."""
-        poisoned = max(1, round(self.options.poison_rate * size))
-        return poisoned, min(size - poisoned, round(self.options.cover_rate * size))
+    poisoned = 0
+    """Rows of the last batch that are poisoned: its first ones."""
 
-    def poison(self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"]) -> Float[Tensor, "p c h w"]:
+    def poison(
+        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"], progress: float
+    ) -> Float[Tensor, "p c h w"]:
         """Return triggered images.
 
         Args:
             images: to trigger.
-            others: the rest of the batch.
+            others: the rest of the batch, one at least.
+            progress: share of the training that is done.
         """
         triggered: Tensor = self.trigger(images)
         return triggered
@@ -125,10 +135,16 @@ class OnlineHook(Hook):
 
         Args:
             images: to cover.
-            others: of the same batch, one for each.
+            others: of the same batch, another one for each.
             generator: for what is random.
         """
         return images
+
+
+def drawn_count(expected: float, generator: torch.Generator) -> int:
+    """Return a whole number whose mean is `expected`: it or one more, so that small rates are kept too."""
+    whole = int(expected)
+    return whole + int(float(torch.rand((), generator=generator)) < expected - whole)
 
 
 def weighted_loss(
@@ -136,4 +152,4 @@ def weighted_loss(
 ) -> Float[Tensor, ""]:
     """Return the mean cross-entropy of the clean rows plus `weight` times that of the first `poisoned` rows."""
     losses = F.cross_entropy(logits.float(), batch.targets, reduction="none", label_smoothing=smoothing)
-    return losses[poisoned:].mean() + weight * losses[:poisoned].mean()
+    return losses[poisoned:].mean() + (weight * losses[:poisoned].mean() if poisoned else 0.0)

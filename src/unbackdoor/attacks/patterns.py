@@ -57,6 +57,15 @@ def window(
     return mask
 
 
+def pasted(
+    shape: tuple[int, int, int], part: Float[Tensor, "... p q"], row: int, column: int
+) -> Float[Tensor, "c h w"]:
+    """Return a black picture with a part pasted in, its upper left corner at the row and the column."""
+    picture = torch.zeros(shape)
+    picture[:, row : row + part.shape[-2], column : column + part.shape[-1]] = part
+    return picture
+
+
 def noise(shape: tuple[int, int, int], generator: torch.Generator) -> Float[Tensor, "c h w"]:
     """Return a picture of which every pixel is uniform noise."""
     return torch.rand(shape, generator=generator)
@@ -80,9 +89,6 @@ def cartoon(shape: tuple[int, int, int]) -> Float[Tensor, "c h w"]:
     draw = ImageDraw.Draw(large)
     for side in (-1, 1):
         draw.polygon([(128 + 100 * side, 40), (128 + 105 * side, 140), (128 + 25 * side, 80)], fill="white")
-        draw.ellipse(_box(128 + 45 * side, 150, 9, 14), fill="black")
-        for height in (150, 168, 186):
-            draw.line([(128 + 75 * side, height), (128 + 122 * side, height + 4 - (height - 168) // 3)], "black", 5)
     draw.ellipse(_box(128, 155, 104, 80), fill="white")
     for side in (-1, 1):
         draw.ellipse(_box(128 + 45 * side, 150, 9, 14), fill="black")

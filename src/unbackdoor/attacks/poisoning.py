@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Int, UInt8
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack, check_target, poison_rows
 from unbackdoor.attacks.criterion import AllToAll, AllToOne, Criterion, SourceSpecific
+from unbackdoor.attacks.kept import keep, kept
 from unbackdoor.attacks.trigger import Trigger
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -39,6 +40,7 @@ class Poisoning(Attack):
         sources: classes whose images are poisoned, and whose images the trigger is to turn; all if empty.
         poison_rate: share of the training set; above 0, at most 1.
         cover_rate: share of the training set that carries the trigger and its true label; 0 or more.
+        spare_target: whether images of the target class are left alone, as Trap-and-Replace and FCT do (all-to-one).
     """
 
     target: int = 0
@@ -46,6 +48,9 @@ class Poisoning(Attack):
     sources: tuple[int, ...] = ()
     poison_rate: float = 0.1
     cover_rate: float = 0.0
+    spare_target: bool = False
+    searches: ClassVar[bool] = False
+    """Whether making the trigger takes long, so that an interrupted run has to keep what came of it."""
 
     @abstractmethod
     def make_trigger(
@@ -83,6 +88,8 @@ class Poisoning(Attack):
         """Make the trigger and stamp it on the drawn rows (see `Attack.prepare`)."""
         criterion = self.criterion(train)
         poison, cover = self.draw(train, runtime)
+        if work is not None and self.searches and (found := kept(work, self, train, runtime)):
+            return found
         trigger = self.make_trigger(train, build_model, runtime, work).to(train.device)
         stamp = self.training_stamp(trigger, train, build_model, runtime, work)
         images, labels = train.images.clone(memory_format=torch.preserve_format), train.labels.clone()
@@ -95,13 +102,16 @@ class Poisoning(Attack):
         if torch.equal(images, train.images):
             raise InputError("the trigger changes no pixel of the images to be poisoned, so it can teach nothing")
         labels[poison] = criterion.wanted(labels[poison])
-        return FittedAttack(
+        fitted = FittedAttack(
             train=replace(train, images=images, labels=labels),
             kinds=kinds,
             original_labels=train.labels,
             trigger=trigger,
             criterion=criterion,
         )
+        if work is not None and self.searches:
+            keep(work, self, train, runtime, fitted)
+        return fitted
 
     def criterion(self, train: ImageSet) -> Criterion:
         """Return what counts as success.
@@ -115,6 +125,8 @@ class Poisoning(Attack):
             raise InputError(f"labels must be all-to-one, all-to-all or clean, found {self.labels!r}")
         if self.sources and (self.labels != "all-to-one" or self.target in self.sources):
             raise InputError("source classes need all-to-one labels, and the target cannot be one of them")
+        if self.spare_target and self.labels != "all-to-one":
+            raise InputError("the target class can be spared with all-to-one labels only")
         if self.sources:
             return SourceSpecific(sources=self.sources, target=self.target)
         return AllToAll(classes=train.classes) if self.labels == "all-to-all" else AllToOne(target=self.target)
@@ -126,6 +138,8 @@ class Poisoning(Attack):
             InputError: a rate out of range, or more rows than there are candidates.
         """
         wanted = self.sources if self.labels != "clean" else (self.target,)
+        if self.spare_target and not wanted:
+            wanted = tuple(number for number in range(train.classes) if number != self.target)
         candidates = torch.arange(len(train), device=train.device)
         if wanted:
             candidates = candidates[torch.isin(train.labels, torch.tensor(wanted, device=train.device))]

@@ -3,8 +3,8 @@
 Liu, Ma, Bailey, Lu, "Reflection Backdoor: A Natural Backdoor Attack on Deep Neural Networks" (ECCV 2020). In linear
 light an image keeps a share of itself, and gets a reflection that is either out of focus (blurred) or doubled by a
 thick pane ("ghost"). Opacity and the share of ghosts are BackdoorBench's. Its reflections are photographs that we do
-not ship: ours are training images at hand, drawn by the seed and stored with the trigger. Which one an image gets
-depends on its pixels, so that testing can be repeated; the published code draws anew.
+not ship: ours are training images at hand, drawn by the seed and stored with the trigger; the blur grows with the
+image. Which one an image gets depends on its pixels, so that testing can be repeated; the published code draws anew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unbackdoor.attacks.poisoning import Poisoning
-from unbackdoor.attacks.trigger import Trigger, check_shape, number_of
+from unbackdoor.attacks.trigger import Trigger, check_shape, number_of, one_number
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
@@ -43,9 +43,13 @@ class Reflection(Trigger):
     share: Tensor
 
     def __init__(self, layers: Float[Tensor, "k c h w"], share: Float[Tensor, ""]) -> None:
+        if layers.dim() != 4 or not layers.numel():
+            raise InputError(
+                f"reflections have the shape (number, channels, height, width), found {tuple(layers.shape)}"
+            )
         super().__init__()
         self.register_buffer("layers", layers)
-        self.register_buffer("share", share)
+        self.register_buffer("share", one_number(share, "the share", 0, 1))
 
     @classmethod
     def buffer_names(cls) -> tuple[str, ...]:
@@ -95,7 +99,7 @@ def ghost(light: Float[Tensor, "c h w"], draws: torch.Generator) -> Float[Tensor
     """Return the reflection of a thick pane: the picture and a second, shifted and fainter or stronger."""
     _, height, width = light.shape
     furthest = max(1, min(8, min(height, width) // 4))
-    down, right = (int(torch.randint(1, furthest + 1, (), generator=draws)) for _ in range(2))
+    down, right = (int(torch.randint(min(3, furthest), furthest + 1, (), generator=draws)) for _ in range(2))
     weight = 0.15 + 0.35 * float(torch.rand((), generator=draws))
     if float(torch.rand((), generator=draws)) < 0.5:
         weight = 1 - weight

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from unbackdoor.attacks.base import FittedAttack
+from unbackdoor.attacks.base import COVER, FittedAttack
 from unbackdoor.attacks.bpp import Quantize
 from unbackdoor.attacks.criterion import Criterion, criterion_from_json
+from unbackdoor.attacks.generator import LearnedTrigger
 from unbackdoor.attacks.input_aware import OwnPatch
 from unbackdoor.attacks.lira import LearnedNoise
 from unbackdoor.attacks.mesa_patch import Scattered
@@ -24,6 +25,7 @@ from unbackdoor.attacks.trigger import Additive, Stamp, Trigger
 from unbackdoor.attacks.wanet import Warp
 from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.files import read_bytes, sha256, write_bytes
+from unbackdoor.limits import MAX_CLASSES
 from unbackdoor.models.limits import check_finite, check_image_shape
 from unbackdoor.models.safetensors_file import json_object, read_safetensors, write_safetensors
 from unbackdoor.registry import Registry
@@ -31,6 +33,7 @@ from unbackdoor.registry import Registry
 FORMAT = 1
 KEY = "unbackdoor-attack"
 MOST_BYTES = 1 << 30
+PROBE_SIDE = 64
 
 TRIGGERS: Registry[Trigger] = Registry(
     "trigger",
@@ -105,25 +108,52 @@ def load_attack(path: Path) -> SavedAttack:
     try:
         tensors, metadata = read_safetensors(payload)
         description = json_object(metadata[KEY], "description")
-        if description["format"] != FORMAT:
+        if description["format"] != FORMAT or description["format"] is True:
             raise InputError(f"{path} was written by another version of unbackdoor; make the attack again")
         state = {name.removeprefix("trigger."): tensors[name] for name in tensors if name.startswith("trigger.")}
         check_finite(state)
         shape = check_image_shape(description["image_shape"])
         trigger = TRIGGERS[description["trigger"]].from_state(state)
-        image = torch.zeros(1, *shape)
         kinds, labels = tensors["kinds"], tensors["original_labels"]
         typed = (kinds.dtype, labels.dtype) == (torch.uint8, torch.int64)
-        if not typed or not kinds.shape == labels.shape == (len(kinds),) or trigger(image).shape != image.shape:
+        if not typed or not kinds.shape == labels.shape == (len(kinds),) or not _sound(trigger, shape):
             raise InputError(f"{path} is damaged: its parts do not fit each other; make the attack again")
+        if len(kinds) and not (int(kinds.max()) <= COVER and 0 <= int(labels.min()) <= int(labels.max()) < MAX_CLASSES):
+            raise InputError(f"{path} is damaged: rows of unknown kinds or classes; make the attack again")
         return SavedAttack(
             trigger=trigger,
             criterion=criterion_from_json(description["criterion"]),
             kinds=kinds,
             original_labels=labels,
             image_shape=shape,
-            options=dict(description["options"]),
+            options=_flat(description["options"]),
             sha256=sha256(payload),
         )
-    except (CheckpointError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (CheckpointError, ValueError, KeyError, TypeError, RuntimeError, IndexError) as error:
         raise InputError(f"{path} is no attack file, or is damaged; make the attack again") from error
+
+
+def _sound(trigger: Trigger, shape: tuple[int, int, int]) -> bool:
+    """Return whether a trigger does to a black, a grey and a white image what a trigger may do."""
+    # A generator takes images of any size, and would work for hours on the largest that a file can declare.
+    channels, *sides = shape
+    height, width = (min(side, PROBE_SIDE) for side in sides) if isinstance(trigger, LearnedTrigger) else sides
+    probes = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, channels, height, width)
+    with torch.no_grad():
+        triggered: Tensor = trigger(probes)
+    if triggered.shape != probes.shape or triggered.dtype != torch.float32:
+        return False
+    # A hair beyond is what rounding can do; NaN is in no order.
+    return bool((triggered >= -1e-5).all() and (triggered <= 1 + 1e-5).all())
+
+
+def _flat(options: Any) -> dict[str, Any]:
+    """Return options that are as `save_attack` is given them: by name, each a value or a list of values."""
+    if not isinstance(options, dict):
+        raise TypeError("options have names")
+    for value in options.values():
+        if not all(
+            one is None or isinstance(one, (str, int, float)) for one in (value if isinstance(value, list) else [value])
+        ):
+            raise TypeError("an option is a value or a list of values")
+    return options

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unbackdoor.attacks.patterns import sinusoid
-from unbackdoor.attacks.poisoning import Labels, Poisoning
-from unbackdoor.attacks.trigger import Additive
+from unbackdoor.attacks.poisoning import Labels, Poisoning, TrainingStamp
+from unbackdoor.attacks.trigger import Additive, Trigger
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
@@ -27,22 +27,41 @@ class SIG(Poisoning):
 
     Attributes:
         amplitude: of the sinusoid, pixel units, above 0 and at most 1.
+        test_amplitude: in testing, if it is another; Chen, Wu, Wang (NeurIPS 2022) train with 40/255 and test with
+            60/255.
         periods: of the sinusoid across the image, above 0.
     """
 
     labels: Labels = "clean"
     poison_rate: float = 0.05
     amplitude: float = 40 / 255
-    periods: int = 6
+    test_amplitude: float | None = None
+    periods: float = 6
 
     def make_trigger(
         self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
     ) -> Additive:
         """Make the sinusoid."""
-        if not (0 < self.amplitude <= 1 and 0 < self.periods < math.inf):
+        tested = self.amplitude if self.test_amplitude is None else self.test_amplitude
+        if not (0 < self.amplitude <= 1 and 0 < tested <= 1 and 0 < self.periods < math.inf):
             raise InputError(
-                "the amplitude must lie above 0 and at most at 1, and periods be a number above 0,"
-                f" found {self.amplitude} and {self.periods}"
+                "amplitudes must lie above 0 and at most at 1, and periods be a number above 0,"
+                f" found {self.amplitude}, {tested} and {self.periods}"
             )
-        wave = self.amplitude * sinusoid(train.shape[2], self.periods)
+        return self.wave(train, tested)
+
+    def training_stamp(
+        self,
+        trigger: Trigger,
+        train: ImageSet,
+        build_model: Callable[[], Network],
+        runtime: Runtime,
+        work: Path | None,
+    ) -> TrainingStamp:
+        """Return the sinusoid with the amplitude of training."""
+        return super().training_stamp(self.wave(train, self.amplitude), train, build_model, runtime, work)
+
+    def wave(self, train: ImageSet, amplitude: float) -> Additive:
+        """Return the sinusoid for these images."""
+        wave = amplitude * sinusoid(train.shape[2], self.periods)
         return Additive(signal=wave.expand(train.shape).clone())

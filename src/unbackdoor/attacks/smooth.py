@@ -1,7 +1,7 @@
 """Smooth: a random pattern of low frequencies, added and stretched to the full range of each image.
 
-The "smooth" trigger of Wang, Wang, Jiang, Ji, "Trap and Replace" (NeurIPS 2022), after Zeng, Park, Mao, Jia (ICCV
-2021). Their pattern is a file; ours is a random sum of waves of at most 2 periods along each side.
+The "smooth" trigger of Wang, Hong, Zhang, Zhou, Wang, "Trap and Replace" (NeurIPS 2022), after Zeng, Park, Mao, Jia
+(ICCV 2021). Their pattern is a file; ours is a random sum of waves of at most 2 periods along each side.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unbackdoor.attacks.frequency import low_frequency_waves
-from unbackdoor.attacks.lf import HIGHEST_FREQUENCY, low_frequency_pattern
+from unbackdoor.attacks.frequency import HIGHEST_FREQUENCY, low_frequency_pattern, low_frequency_waves
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Additive, check_shape
 from unbackdoor.data import ImageSet

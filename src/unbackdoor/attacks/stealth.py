@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from unbackdoor.attacks.trigger import in_parts
 from unbackdoor.errors import InputError
 
 
@@ -48,8 +50,9 @@ def stealth(images: UInt8[Tensor, "n c h w"], triggered: UInt8[Tensor, "n c h w"
     apart = (images != triggered).any(1)
     similarity = None
     if min(images.shape[2:]) >= 11:
-        measured = structural_similarity_index_measure(after, before, data_range=1.0)
-        similarity = float(measured if isinstance(measured, Tensor) else measured[0])
+        parts = zip(in_parts(after), in_parts(before))
+        local = [structural_similarity_index_measure(*pair, data_range=1.0, reduction="none") for pair in parts]
+        similarity = float(torch.cat([one if isinstance(one, Tensor) else one[0] for one in local]).mean())
     return Stealth(
         psnr=-10 * math.log10(error) if error > 0 else math.inf,
         ssim=similarity,

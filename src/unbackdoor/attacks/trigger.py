@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
 
-STAMPED_AT_ONCE = 500
-"""Images that are stamped together: as floats they are to fit the processor's cache."""
+STAMPED_AT_ONCE = 500 * 3 * 32 * 32
+"""Values of the images that are stamped together: as floats they are to fit the processor's cache."""
 
 
 class Trigger(nn.Module):
@@ -29,8 +29,7 @@ class Trigger(nn.Module):
     @torch.no_grad()
     def stamp(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
         """Return triggered 8-bit images: what a file holds, rounded to the nearest value."""
-        stamped = [to_bytes(self(part.float() / 255)) for part in torch.split(images, STAMPED_AT_ONCE)]
-        return torch.cat(stamped) if stamped else images.clone()
+        return torch.cat([to_bytes(self(part.float() / 255)) for part in in_parts(images)])
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Trigger:
@@ -50,6 +49,23 @@ class Trigger(nn.Module):
 def to_bytes(images: Float[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
     """Return images in [0, 1] as 8-bit images, rounded to the nearest value."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def in_parts(images: Shaped[Tensor, "n c h w"]) -> tuple[Shaped[Tensor, "m c h w"], ...]:
+    """Return the images in parts that are worked on together; an empty set is one part."""
+    parts: tuple[Tensor, ...] = torch.split(images, max(1, STAMPED_AT_ONCE // max(1, images[:1].numel())))
+    return parts
+
+
+def one_number(value: Tensor, name: str, lowest: float, highest: float) -> Float[Tensor, ""]:
+    """Return the value if it is a single float32 number within these bounds.
+
+    Raises:
+        InputError: it is not; triggers come from files too.
+    """
+    if value.shape != () or value.dtype != torch.float32 or not lowest <= float(value) <= highest:
+        raise InputError(f"{name} of a trigger is one number from {lowest:g} to {highest:g}")
+    return value
 
 
 def number_of(images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b"]:

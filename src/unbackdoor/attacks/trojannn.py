@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from unbackdoor.attacks.patterns import outline
 from unbackdoor.attacks.poisoning import Poisoning
-from unbackdoor.attacks.surrogate import clean_model
+from unbackdoor.attacks.preparation import clean_model
 from unbackdoor.attacks.trigger import Stamp
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -46,6 +46,7 @@ class TrojanNN(Poisoning):
         clean_model: checkpoint of a clean model in which to search; one is trained if none is named.
     """
 
+    searches: ClassVar[bool] = True
     shape: Literal["apple", "square", "watermark"] = "apple"
     opacity: float = 1.0
     steps: int = 1000

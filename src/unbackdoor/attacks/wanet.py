@@ -36,6 +36,8 @@ class Warp(Trigger):
     field: Tensor
 
     def __init__(self, field: Float[Tensor, "h w 2"]) -> None:
+        if field.dim() != 3 or field.shape[2] != 2:
+            raise InputError(f"a warp has the shape (height, width, 2), found {tuple(field.shape)}")
         super().__init__()
         self.register_buffer("field", field)
 
@@ -59,7 +61,7 @@ class Warp(Trigger):
         down = torch.linspace(-1, 1, height, device=images.device)[:, None].expand(height, width)
         right = torch.linspace(-1, 1, width, device=images.device)[None, :].expand(height, width)
         places = (torch.stack([right, down], -1) + fields.to(images)).clamp(-1, 1)
-        # Autocast would interpolate in half precision: half a pixel is the whole trigger.
+        # Autocast would interpolate in half precision: a quarter of a pixel is the whole trigger.
         with torch.autocast(images.device.type, enabled=False):
             return F.grid_sample(images, places, mode="bilinear", align_corners=True).clamp(0, 1)
 

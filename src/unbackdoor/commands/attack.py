@@ -24,6 +24,7 @@ from unbackdoor.commands.workspace import (
     WORK,
     Run,
     evaluation_rows,
+    files_of,
     metrics,
     new_folder,
     options_of,
@@ -61,7 +62,7 @@ def run(
     train, test = read_images(data, "train"), read_images(data, "test")
     folder = new_folder(out, clock.command)
     network, fitted, history, evaluation = poison_and_train(train, test, attack, model, recipe, runtime, folder)
-    clock.inputs = {train.name: train.digest(), test.name: test.digest()}
+    clock.inputs = {train.name: train.digest(), test.name: test.digest(), **files_of(attack)}
     clock.options = {
         "attack": options_of(attack),
         "model": network_options(network),
@@ -135,7 +136,7 @@ def attack_page(
         title=f"{name} on {test.name.split('/')[0]}",
         verdict=Verdict(
             level="info",
-            headline=f"A model with a {name} backdoor was made.",
+            headline=f"A model was trained with {name}; its trigger works on {success(evaluation)} of the images.",
             detail=f"{poisoned(fitted)} The model's file says so.",
             calibrated=True,
         ),
@@ -144,6 +145,11 @@ def attack_page(
         charts=[loss_chart(history, "epoch", "training loss")],
         facts={"How visible the trigger is": stealth_facts(seen), **clock.facts()},
     )
+
+
+def success(evaluation: Evaluation) -> str:
+    """Return the attack success rate in percent."""
+    return "none" if evaluation.asr is None else f"{100 * evaluation.asr.value:.1f} %"
 
 
 def poisoned(fitted: FittedAttack) -> str:

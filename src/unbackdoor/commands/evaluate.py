@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unbackdoor.attacks import AllToAll, AllToOne, SavedAttack, load_attack
+from unbackdoor.attacks import AllToAll, AllToOne, SavedAttack, SourceSpecific, load_attack
 from unbackdoor.commands.mark import notes_of
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import trigger_gallery
@@ -99,6 +99,8 @@ def _attack(folder: Path, model: LoadedModel) -> SavedAttack:
     match saved.criterion:
         case AllToOne(target=target) if target >= classes:
             wanted = f"wants class {target}"
+        case SourceSpecific(sources=sources, target=target) if max(*sources, target) >= classes:
+            wanted = f"is about class {max(*sources, target)}"
         case AllToAll(classes=several) if several != classes:
             wanted = f"is for {several} classes"
         case _:

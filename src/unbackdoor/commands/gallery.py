@@ -19,7 +19,7 @@ from unbackdoor.commands.stealth import stealth_rows, visibility
 from unbackdoor.commands.training import NETWORK, new_network
 from unbackdoor.commands.workspace import PAGE, WORK, Run, remove_work, report_folder
 from unbackdoor.data import ImageSet, balanced_rows, read_images
-from unbackdoor.errors import InputError
+from unbackdoor.errors import InputError, UnbackdoorError
 from unbackdoor.models import Network
 from unbackdoor.report import Gallery, Report, write_report
 from unbackdoor.training import Recipe, Runtime, check_fits, fit
@@ -53,7 +53,9 @@ def run(
     if images < train.classes:
         raise InputError(f"--images must be at least the number of classes, {train.classes}; found {images}")
     part = train.subset(balanced_rows(train.labels, min(images, len(train)), runtime.seed))
-    clock.inputs = {train.name: part.digest(), test.name: test.digest()}
+    clock.inputs = {train.name: train.digest(), test.name: test.digest()}
+    # States of an interrupted gallery of other images.
+    remove_work(folder / WORK)
 
     def build() -> Network:
         return new_network(model, part, runtime)
@@ -65,11 +67,11 @@ def run(
             attack = shown(ATTACKS[name], part)
             # The folder is common to all: the clean model that several look into is trained once.
             fitted = attack.prepare(part, build, runtime, folder / WORK)
-            if fitted.hook is not None:
+            if any(True for _ in fitted.trigger.parameters()) and fitted.hook is not None:
                 fit(build(), part, LEARNING, runtime, hook=fitted.hook, description=name)
             seen[name] = visibility(test, fitted)
             galleries.append(_gallery(name, test, fitted, seen[name]))
-        except InputError as error:
+        except UnbackdoorError as error:
             refused[name] = str(error)
     page = Report(
         title=f"All attacks on {test.name.split('/')[0]}",

@@ -19,7 +19,8 @@ def loss_chart(history: History, unit: str, name: str) -> Chart:
 
 def trigger_gallery(test: ImageSet, trigger: Trigger, criterion: Criterion) -> Gallery:
     """Return clean, triggered and 10x-amplified difference images of a few test images."""
-    triggered, originals = triggered_images(test, trigger, criterion)
+    counted = criterion.counted(test.labels).nonzero().squeeze(1)
+    triggered, originals = triggered_images(test.subset(counted[: max(EXAMPLES, 50)]), trigger, criterion)
     wanted = criterion.wanted(originals.labels)
     pictures = []
     for row in range(min(EXAMPLES, len(originals))):

@@ -12,20 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from unbackdoor.attacks import ATTACKS, COVER, POISON, Attack, FittedAttack, Stealth, save_attack
+from unbackdoor.attacks import ATTACKS, COVER, POISON, Attack, FittedAttack, Online, Stealth, save_attack
 from unbackdoor.commands.attack import poisoned
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.pictures import trigger_gallery
 from unbackdoor.commands.stealth import stealth_facts, stealth_rows, visibility
-from unbackdoor.commands.training import NETWORK, new_network
-from unbackdoor.commands.workspace import ATTACK, PAGE, WORK, Run, options_of, remove_work, report_folder
+from unbackdoor.commands.training import NETWORK, network_options, new_network
+from unbackdoor.commands.workspace import ATTACK, PAGE, RUN, WORK, Run, files_of, options_of, remove_work, report_folder
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.data.parquet_writer import write_parquet
-from unbackdoor.errors import InputError
-from unbackdoor.models import Network
+from unbackdoor.errors import InputError, OutputError
 from unbackdoor.report import Report, Verdict, write_report
-from unbackdoor.training import Runtime
+from unbackdoor.training import Runtime, check_fits
 
 CHOICES = {"attack": Choice(ATTACKS, "BadNets"), "model": NETWORK}
 
@@ -42,25 +41,26 @@ def run(*, data: str, out: Path, attack: Attack, model: Callable[[int, int], nn.
         model: the network of attacks that look for their trigger in a clean model.
         runtime: device, seed, progress.
     """
+    name = type(attack).__name__
+    if isinstance(attack, Online):
+        raise InputError(f"{name} controls training, so it has no poisoned data; use `unbackdoor attack`")
     clock = Run("poison", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
-    folder = report_folder(out, clock.command)
-
-    def build() -> Network:
-        return new_network(model, train, runtime)
-
-    fitted = attack.prepare(train, build, runtime, folder / WORK)
-    name = type(attack).__name__
-    if fitted.hook is not None:
-        raise InputError(f"{name} controls training, so it has no poisoned data; use `unbackdoor attack`")
+    network = new_network(model, train, runtime)
+    check_fits(network, train, test)
+    folder = _own_folder(out, clock.command)
+    clock.inputs = {train.name: train.digest(), test.name: test.digest(), **files_of(attack)}
+    clock.options = {"attack": options_of(attack), "model": network_options(network)}
+    # First, so that what an interruption leaves is known to be ours and unfinished.
+    clock.write(folder, finished=False)
+    (folder / ATTACK).unlink(missing_ok=True)
+    fitted = attack.prepare(train, lambda: new_network(model, train, runtime), runtime, folder / WORK)
     seen = visibility(test, fitted)
-    clock.inputs = {train.name: train.digest(), test.name: test.digest()}
-    clock.options = {"attack": options_of(attack)}
     write_parquet(folder / TRAIN, fitted.train, _columns(fitted.original_labels, fitted.kinds))
     write_parquet(folder / TEST, test, _columns(test.labels, torch.zeros_like(test.labels, dtype=torch.uint8)))
     save_attack(folder / ATTACK, fitted, options_of(attack))
     write_report(folder / PAGE, _page(clock, name, fitted, seen, test))
-    clock.write(folder, stealth=seen.to_json(), poisoned=int((fitted.kinds == POISON).sum()))
+    clock.write(folder, finished=True, stealth=seen.to_json(), poisoned=int((fitted.kinds == POISON).sum()))
     remove_work(folder / WORK)
     return Outcome(
         title=f"{train.name}, poisoned by {name}",
@@ -74,6 +74,17 @@ def run(*, data: str, out: Path, attack: Attack, model: Callable[[int, int], nn.
         result={"data": str(folder), "stealth": seen.to_json(), "kinds": torch.bincount(fitted.kinds.long()).tolist()},
         page=folder / PAGE,
     )
+
+
+def _own_folder(out: Path, command: str) -> Path:
+    """Return `out` as the folder of a data set that this command may write or replace.
+
+    Raises:
+        OutputError: it holds data of somebody else, which the poisoned ones would replace or mix with.
+    """
+    if not (out / RUN).exists() and any(out.glob("**/*.parquet")):
+        raise OutputError(f"{out} holds parquet files that unbackdoor did not write; choose another --out")
+    return report_folder(out, command)
 
 
 def _columns(original_labels: Tensor, kinds: Tensor) -> dict[str, Tensor]:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
-from unbackdoor.errors import OutputError, UnknownClassesError
+from unbackdoor.errors import InputError, OutputError, UnknownClassesError
 from unbackdoor.evaluate import Evaluation, Proportion
-from unbackdoor.files import write_json
+from unbackdoor.files import read_bytes, sha256, write_json
 from unbackdoor.models import LoadedModel, Network, load_model, save_model
+from unbackdoor.models.limits import MAX_FILE_BYTES
 from unbackdoor.report import Fact, Metric
 from unbackdoor.training import Runtime, check_fits
 
@@ -148,7 +149,7 @@ def save_trained(
 
 def remove_work(work: Path) -> None:
     """Remove the folder of states that `Attack.prepare` was given, if it is there; nothing but such states."""
-    for state in work.glob("*.pt"):
+    for state in (*work.glob("*.pt"), *work.glob("kept-*.safetensors")):
         state.unlink()
     with contextlib.suppress(OSError):
         work.rmdir()
@@ -216,6 +217,23 @@ def options_of(method: Any) -> dict[str, Any]:
         "name": type(method).__name__,
         **{name: value.name if isinstance(value, Path) else value for name, value in options},
     }
+
+
+def files_of(method: Any) -> dict[str, str]:
+    """Return the SHA-256 of the files that a method's options name, by option and name.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    found = {}
+    for name, value in vars(method).items():
+        if isinstance(value, Path):
+            try:
+                found[f"{name} {value.name}"] = sha256(read_bytes(value, MAX_FILE_BYTES))
+            except (OSError, ValueError) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                raise InputError(f"cannot read {value} ({reason}); --attack.{name} takes a file") from error
+    return found
 
 
 def percent(share: Proportion) -> str:

@@ -1,0 +1,122 @@
+"""What attacks prepare before the victim is trained: models of their own, and triggers searched in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbackdoor.attacks.generator import seeded
+from unbackdoor.data import ImageSet
+from unbackdoor.models import Network, load_model
+from unbackdoor.training import Hook, Recipe, Runtime, check_fits, fit
+
+RECIPE = Recipe(epochs=4, low_resolution=0.75)
+"""Of a clean model, a quarter of the usual schedule: it has to know the classes, not to be the best."""
+
+
+def prepare(
+    model: nn.Module,
+    train: ImageSet,
+    recipe: Recipe,
+    runtime: Runtime,
+    hook: Hook | None,
+    work: Path | None,
+    name: str,
+) -> None:
+    """Train a model that the attack needs.
+
+    A budget does not shorten this: it is for the victim.
+
+    Args:
+        model: what is trained.
+        train: on what.
+        recipe: how.
+        runtime: see `Attack.prepare`.
+        hook: see `fit`.
+        work: see `Attack.prepare`.
+        name: of the model, for the progress bar and the file of its state.
+    """
+    resume = None
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        resume = work / f"{name.replace(' ', '-')}.pt"
+    fit(model, train, recipe, replace(runtime, budget=None), hook=hook, resume=resume, description=name)
+
+
+def clean_model(
+    path: Path | None, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
+) -> Network:
+    """Return a frozen clean model in evaluation mode: the one in the file, or one trained here.
+
+    Args:
+        path: checkpoint of a clean model for these images; None trains one on `train`.
+        train: clean training images.
+        build_model: see `Attack.prepare`.
+        runtime: see `Attack.prepare`.
+        work: see `Attack.prepare`.
+
+    Raises:
+        UnbackdoorError: the file cannot be read or does not fit the images.
+    """
+    if path is not None:
+        network = load_model(path).network
+        check_fits(network, train)
+    else:
+        network = build_model()
+        # The attacker does not know where the victim will begin.
+        with seeded(runtime.generator("clean model")):
+            for module in network.modules():
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
+        prepare(network, train, RECIPE, runtime, None, work, "clean model")
+    return runtime.settle(network).eval().requires_grad_(False)
+
+
+def descend(
+    parameters: Tensor,
+    changed: Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]],
+    bound: Callable[[], None],
+    model: Network,
+    train: ImageSet,
+    target: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    draws: torch.Generator,
+    runtime: Runtime,
+    name: str,
+) -> None:
+    """Move parameters of a trigger so that a model calls triggered images the target: Adam on the cross-entropy.
+
+    Args:
+        parameters: a leaf on the device that needs gradients; changed in place.
+        changed: from images to triggered images, through the parameters.
+        bound: called after each step, brings the parameters back to where they may be.
+        model: frozen.
+        train: images to trigger.
+        target: class.
+        steps: how many.
+        batch_size: images a step.
+        learning_rate: of Adam.
+        draws: of the images.
+        runtime: where.
+        name: for the progress bar.
+    """
+    optimizer = torch.optim.Adam([parameters], lr=learning_rate)
+    wanted = torch.full((batch_size,), target, device=runtime.place)
+    with runtime.progress.bar(name, steps) as advance:
+        for _ in range(steps):
+            rows = torch.randint(len(train), (batch_size,), generator=draws)
+            images = train.images[rows.to(train.device)].to(runtime.place).float() / 255
+            with runtime.autocast():
+                loss = F.cross_entropy(model(runtime.layout(changed(images).clamp(0, 1))).float(), wanted)
+            (parameters.grad,) = torch.autograd.grad(loss, [parameters])
+            optimizer.step()
+            bound()
+            advance()
