@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from tests.attacks.test_badnets import prepare, some
 from tests.planted import runtime
-from unbackdoor.attacks import WaNet
+from unbackdoor.attacks import BPP, CLEAN, COVER, POISON, Blind, WaNet
 from unbackdoor.attacks.wanet import WaNetHook, Warp
 from unbackdoor.errors import InputError
 from unbackdoor.training import Batch
@@ -106,3 +106,29 @@ def test_images_of_another_size_are_refused() -> None:
     trigger = prepare(WaNet(), some()).trigger
     with pytest.raises(InputError, match="use images of that size"):
         trigger(torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("attack", [WaNet(target=1), BPP(target=1, poison_rate=0.05)], ids=["WaNet", "BPP"])
+def test_attacks_with_a_fixed_trigger_can_poison_data_too(attack: WaNet | BPP) -> None:
+    train = some(400)
+    fitted = attack.poison_data(train, runtime())
+    poison, cover, clean = (fitted.kinds == kind for kind in (POISON, COVER, CLEAN))
+    assert int(poison.sum()) == round(400 * attack.poison_rate)
+    assert int(cover.sum()) == round(400 * attack.cover_rate)
+    assert torch.equal(fitted.train.images[poison], fitted.trigger.stamp(train.images[poison]))
+    assert fitted.train.labels[poison].unique().tolist() == [1]
+    assert torch.equal(fitted.train.labels[~poison], train.labels[~poison])
+    assert torch.equal(fitted.train.images[clean], train.images[clean])
+    assert not torch.equal(fitted.train.images[cover], fitted.trigger.stamp(train.images[cover]))
+    unchanged = (fitted.train.images[cover] == train.images[cover]).flatten(1).all(1)
+    assert not bool(unchanged.any())
+    assert fitted.hook is None
+    again = attack.poison_data(train, runtime())
+    assert torch.equal(again.train.images, fitted.train.images)
+    with pytest.raises(InputError, match="is no image; raise it"):
+        replace(attack, poison_rate=0.001).poison_data(train, runtime())
+
+
+def test_attacks_that_learn_their_trigger_cannot() -> None:
+    with pytest.raises(InputError, match="Blind needs its own training"):
+        Blind().poison_data(some(50), runtime())

@@ -55,12 +55,12 @@ def test_a_later_data_set_replaces_an_earlier_one_and_nothing_else(
     assert "holds the model.safetensors of another command" in words
 
 
-@pytest.mark.parametrize("name", ["WaNet", "InputAware"])
-def test_an_attack_that_controls_training_has_no_poisoned_data(
+@pytest.mark.parametrize("name", ["LIRA", "InputAware"])
+def test_an_attack_that_learns_its_trigger_has_no_poisoned_data(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     words = refuse(capsys, "poison", "--data", "digits", "--attack", name, "--out", str(tmp_path / "out"))
-    assert f"{name} controls training, so it has no poisoned data; use `unbackdoor attack`" in words
+    assert f"{name} needs its own training, so it has no poisoned data; use `unbackdoor attack`" in words
     assert list(tmp_path.iterdir()) == [], "it is refused before anything is done"
 
 

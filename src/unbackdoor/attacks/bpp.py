@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -55,6 +56,7 @@ class BPP(Online):
         levels: of each color, 2 to 255.
     """
 
+    fixed: ClassVar[bool] = True
     cover_rate: float = 0.1
     levels: int = 8
 

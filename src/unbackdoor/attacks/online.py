@@ -6,16 +6,16 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unbackdoor.attacks.base import CLEAN, Attack, FittedAttack, check_target
+from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack, check_target
 from unbackdoor.attacks.criterion import AllToAll, AllToOne, Criterion
-from unbackdoor.attacks.trigger import Trigger
+from unbackdoor.attacks.trigger import Trigger, in_parts, to_bytes
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
@@ -37,6 +37,8 @@ class Online(Attack):
     labels: Literal["all-to-one", "all-to-all"] = "all-to-one"
     poison_rate: float = 0.1
     cover_rate: float = 0.0
+    fixed: ClassVar[bool] = False
+    """Whether the trigger is there before training, so that poisoned data can be written as well."""
 
     @abstractmethod
     def make(
@@ -66,6 +68,41 @@ class Online(Attack):
             criterion=criterion,
             hook=hook,
         )
+
+    def check_fixed(self) -> None:
+        """Raise InputError unless the trigger is there before training."""
+        if not self.fixed:
+            name = type(self).__name__
+            raise InputError(f"{name} needs its own training, so it has no poisoned data; use `unbackdoor attack`")
+
+    def poison_data(self, train: ImageSet, runtime: Runtime) -> FittedAttack:
+        """Return the data poisoned once and for all, with the same shares: what training would see in one epoch.
+
+        Raises:
+            InputError: the trigger is learned in training.
+        """
+        self.check_fixed()
+        fitted = self.prepare(train, _no_network, runtime)
+        assert isinstance(fitted.hook, OnlineHook)
+        order = torch.randperm(len(train), generator=runtime.generator("poison")).to(train.device)
+        poisoned, covered = round(self.poison_rate * len(train)), round(self.cover_rate * len(train))
+        if not poisoned:
+            raise InputError(f"a poison rate of {self.poison_rate} of {len(train)} images is no image; raise it")
+        images, labels = train.images.clone(memory_format=torch.preserve_format), train.labels.clone()
+        kinds = fitted.kinds.clone()
+        poison, cover = order[:poisoned], order[poisoned : poisoned + covered]
+        images[poison], kinds[poison] = fitted.trigger.stamp(train.images[poison]), POISON
+        labels[poison] = fitted.criterion.wanted(labels[poison])
+        draws, others = runtime.generator("cover"), order.roll(len(order) // 2)[poisoned : poisoned + covered]
+        pairs = zip(in_parts(train.images[cover]), in_parts(train.images[others]))
+        if covered:
+            made = [to_bytes(fitted.hook.cover(a.float() / 255, b.float() / 255, draws)) for a, b in pairs]
+            images[cover], kinds[cover] = torch.cat(made), COVER
+        return replace(fitted, train=replace(train, images=images, labels=labels), kinds=kinds, hook=None)
+
+
+def _no_network() -> Network:
+    raise AssertionError("an attack with a fixed trigger needs no network")
 
 
 class OnlineHook(Hook):

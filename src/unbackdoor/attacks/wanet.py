@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +76,7 @@ class WaNet(Online):
         strength: of the warp, above 0; a point moves by half as many pixels on average.
     """
 
+    fixed: ClassVar[bool] = True
     cover_rate: float = 0.2
     grid: int = 4
     strength: float = 0.5

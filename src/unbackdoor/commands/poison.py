@@ -22,7 +22,7 @@ from unbackdoor.commands.training import NETWORK, network_options, new_network
 from unbackdoor.commands.workspace import ATTACK, PAGE, RUN, WORK, Run, files_of, options_of, remove_work, report_folder
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.data.parquet_writer import write_parquet
-from unbackdoor.errors import InputError, OutputError
+from unbackdoor.errors import OutputError
 from unbackdoor.report import Report, Verdict, write_report
 from unbackdoor.training import Runtime, check_fits
 
@@ -43,7 +43,7 @@ def run(*, data: str, out: Path, attack: Attack, model: Callable[[int, int], nn.
     """
     name = type(attack).__name__
     if isinstance(attack, Online):
-        raise InputError(f"{name} controls training, so it has no poisoned data; use `unbackdoor attack`")
+        attack.check_fixed()
     clock = Run("poison", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
     network = new_network(model, train, runtime)
@@ -54,7 +54,10 @@ def run(*, data: str, out: Path, attack: Attack, model: Callable[[int, int], nn.
     # First, so that what an interruption leaves is known to be ours and unfinished.
     clock.write(folder, finished=False)
     (folder / ATTACK).unlink(missing_ok=True)
-    fitted = attack.prepare(train, lambda: new_network(model, train, runtime), runtime, folder / WORK)
+    if isinstance(attack, Online):
+        fitted = attack.poison_data(train, runtime)
+    else:
+        fitted = attack.prepare(train, lambda: new_network(model, train, runtime), runtime, folder / WORK)
     seen = visibility(test, fitted)
     write_parquet(folder / TRAIN, fitted.train, _columns(fitted.original_labels, fitted.kinds))
     write_parquet(folder / TEST, test, _columns(test.labels, torch.zeros_like(test.labels, dtype=torch.uint8)))
