@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from tests.commands.conftest import NETWORK, QUICK
 from tests.commands.test_cli import refuse, run
 from unbackdoor.attacks import ATTACKS, BadNets, load_attack
 from unbackdoor.data import read_images
@@ -130,3 +132,18 @@ def test_the_gallery_shows_every_attack(tmp_path: Path, capsys: pytest.CaptureFi
     page = (out / "report.html").read_text()
     assert all(f">{name}<" in page for name in ATTACKS)
     assert not (out / "preparation").exists()
+
+
+def test_a_model_trained_on_data_that_we_poisoned_says_so_and_its_attack_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "poisoned"
+    assert run(capsys, "poison", "--data", "digits", "--out", str(data))[0] == 0
+    words = ["--data", str(data), "--out", str(tmp_path / "model"), *NETWORK, *QUICK, "--json"]
+    code, printed, _ = run(capsys, "train", *words)
+    assert code == 0
+    assert json.loads(printed)["evaluation"]["asr"]["value"] > 0.8
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:
+        mark = json.loads(file.metadata()["unbackdoor"])["backdoored"]
+    assert mark["attack"]["name"] == "BadNets"
+    assert mark["criterion"] == {"kind": "all-to-one", "target": 0}

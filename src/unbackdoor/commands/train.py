@@ -1,4 +1,6 @@
-"""Train a clean network.
+"""Train a network on data as they are.
+
+Data that `unbackdoor poison` wrote give a backdoored model: its file says so, and its attack is measured.
 
 Writes model.safetensors, run.json and report.html.
 """
@@ -10,10 +12,12 @@ from pathlib import Path
 
 from torch import nn
 
+from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import loss_chart
 from unbackdoor.commands.training import NETWORK, network_options, new_network
 from unbackdoor.commands.workspace import (
+    ATTACK,
     MODEL,
     PAGE,
     RESUME,
@@ -24,7 +28,8 @@ from unbackdoor.commands.workspace import (
     options_of,
     save_trained,
 )
-from unbackdoor.data import read_images
+from unbackdoor.data import ImageSet, read_images
+from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.report import Report, write_report
 from unbackdoor.training import Recipe, Runtime, check_fits, fit
@@ -40,7 +45,7 @@ def run(
     recipe: Recipe = Recipe(),
     runtime: Runtime,
 ) -> Outcome:
-    """Train a clean model.
+    """Train a model.
 
     Args:
         data: training and test images: digits, a folder (parquet or a folder a class), an .npz, or a hub id.
@@ -54,8 +59,10 @@ def run(
     folder = new_folder(out, clock.command)
     network = new_network(model, train, runtime)
     check_fits(network, train, test)
+    attack = known_attack(Path(data), train)
     history = fit(network, train, recipe, runtime, resume=folder / RESUME)
-    evaluation = evaluate(network, test, runtime)
+    trigger, criterion = (attack.trigger, attack.criterion) if attack else (None, None)
+    evaluation = evaluate(network, test, runtime, trigger, criterion)
     clock.inputs = {train.name: train.digest(), test.name: test.digest()}
     clock.options = {"model": network_options(network), "recipe": options_of(recipe)}
     page = Report(
@@ -66,7 +73,8 @@ def run(
     )
     write_report(folder / PAGE, page)
     clock.write(folder, evaluation=evaluation.to_json(), loss=history.loss)
-    save_trained(folder / MODEL, network, folder / RESUME, provenance=clock.record())
+    mark = {"attack": attack.options, "criterion": attack.criterion.to_json()} if attack else None
+    save_trained(folder / MODEL, network, folder / RESUME, provenance=clock.record(), backdoored=mark)
     return Outcome(
         title=page.title,
         rows=[
@@ -77,3 +85,18 @@ def run(
         result={"evaluation": evaluation.to_json(), "model": str(folder / MODEL)},
         page=folder / PAGE,
     )
+
+
+def known_attack(data: Path, train: ImageSet) -> SavedAttack | None:
+    """Return the attack that `unbackdoor poison` wrote beside the data, or None.
+
+    Raises:
+        InputError: it is damaged, or was not made for these images.
+    """
+    path = data / ATTACK
+    if not path.is_file():
+        return None
+    attack = load_attack(path)
+    if attack.image_shape != train.shape or len(attack.kinds) != len(train):
+        raise InputError(f"{path} was not made for the images beside it; remove it, or poison the data again")
+    return attack
