@@ -139,7 +139,17 @@ def test_a_model_trained_on_data_that_we_poisoned_says_so_and_its_attack_is_meas
 ) -> None:
     data = tmp_path / "poisoned"
     assert run(capsys, "poison", "--data", "digits", "--out", str(data))[0] == 0
-    words = ["--data", str(data), "--out", str(tmp_path / "model"), *NETWORK, "--recipe.epochs", "4", *QUICK[2:], "--json"]
+    words = [
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "model"),
+        *NETWORK,
+        "--recipe.epochs",
+        "4",
+        *QUICK[2:],
+        "--json",
+    ]
     code, printed, _ = run(capsys, "train", *words)
     assert code == 0
     assert json.loads(printed)["evaluation"]["asr"]["trials"] > 100

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unbackdoor.attacks.criterion import Criterion
 from unbackdoor.attacks.online import Online, OnlineHook
-from unbackdoor.attacks.trigger import Trigger, one_number
+from unbackdoor.attacks.trigger import Trigger, one_number, small_trial
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.training import Runtime
@@ -41,6 +41,10 @@ class Quantize(Trigger):
     def buffer_names(cls) -> tuple[str, ...]:
         """Return the number of levels."""
         return ("levels",)
+
+    def trial_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return a small shape: rounding takes any size."""
+        return small_trial(shape)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the images in few shades."""

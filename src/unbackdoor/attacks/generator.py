@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unbackdoor.attacks.trigger import Trigger
+from unbackdoor.attacks.trigger import Trigger, small_trial
 from unbackdoor.errors import InputError
 from unbackdoor.limits import MAX_CHANNELS
 
@@ -56,6 +56,10 @@ class LearnedTrigger(Trigger):
 
     A generator can be trained through `forward`; as a trigger it is used without gradients (`stamp`).
     """
+
+    def trial_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return a small shape: generators take any size."""
+        return small_trial(shape)
 
     @staticmethod
     def generator_in(state: dict[str, Tensor], name: str) -> Generator:

@@ -7,7 +7,6 @@ training could not go on.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,30 +15,31 @@ import torch
 from unbackdoor.attacks.base import CLEAN, Attack, FittedAttack
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import UnbackdoorError
-from unbackdoor.files import read_bytes, write_bytes
+from unbackdoor.files import read_bytes, sha256, write_bytes
+from unbackdoor.models import Network
 from unbackdoor.models.safetensors_file import read_safetensors, write_safetensors
 from unbackdoor.training import Runtime
 
 MOST_BYTES = 1 << 34
 
 
-def keep(work: Path, attack: Attack, train: ImageSet, runtime: Runtime, fitted: FittedAttack) -> None:
-    """Write the attack and its poisoned images to `work`."""
+def keep(work: Path, key: str, fitted: FittedAttack) -> None:
+    """Write the attack and its poisoned images to `work`; `key` tells them from others (see `key_of`)."""
     from unbackdoor.attacks.saved import save_attack
 
     rows = (fitted.kinds != CLEAN).nonzero().squeeze(1)
-    save_attack(work / "kept-attack.safetensors", fitted, {"key": _key(attack, train, runtime)})
+    save_attack(work / "kept-attack.safetensors", fitted, {"key": key})
     tensors = {"images": fitted.train.images[rows].contiguous(), "labels": fitted.train.labels}
     write_bytes(work / "kept-images.safetensors", write_safetensors(tensors, {}))
 
 
-def kept(work: Path, attack: Attack, train: ImageSet, runtime: Runtime) -> FittedAttack | None:
-    """Return what was kept of this very attack on these data, or None."""
+def kept(work: Path, key: str, train: ImageSet) -> FittedAttack | None:
+    """Return what was kept under this key for these data, or None."""
     from unbackdoor.attacks.saved import load_attack
 
     with contextlib.suppress(UnbackdoorError, OSError, ValueError, KeyError, RuntimeError, IndexError):
         saved = load_attack(work / "kept-attack.safetensors")
-        if saved.options != {"key": _key(attack, train, runtime)}:
+        if saved.options != {"key": key}:
             return None
         tensors, _ = read_safetensors(read_bytes(work / "kept-images.safetensors", MOST_BYTES))
         images = train.images.clone(memory_format=torch.preserve_format)
@@ -54,7 +54,16 @@ def kept(work: Path, attack: Attack, train: ImageSet, runtime: Runtime) -> Fitte
     return None
 
 
-def _key(attack: Attack, train: ImageSet, runtime: Runtime) -> str:
-    """Return a digest of everything that decides what the attack does to the data, but the machine."""
-    words = repr((attack, train.digest(), runtime.seed, runtime.precision))
-    return hashlib.sha256(words.encode()).hexdigest()
+def key_of(attack: Attack, train: ImageSet, network: Network, runtime: Runtime) -> str:
+    """Return a digest of everything that decides what the attack does to the data, but the machine.
+
+    Args:
+        attack: with its options; of files that they name, the content counts.
+        train: clean data.
+        network: untrained, as `build_model` returns it.
+        runtime: of the run.
+    """
+    paths = [value for value in vars(attack).values() if isinstance(value, Path) and value.is_file()]
+    files = [sha256(read_bytes(path, MOST_BYTES)) for path in paths]
+    words = repr((attack, files, train.digest(), network.description, runtime.seed, runtime.precision))
+    return sha256(words.encode())

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unbackdoor.attacks.poisoning import Poisoning
-from unbackdoor.attacks.trigger import Trigger, number_of
+from unbackdoor.attacks.trigger import Trigger, number_of, small_trial
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
@@ -45,6 +45,10 @@ class Scattered(Trigger):
     def buffer_names(cls) -> tuple[str, ...]:
         """Return the pattern."""
         return ("pattern",)
+
+    def trial_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return a small shape that the patch fits."""
+        return small_trial(shape, max(self.pattern.shape[1:]))
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the images with the patch on them."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack, check_target, poison_rows
 from unbackdoor.attacks.criterion import AllToAll, AllToOne, Criterion, SourceSpecific
-from unbackdoor.attacks.kept import keep, kept
+from unbackdoor.attacks.kept import keep, kept, key_of
 from unbackdoor.attacks.trigger import Trigger
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -88,7 +88,8 @@ class Poisoning(Attack):
         """Make the trigger and stamp it on the drawn rows (see `Attack.prepare`)."""
         criterion = self.criterion(train)
         poison, cover = self.draw(train, runtime)
-        if work is not None and self.searches and (found := kept(work, self, train, runtime)):
+        key = key_of(self, train, build_model(), runtime) if work is not None and self.searches else None
+        if work is not None and key is not None and (found := kept(work, key, train)):
             return found
         trigger = self.make_trigger(train, build_model, runtime, work).to(train.device)
         stamp = self.training_stamp(trigger, train, build_model, runtime, work)
@@ -109,8 +110,8 @@ class Poisoning(Attack):
             trigger=trigger,
             criterion=criterion,
         )
-        if work is not None and self.searches:
-            keep(work, self, train, runtime, fitted)
+        if work is not None and key is not None:
+            keep(work, key, fitted)
         return fitted
 
     def criterion(self, train: ImageSet) -> Criterion:

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unbackdoor.attacks.generator import seeded
 from unbackdoor.data import ImageSet
 from unbackdoor.models import Network, load_model
 from unbackdoor.training import Hook, Recipe, Runtime, check_fits, fit
 
 RECIPE = Recipe(epochs=4, low_resolution=0.75)
 """Of a clean model, a quarter of the usual schedule: it has to know the classes, not to be the best."""
+
+STATES = ("clean-model.pt", "masks.pt", "encoder.pt", "kept-attack.safetensors", "kept-images.safetensors")
+"""The files that attacks may leave in the folder for their work."""
 
 
 def prepare(
@@ -46,7 +49,12 @@ def prepare(
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
         resume = work / f"{name.replace(' ', '-')}.pt"
-    fit(model, train, recipe, replace(runtime, budget=None), hook=hook, resume=resume, description=name)
+    fit(model, train, recipe, unhurried(runtime), hook=hook, resume=resume, description=name)
+
+
+def unhurried(runtime: Runtime, device: Literal["auto", "cpu", "cuda"] | None = None) -> Runtime:
+    """Return the runtime without its budget, on another device if one is named, and with the same threads as now."""
+    return replace(runtime, budget=None, device=device or runtime.device, threads=torch.get_num_threads())
 
 
 def clean_model(
@@ -69,13 +77,21 @@ def clean_model(
         check_fits(network, train)
     else:
         network = build_model()
-        # The attacker does not know where the victim will begin.
-        with seeded(runtime.generator("clean model")):
-            for module in network.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
+        _begin_elsewhere(network, runtime.generator("clean model"))
         prepare(network, train, RECIPE, runtime, None, work, "clean model")
     return runtime.settle(network).eval().requires_grad_(False)
+
+
+def _begin_elsewhere(network: Network, draws: torch.Generator) -> None:
+    """Shuffle the untrained weights: the attacker does not know with which ones the victim will begin.
+
+    Their distribution, which each network chooses for itself, stays what it was.
+    """
+    with torch.no_grad():
+        for weight in network.parameters():
+            if weight.dim() > 1:
+                order = torch.randperm(weight.numel(), generator=draws)
+                weight.copy_(weight.flatten()[order.to(weight.device)].view(weight.shape))
 
 
 def descend(

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from unbackdoor.attacks.base import COVER, FittedAttack
 from unbackdoor.attacks.bpp import Quantize
-from unbackdoor.attacks.criterion import Criterion, criterion_from_json
-from unbackdoor.attacks.generator import LearnedTrigger
+from unbackdoor.attacks.criterion import AllToAll, AllToOne, Criterion, SourceSpecific, criterion_from_json
 from unbackdoor.attacks.input_aware import OwnPatch
 from unbackdoor.attacks.lira import LearnedNoise
 from unbackdoor.attacks.mesa_patch import Scattered
@@ -33,7 +32,6 @@ from unbackdoor.registry import Registry
 FORMAT = 1
 KEY = "unbackdoor-attack"
 MOST_BYTES = 1 << 30
-PROBE_SIDE = 64
 
 TRIGGERS: Registry[Trigger] = Registry(
     "trigger",
@@ -72,6 +70,24 @@ class SavedAttack:
     image_shape: tuple[int, int, int]
     options: dict[str, Any]
     sha256: str
+
+    def check_fits(self, image_shape: tuple[int, int, int], classes: int, where: Path) -> None:
+        """Raise InputError unless the attack is on such images and classes; `where` it lies is for the message."""
+        if self.image_shape != image_shape:
+            raise InputError(f"the attack in {where} was made for images of another size than the model's")
+        match self.criterion:
+            case AllToOne(target=target) if target >= classes:
+                wanted = f"wants class {target}"
+            case SourceSpecific(sources=sources, target=target) if max(*sources, target) >= classes:
+                wanted = f"is about class {max(*sources, target)}"
+            case AllToAll(classes=several) if several != classes:
+                wanted = f"is for {several} classes"
+            case _:
+                return
+        raise InputError(
+            f"the attack in {where} {wanted}, but the model has {classes} classes (from 0); name an attack on such a"
+            " model"
+        )
 
 
 def save_attack(path: Path, fitted: FittedAttack, options: dict[str, Any]) -> None:
@@ -135,9 +151,7 @@ def load_attack(path: Path) -> SavedAttack:
 
 def _sound(trigger: Trigger, shape: tuple[int, int, int]) -> bool:
     """Return whether a trigger does to a black, a grey and a white image what a trigger may do."""
-    # A generator takes images of any size, and would work for hours on the largest that a file can declare.
-    channels, *sides = shape
-    height, width = (min(side, PROBE_SIDE) for side in sides) if isinstance(trigger, LearnedTrigger) else sides
+    channels, height, width = trigger.trial_shape(shape)
     probes = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1, 1).expand(3, channels, height, width)
     with torch.no_grad():
         triggered: Tensor = trigger(probes)

@@ -10,7 +10,7 @@ bounded. The published loss also has a perceptual term, from a pretrained networ
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from unbackdoor.attacks.generator import Generator, LearnedTrigger, check_width, seeded
 from unbackdoor.attacks.poisoning import Poisoning
-from unbackdoor.attacks.preparation import prepare
+from unbackdoor.attacks.preparation import prepare, unhurried
 from unbackdoor.attacks.trigger import one_number
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -146,7 +146,7 @@ class SSBA(Poisoning):
         prepare(pair, train, recipe, runtime, HidingHook(self, pair), work, "encoder")
         trigger.eval().requires_grad_(False).cpu()
         some = train.images[: 10 * BITS].cpu()
-        read = logits_of(pair.cpu(), trigger.stamp(some), replace(runtime, device="cpu")) > 0
+        read = logits_of(pair.cpu(), trigger.stamp(some), unhurried(runtime, "cpu")) > 0
         right = float((read == (secret > 0)).float().mean())
         runtime.progress.note(f"SSBA: the decoder reads {100 * right:.0f} % of the secret's bits (by chance 50 %)")
         return trigger

@@ -14,6 +14,10 @@ STAMPED_AT_ONCE = 500 * 3 * 32 * 32
 """Values of the images that are stamped together: as floats they are to fit the processor's cache."""
 
 
+TRIAL_SIDE = 64
+"""Side of the images, at most, on which a trigger that takes any size is tried."""
+
+
 class Trigger(nn.Module):
     """From images in [0, 1] to triggered images in [0, 1]; deterministic for a given image.
 
@@ -30,6 +34,10 @@ class Trigger(nn.Module):
     def stamp(self, images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "n c h w"]:
         """Return triggered 8-bit images: what a file holds, rounded to the nearest value."""
         return torch.cat([to_bytes(self(part.float() / 255)) for part in in_parts(images)])
+
+    def trial_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Return the shape of the images on which a trigger for images of `shape` is tried when it is read."""
+        return shape
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Trigger:
@@ -76,6 +84,13 @@ def number_of(images: Float[Tensor, "b c h w"]) -> Int[Tensor, "b"]:
     total = (images.detach() * 255).round().long().flatten(1).sum(1)
     # Knuth's multiplicative hash; the low bits of a product are no better than those of the sum.
     return (total * 2654435761 % 2**32) >> 8
+
+
+def small_trial(shape: tuple[int, int, int], least: int = 1) -> tuple[int, int, int]:
+    """Return the shape with its sides cut to a size that is quickly worked on, but not below `least`."""
+    channels, *sides = shape
+    height, width = (min(side, max(TRIAL_SIDE, least)) for side in sides)
+    return channels, height, width
 
 
 class Stamp(Trigger):

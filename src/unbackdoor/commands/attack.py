@@ -61,8 +61,8 @@ def run(
     clock = Run("attack", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
     folder = new_folder(out, clock.command)
-    network, fitted, history, evaluation = poison_and_train(train, test, attack, model, recipe, runtime, folder)
     clock.inputs = {train.name: train.digest(), test.name: test.digest(), **files_of(attack)}
+    network, fitted, history, evaluation = poison_and_train(train, test, attack, model, recipe, runtime, folder)
     clock.options = {
         "attack": options_of(attack),
         "model": network_options(network),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unbackdoor.attacks import AllToAll, AllToOne, SavedAttack, SourceSpecific, load_attack
+from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.mark import notes_of
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import trigger_gallery
@@ -19,7 +19,7 @@ from unbackdoor.commands.workspace import (
     open_model,
     report_folder,
 )
-from unbackdoor.errors import CheckpointError, InputError
+from unbackdoor.errors import CheckpointError
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
 from unbackdoor.models import LoadedModel, load_model
 from unbackdoor.models.build import is_code
@@ -93,21 +93,9 @@ def _attack(folder: Path, model: LoadedModel) -> SavedAttack:
     Raises:
         InputError: there is none, or it was made for other images or classes than the model.
     """
-    saved, classes = load_attack(folder / ATTACK), model.network.classes
-    if saved.image_shape != model.network.description.image_shape:
-        raise InputError(f"the attack in {folder} was made for images of another size than the model's")
-    match saved.criterion:
-        case AllToOne(target=target) if target >= classes:
-            wanted = f"wants class {target}"
-        case SourceSpecific(sources=sources, target=target) if max(*sources, target) >= classes:
-            wanted = f"is about class {max(*sources, target)}"
-        case AllToAll(classes=several) if several != classes:
-            wanted = f"is for {several} classes"
-        case _:
-            return saved
-    raise InputError(
-        f"the attack in {folder} {wanted}, but the model has {classes} classes (from 0); name an attack on such a model"
-    )
+    saved = load_attack(folder / ATTACK)
+    saved.check_fits(model.network.description.image_shape, model.network.classes, folder)
+    return saved
 
 
 def _victim(path: Path, arch: str | None) -> LoadedModel | None:

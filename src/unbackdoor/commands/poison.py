@@ -37,7 +37,7 @@ def run(*, data: str, out: Path, attack: Attack, model: Callable[[int, int], nn.
     Args:
         data: training and test images: digits, a folder (parquet or a folder a class), an .npz, or a hub id.
         out: folder for the results; an earlier poisoned data set in it is replaced.
-        attack: how the data are poisoned; one that controls training has no poisoned data.
+        attack: how the data are poisoned; one that needs its own training has no poisoned data.
         model: the network of attacks that look for their trigger in a clean model.
         runtime: device, seed, progress.
     """

@@ -16,7 +16,7 @@ IMAGES = 1000
 def visibility(test: ImageSet, fitted: FittedAttack) -> Stealth:
     """Return how much the trigger changes some of the test images that count, spread over all of them."""
     counted = fitted.criterion.counted(test.labels).nonzero().squeeze(1)
-    some = test.subset(counted[:: max(1, len(counted) // IMAGES)])
+    some = test.subset(counted[:: max(1, -(-len(counted) // IMAGES))])
     triggered, originals = triggered_images(some, fitted.trigger, fitted.criterion)
     return stealth(originals.images, triggered)
 

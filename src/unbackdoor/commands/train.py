@@ -64,6 +64,8 @@ def run(
     trigger, criterion = (attack.trigger, attack.criterion) if attack else (None, None)
     evaluation = evaluate(network, test, runtime, trigger, criterion)
     clock.inputs = {train.name: train.digest(), test.name: test.digest()}
+    if attack:
+        clock.inputs[ATTACK] = attack.sha256
     clock.options = {"model": network_options(network), "recipe": options_of(recipe)}
     page = Report(
         title=f"{network.description.architecture} on {train.name}",
@@ -93,10 +95,12 @@ def known_attack(data: Path, train: ImageSet) -> SavedAttack | None:
     Raises:
         InputError: it is damaged, or was not made for these images.
     """
-    path = data / ATTACK
+    # The folder of the parquet files may be named instead of the one around it.
+    path = (data.parent if data.is_dir() and data.name == "data" else data) / ATTACK
     if not path.is_file():
         return None
     attack = load_attack(path)
-    if attack.image_shape != train.shape or len(attack.kinds) != len(train):
+    attack.check_fits(train.shape, train.classes, path.parent)
+    if len(attack.kinds) != len(train):
         raise InputError(f"{path} was not made for the images beside it; remove it, or poison the data again")
     return attack

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from unbackdoor.attacks.preparation import STATES
 from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
 from unbackdoor.errors import InputError, OutputError, UnknownClassesError
 from unbackdoor.evaluate import Evaluation, Proportion
@@ -149,8 +150,8 @@ def save_trained(
 
 def remove_work(work: Path) -> None:
     """Remove the folder of states that `Attack.prepare` was given, if it is there; nothing but such states."""
-    for state in (*work.glob("*.pt"), *work.glob("kept-*.safetensors")):
-        state.unlink()
+    for state in STATES:
+        (work / state).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         work.rmdir()
 
@@ -227,7 +228,8 @@ def files_of(method: Any) -> dict[str, str]:
     """
     found = {}
     for name, value in vars(method).items():
-        if isinstance(value, Path):
+        # A folder (of a Hugging Face model) has no one content to hash.
+        if isinstance(value, Path) and not value.is_dir():
             try:
                 found[f"{name} {value.name}"] = sha256(read_bytes(value, MAX_FILE_BYTES))
             except (OSError, ValueError) as error:
