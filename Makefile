@@ -50,6 +50,7 @@ test: lint chromium
 	$(BIN)/pytest
 
 docs: $(VENV)/docs
+	$(BIN)/python docs/make_pictures.py
 	$(BIN)/mkdocs build --strict
 
 bench: $(VENV)/core
