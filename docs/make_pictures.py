@@ -4,12 +4,14 @@ Made from two photographs that scikit-learn ships (by danielbuechele, CC BY 2.0)
 which photograph a piece comes from being its class. Attacks that learn their trigger learn it here, in a short
 training.
 
-    python docs/make_pictures.py
+    python docs/make_pictures.py [ATTACK ...]
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from unbackdoor.attacks import ATTACKS, FittedAttack
+from unbackdoor.attacks import ATTACKS, FittedAttack, InputAware
 from unbackdoor.attacks.trigger import to_bytes
 from unbackdoor.commands.gallery import shown
 from unbackdoor.commands.training import new_network
@@ -88,8 +90,12 @@ def main() -> None:
         return new_network(partial(PreActResNet18, width=8), train, runtime)
 
     with tempfile.TemporaryDirectory() as work:
-        for name in ATTACKS:
-            fitted = shown(ATTACKS[name], train).prepare(train, build, runtime, Path(work))
+        for name in sys.argv[1:] or ATTACKS:
+            attack = shown(ATTACKS[name], train)
+            if isinstance(attack, InputAware):
+                # A hundred steps: so few pieces are few steps an epoch, and the masks are not sparse at first.
+                attack = replace(attack, mask_epochs=16)
+            fitted = attack.prepare(train, build, runtime, Path(work))
             if fitted.hook is not None and any(True for _ in fitted.trigger.parameters()):
                 fit(build(), train, LEARNING, runtime, hook=fitted.hook)
             path = FOLDER / f"{CARDS.get(name, name.lower())}.png"
