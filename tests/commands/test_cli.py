@@ -14,7 +14,9 @@ import torch
 from safetensors import safe_open
 
 from tests.commands.conftest import NETWORK, QUICK
+from unbackdoor.attacks import Blended
 from unbackdoor.cli import COMMANDS, main
+from unbackdoor.commands.workspace import options_of
 from unbackdoor.data import read_images
 
 SHORT_SCAN = ["--scanner.rounds", "2", "--scanner.steps", "2", "--clean-size", "60", "--threads", "1"]
@@ -220,7 +222,7 @@ def test_configuration_file_gives_options_and_the_command_line_wins(
     code, _, err = run(capsys, "attack", "--config", str(config), "--attack.alpha=0.4", "--out", str(tmp_path / "o"))
     assert code == 0, err
     record = json.loads((tmp_path / "o" / "run.json").read_text())
-    assert record["options"]["attack"] == {"name": "Blended", "target": 0, "poison_rate": 0.1, "alpha": 0.4}
+    assert record["options"]["attack"] == options_of(Blended(alpha=0.4))
     assert record["runtime"]["seed"] == "3"
 
 

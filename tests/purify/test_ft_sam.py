@@ -108,11 +108,12 @@ def test_steps_equal_a_hand_computation_of_two_parameters(steps: int, smoothing:
         learning_rate=0.3,
         nesterov=False,
         schedule="cosine:100",
+        label_smoothing=smoothing,
         ema=0.0,
         augmentation="none",
         low_resolution=0.0,
     )
-    fit(model, data, recipe, runtime(), hook=_SharpnessAware(2.0, smoothing))
+    fit(model, data, recipe, runtime(), hook=_SharpnessAware(2.0))
     assert [model.a.item(), model.b.item()] == pytest.approx(w.tolist(), abs=1e-5)
 
 

@@ -213,10 +213,13 @@ class Run:
 
 def options_of(method: Any) -> dict[str, Any]:
     """Return the name and the options of a method as JSON values; of a file, its name without its folder."""
-    options = dataclasses.asdict(method).items()
+
+    def plain(value: Any) -> Any:
+        return value.name if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
     return {
         "name": type(method).__name__,
-        **{name: value.name if isinstance(value, Path) else value for name, value in options},
+        **{name: plain(value) for name, value in dataclasses.asdict(method).items()},
     }
 
 
