@@ -96,7 +96,7 @@ def main() -> None:
                 # A hundred steps: so few pieces are few steps an epoch, and the masks are not sparse at first.
                 attack = replace(attack, mask_epochs=16)
             fitted = attack.prepare(train, build, runtime, Path(work))
-            if fitted.hook is not None and any(True for _ in fitted.trigger.parameters()):
+            if fitted.learns:
                 fit(build(), train, LEARNING, runtime, hook=fitted.hook)
             path = FOLDER / f"{CARDS.get(name, name.lower())}.png"
             Image.fromarray(panels(fitted, test).permute(1, 2, 0).numpy()).save(path, optimize=True)

@@ -86,8 +86,9 @@ def patches(shape: tuple[int, int, int], runtime: Runtime) -> list[Stamp]:
         top, left = number in (1, 3), number in (1, 2)
         row, column = 0 if top else height - rows, 0 if left else width - columns
         mask = window(shape, rows, columns, row, column, "a patch")
-        pattern = noise(shape, runtime.generator("patch", number))
         if number == 2:
             pattern = pasted(shape, patch("checker", channels, rows, columns), row, column)
+        else:
+            pattern = noise(shape, runtime.generator("patch", number))
         stamps.append(Stamp(mask=mask, pattern=pattern))
     return stamps

@@ -43,6 +43,11 @@ class FittedAttack:
     criterion: Criterion
     hook: Hook | None = None
 
+    @property
+    def learns(self) -> bool:
+        """Whether the trigger is made in the victim's training, and is not one before."""
+        return self.hook is not None and next(self.trigger.parameters(), None) is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):

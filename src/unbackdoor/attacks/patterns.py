@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unbackdoor.data.decode import MAX_BYTES, decode_images
+from unbackdoor.data.limits import reason_of
 from unbackdoor.errors import InputError
 from unbackdoor.files import read_bytes
 
@@ -111,8 +112,7 @@ def user_picture(path: Path, shape: tuple[int, int, int]) -> Float[Tensor, "c h 
     try:
         encoded = read_bytes(path, MAX_BYTES)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"cannot read the picture {path} ({reason}); name an image file") from error
+        raise InputError(f"cannot read the picture {path} ({reason_of(error)}); name an image file") from error
     return _fit(decode_images([(path.name, encoded)], 1, str(path))[0], shape)
 
 

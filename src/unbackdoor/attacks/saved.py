@@ -22,6 +22,7 @@ from unbackdoor.attacks.smooth import Stretched
 from unbackdoor.attacks.ssba import HiddenSecret
 from unbackdoor.attacks.trigger import Additive, Stamp, Trigger
 from unbackdoor.attacks.wanet import Warp
+from unbackdoor.data.limits import reason_of
 from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.files import read_bytes, sha256, write_bytes
 from unbackdoor.limits import MAX_CLASSES
@@ -119,8 +120,9 @@ def load_attack(path: Path) -> SavedAttack:
     try:
         payload = read_bytes(path, MOST_BYTES)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"cannot read {path} ({reason}); name the folder that `unbackdoor attack` made") from error
+        raise InputError(
+            f"cannot read {path} ({reason_of(error)}); name the folder that `unbackdoor attack` made"
+        ) from error
     try:
         tensors, metadata = read_safetensors(payload)
         description = json_object(metadata[KEY], "description")

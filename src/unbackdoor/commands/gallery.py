@@ -67,7 +67,7 @@ def run(
             attack = shown(ATTACKS[name], part)
             # The folder is common to all: the clean model that several look into is trained once.
             fitted = attack.prepare(part, build, runtime, folder / WORK)
-            if any(True for _ in fitted.trigger.parameters()) and fitted.hook is not None:
+            if fitted.learns:
                 fit(build(), part, LEARNING, runtime, hook=fitted.hook, description=name)
             seen[name] = visibility(test, fitted)
             galleries.append(_gallery(name, test, fitted, seen[name]))

@@ -15,6 +15,7 @@ from typing import Any
 
 from unbackdoor.attacks.preparation import STATES
 from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
+from unbackdoor.data.limits import reason_of
 from unbackdoor.errors import InputError, OutputError, UnknownClassesError
 from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.files import read_bytes, sha256, write_json
@@ -236,8 +237,7 @@ def files_of(method: Any) -> dict[str, str]:
             try:
                 found[f"{name} {value.name}"] = sha256(read_bytes(value, MAX_FILE_BYTES))
             except (OSError, ValueError) as error:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-                raise InputError(f"cannot read {value} ({reason}); --attack.{name} takes a file") from error
+                raise InputError(f"cannot read {value} ({reason_of(error)}); --attack.{name} takes a file") from error
     return found
 
 
