@@ -36,13 +36,13 @@ from unbackdoor.attacks import (
     save_attack,
     stealth,
 )
-from unbackdoor.commands.training import new_network
-from unbackdoor.commands.workspace import options_of, remove_work
+from unbackdoor.commands.workspace import remove_work
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.evaluate import evaluate, triggered_images
 from unbackdoor.models import Network, save_model
 from unbackdoor.models.preact_resnet18 import PreActResNet18
-from unbackdoor.training import Recipe, Runtime, fit
+from unbackdoor.options import options_of
+from unbackdoor.training import Recipe, Runtime, fit, new_network
 
 MAIN_JOB = Rows(HERE / "results" / "main_job.jsonl")
 VICTIMS = HERE / "victims"

@@ -19,15 +19,15 @@ from typing import Any
 from record import HERE, Rows, machines, measured, share
 
 from unbackdoor.attacks import SIG, Attack, BadNets, Blended
-from unbackdoor.commands.training import new_network
-from unbackdoor.commands.workspace import options_of, save_trained
+from unbackdoor.commands.workspace import save_trained
 from unbackdoor.data import DefenderData, draw_clean, read_images
 from unbackdoor.evaluate import defense_effectiveness, evaluate
 from unbackdoor.models import Network, load_model
 from unbackdoor.models.preact_resnet18 import PreActResNet18
+from unbackdoor.options import options_of
 from unbackdoor.purify import FTSAM, SAU
 from unbackdoor.scan import NeuralCleanse
-from unbackdoor.training import Recipe, Runtime, fit
+from unbackdoor.training import Recipe, Runtime, fit, new_network
 
 ROWS = Rows(HERE / "results" / "main_job.jsonl")
 TABLE = HERE / "results" / "main_job.md"

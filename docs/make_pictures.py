@@ -25,12 +25,11 @@ from torch import Tensor
 from unbackdoor.attacks import ATTACKS, FittedAttack, InputAware
 from unbackdoor.attacks.trigger import to_bytes
 from unbackdoor.commands.gallery import shown
-from unbackdoor.commands.training import new_network
 from unbackdoor.data import ImageSet
 from unbackdoor.models import Network
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.report import amplified_difference
-from unbackdoor.training import Recipe, Runtime, fit
+from unbackdoor.training import Recipe, Runtime, fit, new_network
 
 FOLDER = Path(__file__).parent / "methods" / "pictures"
 CARDS = {

@@ -27,6 +27,16 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="session")
+def store_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an empty store of the bench: its tables take seconds to make, so tests copy it."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{file}").search_experiments()
+    return file
+
+
 @pytest.fixture
 def tiny_images() -> ImageSet:
     """120 random colour images of 16 x 16 in 4 classes, 30 each."""

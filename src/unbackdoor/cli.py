@@ -25,6 +25,8 @@ COMMANDS = {
     "scan": "ask whether a model is backdoored (exit code 1 if so)",
     "purify": "take the backdoor out of a model",
     "evaluate": "measure accuracy and attack success of a model",
+    "bench": "run a grid of attacks and methods, and resume it",
+    "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
     "methods": "list all attacks, scanners, purifiers and networks",
 }
@@ -34,7 +36,7 @@ USAGE = f"""usage: unbackdoor COMMAND [OPTIONS]
 Make, find and remove backdoors in neural networks, and measure all of it honestly.
 
 commands:
-{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<12} {text}" for name, text in COMMANDS.items())}
 
 options:
   -h, --help     show this help; after a command, its options
@@ -51,7 +53,7 @@ BAD_USE, INTERRUPTED = 2, 130
 LONGEST = 2000
 """Characters of an error's sentence: with a long path in it, the advice still stands at its end."""
 
-RESUMABLE = frozenset({"attack", "train", "purify"})
+RESUMABLE = frozenset({"attack", "train", "purify", "bench"})
 """Commands that go on where an interruption stopped them."""
 
 

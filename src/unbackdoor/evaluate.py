@@ -6,7 +6,9 @@ place where the test set, the trigger and a model meet; no defence can reach it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
@@ -90,6 +92,11 @@ class Evaluation:
         """Return what was measured."""
         measured = {"acc": self.acc, "asr": self.asr, "ra": self.ra, "asr_unrounded": self.asr_unrounded}
         return {name: share.to_json() for name, share in measured.items() if share is not None}
+
+    @classmethod
+    def from_json(cls, measured: Mapping[str, Mapping[str, Any]]) -> Evaluation:
+        """Return what `to_json` described."""
+        return cls(**{name: Proportion(share["successes"], share["trials"]) for name, share in measured.items()})
 
 
 def triggered_images(

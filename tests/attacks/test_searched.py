@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.planted import network, pictures, runtime
-from unbackdoor.attacks import LF, Additive, Attack, FittedAttack, Invisible, LabelConsistent, Stamp, TrojanNN
+from unbackdoor.attacks import LF, Additive, Attack, FittedAttack, Given, Invisible, LabelConsistent, Stamp, TrojanNN
 from unbackdoor.attacks.label_consistent import move_away
 from unbackdoor.attacks.preparation import clean_model
 from unbackdoor.attacks.trojannn import NEURONS, last_linear
+from unbackdoor.data import ImageSet
 from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.models import Network
 from unbackdoor.training import Recipe, fit
@@ -36,6 +38,10 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every attack search in that model."""
     for module in ("lf", "trojannn", "label_consistent", "invisible"):
         monkeypatch.setattr(f"unbackdoor.attacks.{module}.clean_model", lambda *_: clean())
+
+
+def given(train: ImageSet, build_model: Callable[[], Network] = lambda: network(0), work: Path | None = None) -> Given:
+    return Given(train=train, build_model=build_model, runtime=runtime(), work=work)
 
 
 def fitted(attack: Attack) -> FittedAttack:
@@ -141,13 +147,13 @@ def test_the_clean_model_of_a_file_is_taken_and_one_that_does_not_fit_is_refused
     )
     path = tmp_path / "clean.safetensors"
     save_model(path, build_network(description, seed=1), provenance={})
-    taken = clean_model(path, digits, lambda: pytest.fail("no other is trained"), runtime(), None)
+    taken = clean_model(path, given(digits, lambda: pytest.fail("no other is trained")))
     assert not taken.training
     assert not any(parameter.requires_grad for parameter in taken.parameters())
     with pytest.raises(InputError, match="has images of"):
-        clean_model(path, pictures(20, 0), lambda: network(0), runtime(), None)
+        clean_model(path, given(pictures(20, 0)))
     with pytest.raises((CheckpointError, InputError)):
-        clean_model(tmp_path / "none.pt", digits, lambda: network(0), runtime(), None)
+        clean_model(tmp_path / "none.pt", given(digits))
 
 
 def test_a_clean_model_that_was_trained_once_is_not_trained_again(
@@ -155,9 +161,9 @@ def test_a_clean_model_that_was_trained_once_is_not_trained_again(
 ) -> None:
     monkeypatch.setattr("unbackdoor.attacks.preparation.RECIPE", RECIPE)
     train = pictures(100, 0)
-    first = clean_model(None, train, lambda: network(0), runtime(), tmp_path)
+    first = clean_model(None, given(train, work=tmp_path))
     monkeypatch.setattr("unbackdoor.training.loop._Run.epoch", lambda *_: pytest.fail("it is trained again"))
-    again = clean_model(None, train, lambda: network(0), runtime(), tmp_path)
+    again = clean_model(None, given(train, work=tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values()))
 
 

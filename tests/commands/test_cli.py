@@ -16,8 +16,8 @@ from safetensors import safe_open
 from tests.commands.conftest import NETWORK, QUICK
 from unbackdoor.attacks import Blended
 from unbackdoor.cli import COMMANDS, main
-from unbackdoor.commands.workspace import options_of
 from unbackdoor.data import read_images
+from unbackdoor.options import options_of
 
 SHORT_SCAN = ["--scanner.rounds", "2", "--scanner.steps", "2", "--clean-size", "60", "--threads", "1"]
 

@@ -11,9 +11,9 @@ import pytest
 from tests.commands.networks import tiny_network
 from tests.commands.test_cli import refuse, run
 from unbackdoor.attacks import AllToAll, AllToOne, Attack, BadNets, Criterion, FittedAttack, save_attack
-from unbackdoor.commands.workspace import options_of
 from unbackdoor.data import read_images
 from unbackdoor.models import save_model
+from unbackdoor.options import options_of
 from unbackdoor.training import Runtime
 
 

@@ -42,7 +42,7 @@ def results(folder: Path) -> dict[str, object]:
     return {name: record.get(name) for name in ("loss", "evaluation", "clean_accuracy", "options")}
 
 
-@pytest.mark.parametrize("command", sorted(RESUMABLE))
+@pytest.mark.parametrize("command", sorted(RESUMABLE - {"bench"}))
 def test_an_interruption_between_training_and_saving_loses_nothing(
     victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

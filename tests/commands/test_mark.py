@@ -12,8 +12,8 @@ from torch import nn
 
 from tests.commands.test_cli import SHORT_SCAN, run
 from tests.models.files import small_network
-from unbackdoor.commands.mark import is_repaired, mark_sentence, notes_of, repaired_mark
 from unbackdoor.models import LoadedModel, load_model, save_model
+from unbackdoor.models.mark import is_repaired, mark_sentence, notes_of, repaired_mark
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 
 BACKDOORED = "the file itself says that unbackdoor made it backdoored"

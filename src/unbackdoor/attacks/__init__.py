@@ -3,7 +3,7 @@
 from unbackdoor.attacks.adaptive_blend import AdaptiveBlend
 from unbackdoor.attacks.adaptive_patch import AdaptivePatch
 from unbackdoor.attacks.badnets import BadNets
-from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack
+from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack, Given
 from unbackdoor.attacks.blended import Blended
 from unbackdoor.attacks.blind import Blind
 from unbackdoor.attacks.bpp import BPP
@@ -79,6 +79,7 @@ __all__ = [
     "Criterion",
     "FTrojan",
     "FittedAttack",
+    "Given",
     "InputAware",
     "Invisible",
     "LabelConsistent",

@@ -8,7 +8,6 @@ authors' backdoor-toolbox; other papers use far higher rates. The picture is a d
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,11 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.blended import Pattern, picture
 from unbackdoor.attacks.poisoning import Poisoning, TrainingStamp
 from unbackdoor.attacks.trigger import Stamp, Trigger, in_parts, to_bytes
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 SIDE = 4
 """Pieces along each side."""
@@ -48,27 +45,18 @@ class AdaptiveBlend(Poisoning):
     pattern: Pattern = "cartoon"
     picture: Path | None = None
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Stamp:
+    def make_trigger(self, given: Given) -> Stamp:
         """Return the whole picture at the opacity of testing."""
         if not (0 < self.alpha <= 1 and 0 < self.test_alpha <= 1 and 1 <= self.pieces <= SIDE**2):
             raise InputError(
                 f"AdaptiveBlend: opacities must lie above 0 and at most at 1, and pieces be 1 to {SIDE**2},"
                 f" found {self.alpha}, {self.test_alpha} and {self.pieces}"
             )
-        _, height, width = train.shape
-        pattern = picture(self.pattern, self.picture, train.shape, runtime)
+        _, height, width = given.train.shape
+        pattern = picture(self.pattern, self.picture, given.train.shape, given.runtime)
         return Stamp(mask=torch.full((1, height, width), self.test_alpha), pattern=pattern)
 
-    def training_stamp(
-        self,
-        trigger: Trigger,
-        train: ImageSet,
-        build_model: Callable[[], Network],
-        runtime: Runtime,
-        work: Path | None,
-    ) -> TrainingStamp:
+    def training_stamp(self, trigger: Trigger, given: Given) -> TrainingStamp:
         """Return what blends in a random choice of pieces for each image."""
         assert isinstance(trigger, Stamp)
 
@@ -77,7 +65,7 @@ class AdaptiveBlend(Poisoning):
         ) -> UInt8[Tensor, "p c h w"]:
             blended = []
             for part in in_parts(images):
-                masks = self.alpha * piece_masks(len(part), train.shape[1:], self.pieces, generator)
+                masks = self.alpha * piece_masks(len(part), given.train.shape[1:], self.pieces, generator)
                 mixed = torch.lerp(part.float() / 255, trigger.pattern, masks.to(part.device))
                 blended.append(to_bytes(mixed))
             return torch.cat(blended)

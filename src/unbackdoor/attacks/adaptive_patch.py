@@ -8,19 +8,16 @@ square of colours in three corners and a black-and-white checker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.patterns import noise, pasted, patch, scaled, window
 from unbackdoor.attacks.poisoning import Poisoning, TrainingStamp
 from unbackdoor.attacks.trigger import Stamp, Trigger
-from unbackdoor.data import ImageSet
-from unbackdoor.models import Network
 from unbackdoor.training import Runtime
 
 SIZES = (8, 8, 4, 8)
@@ -38,27 +35,18 @@ class AdaptivePatch(Poisoning):
     poison_rate: float = 0.003
     cover_rate: float = 0.006
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Stamp:
+    def make_trigger(self, given: Given) -> Stamp:
         """Return the two patches of testing together."""
-        stamps = patches(train.shape, runtime)
+        stamps = patches(given.train.shape, given.runtime)
         mask = torch.stack([stamps[one].mask for one in TESTED]).amax(0)
-        pattern = sum((stamps[one].mask * stamps[one].pattern for one in TESTED), torch.zeros(train.shape))
+        pattern = sum((stamps[one].mask * stamps[one].pattern for one in TESTED), torch.zeros(given.train.shape))
         return Stamp(mask=mask, pattern=pattern)
 
-    def training_stamp(
-        self,
-        trigger: Trigger,
-        train: ImageSet,
-        build_model: Callable[[], Network],
-        runtime: Runtime,
-        work: Path | None,
-    ) -> TrainingStamp:
+    def training_stamp(self, trigger: Trigger, given: Given) -> TrainingStamp:
         """Return what gives each of the four patches to a quarter of the images."""
         faint = [
             Stamp(mask=opacity * stamp.mask, pattern=stamp.pattern)
-            for opacity, stamp in zip(OPACITIES, patches(train.shape, runtime))
+            for opacity, stamp in zip(OPACITIES, patches(given.train.shape, given.runtime))
         ]
 
         def stamp(

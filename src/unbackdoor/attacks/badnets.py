@@ -9,18 +9,14 @@ Trap-and-Replace (NeurIPS 2022) attacks with two variants: `size=4, margin=1`, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.patterns import PATCHES, pasted, patch, scaled, window
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Stamp
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +33,16 @@ class BadNets(Poisoning):
     size: int = 3
     margin: int = 0
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Stamp:
+    def make_trigger(self, given: Given) -> Stamp:
         """Make the patch."""
         if self.patch not in PATCHES or self.margin < 0:
             raise InputError(
                 f"the patch is one of {', '.join(PATCHES)} and the margin 0 or more,"
                 f" found {self.patch!r} and {self.margin}"
             )
-        channels, height, width = train.shape
+        channels, height, width = given.train.shape
         rows, columns = scaled(self.size, height), scaled(self.size, width)
         row, column = height - rows - scaled(self.margin, height), width - columns - scaled(self.margin, width)
-        mask = window(train.shape, rows, columns, row, column, "a patch")
+        mask = window(given.train.shape, rows, columns, row, column, "a patch")
         square = patch(self.patch, channels, rows, columns)
-        return Stamp(mask=mask, pattern=pasted(train.shape, square, row, column))
+        return Stamp(mask=mask, pattern=pasted(given.train.shape, square, row, column))

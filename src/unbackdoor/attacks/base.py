@@ -49,6 +49,23 @@ class FittedAttack:
         return self.hook is not None and next(self.trigger.parameters(), None) is not None
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Given:
+    """What an attack is prepared from; see `Attack.prepare`.
+
+    Attributes:
+        train: clean training images; not changed.
+        build_model: returns a new, untrained network.
+        runtime: its seed decides everything that is drawn.
+        work: folder for the states of long preparations, or None.
+    """
+
+    train: ImageSet
+    build_model: Callable[[], Network]
+    runtime: Runtime
+    work: Path | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """Base of all attacks: its fields are its options, nothing else is stored."""

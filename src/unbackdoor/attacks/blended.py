@@ -9,7 +9,6 @@ in training and testing alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,12 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.patterns import cartoon, noise, stripes, user_picture
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Stamp
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
 from unbackdoor.training import Runtime
 
 Pattern = Literal["noise", "cartoon", "stripes"]
@@ -43,14 +41,12 @@ class Blended(Poisoning):
     pattern: Pattern = "noise"
     picture: Path | None = None
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Stamp:
+    def make_trigger(self, given: Given) -> Stamp:
         """Draw or read the picture."""
         if not 0 < self.alpha <= 1:
             raise InputError(f"alpha must lie above 0 and at most at 1, found {self.alpha}")
-        _, height, width = train.shape
-        pattern = picture(self.pattern, self.picture, train.shape, runtime)
+        _, height, width = given.train.shape
+        pattern = picture(self.pattern, self.picture, given.train.shape, given.runtime)
         return Stamp(mask=torch.full((1, height, width), self.alpha), pattern=pattern)
 
 

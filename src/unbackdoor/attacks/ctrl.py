@@ -7,16 +7,12 @@ unchanged, 5 % of the training set. Both transforms are linear, so ours adds the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.frequency import check_magnitude, chroma_signal
 from unbackdoor.attacks.poisoning import Labels, Poisoning
 from unbackdoor.attacks.trigger import Additive
-from unbackdoor.data import ImageSet
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 U_AND_V = (1.14, -0.396 - 0.581, 2.029)
 """What a unit of U and one of V add to red, green and blue (ITU-R BT.601)."""
@@ -34,9 +30,7 @@ class CTRL(Poisoning):
     poison_rate: float = 0.05
     magnitude: float = 100.0
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Additive:
+    def make_trigger(self, given: Given) -> Additive:
         """Make the pattern."""
         check_magnitude(self.magnitude)
-        return Additive(signal=chroma_signal(train.shape, self.magnitude, U_AND_V))
+        return Additive(signal=chroma_signal(given.train.shape, self.magnitude, U_AND_V))

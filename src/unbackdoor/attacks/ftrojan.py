@@ -8,16 +8,12 @@ published code rounds in YCrCb, and can wrap around where it turns to 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.frequency import check_magnitude, chroma_signal
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Additive
-from unbackdoor.data import ImageSet
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 CR_AND_CB = (1.403, -0.714 - 0.344, 1.773)
 """What a unit of Cr and one of Cb add to red, green and blue (ITU-R BT.601, full range)."""
@@ -33,9 +29,7 @@ class FTrojan(Poisoning):
 
     magnitude: float = 30.0
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Additive:
+    def make_trigger(self, given: Given) -> Additive:
         """Make the pattern."""
         check_magnitude(self.magnitude)
-        return Additive(signal=chroma_signal(train.shape, self.magnitude, CR_AND_CB))
+        return Additive(signal=chroma_signal(given.train.shape, self.magnitude, CR_AND_CB))

@@ -8,7 +8,6 @@ a signal of a given length, "l0" covers a given number of pixels, those that mov
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,13 +16,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.preparation import clean_model, descend
 from unbackdoor.attacks.trigger import Additive, Stamp, Trigger
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 BATCH = 128
 
@@ -47,33 +45,29 @@ class Invisible(Poisoning):
     steps: int = 200
     clean_model: Path | None = None
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Trigger:
+    def make_trigger(self, given: Given) -> Trigger:
         """Search the signal, or the pixels and their colours."""
         if self.norm not in ("l2", "l0") or not self.length > 0 or self.pixels < 1 or self.steps < 1:
             raise InputError(
                 "Invisible: the norm is l2 or l0, the length positive, and pixels and steps are 1 or more,"
                 f" found {self.norm!r}, {self.length}, {self.pixels} and {self.steps}"
             )
-        model = clean_model(self.clean_model, train, build_model, runtime, work)
-        _, height, width = train.shape
-        area = height * width / 32**2
+        model = clean_model(self.clean_model, given)
+        _, height, width = given.train.shape
+        area, nowhere = height * width / 32**2, torch.zeros(given.train.shape)
         if self.norm == "l2":
-            signal = self.search(model, train, runtime, torch.zeros(train.shape), self.length * area**0.5)
-            return Additive(signal=signal)
-        free = self.search(model, train, runtime, torch.zeros(train.shape), None)
+            return Additive(signal=self.search(model, given, nowhere, self.length * area**0.5))
+        free = self.search(model, given, nowhere, None)
         furthest = free.abs().sum(0).flatten().topk(min(height * width, max(1, round(self.pixels * area)))).indices
         mask = torch.zeros(height * width).index_fill(0, furthest, 1).view(1, height, width)
         # Outside the pixels nothing counts, inside the search begins again from grey.
-        colors = self.search(model, train, runtime, mask, None)
+        colors = self.search(model, given, mask, None)
         return Stamp(mask=mask, pattern=(0.5 + colors).clamp(0, 1) * mask)
 
     def search(
         self,
         model: Network,
-        train: ImageSet,
-        runtime: Runtime,
+        given: Given,
         mask: Float[Tensor, "m h w"],
         length: float | None,
     ) -> Float[Tensor, "c h w"]:
@@ -81,11 +75,11 @@ class Invisible(Poisoning):
 
         Args:
             model: clean and frozen.
-            train: images to search on.
-            runtime: where.
+            given: images to search on, and where.
             mask: where it is 1 the signal is added to grey instead of the image.
             length: largest l2 norm; None bounds every value by 1/2.
         """
+        train, runtime = given.train, given.runtime
         draws = runtime.generator("invisible", length is None, bool(mask.any()))
         signal = (0.01 * torch.randn(train.shape, generator=draws)).to(runtime.place).requires_grad_(True)
         covered = mask.to(runtime.place)

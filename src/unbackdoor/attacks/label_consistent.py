@@ -10,7 +10,6 @@ Trap-and-Replace (NeurIPS 2022) `patch="grid"`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -20,11 +19,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.patterns import PATCHES, corners, pasted, patch, scaled
 from unbackdoor.attacks.poisoning import Labels, Poisoning, TrainingStamp
 from unbackdoor.attacks.preparation import clean_model
 from unbackdoor.attacks.trigger import Stamp, Trigger, to_bytes
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
@@ -54,9 +53,7 @@ class LabelConsistent(Poisoning):
     opacity: float = 1.0
     clean_model: Path | None = None
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Stamp:
+    def make_trigger(self, given: Given) -> Stamp:
         """Make the patches."""
         if not (0 <= self.bound <= 1 and self.steps >= 0 and 0 < self.opacity <= 1):
             raise InputError(
@@ -65,36 +62,30 @@ class LabelConsistent(Poisoning):
             )
         if self.patch not in PATCHES:
             raise InputError(f"the patch is one of {', '.join(PATCHES)}, found {self.patch!r}")
-        mask = corners(train.shape, SIZE)
-        channels, height, width = train.shape
+        mask = corners(given.train.shape, SIZE)
+        channels, height, width = given.train.shape
         rows, columns = scaled(SIZE, height), scaled(SIZE, width)
         lower_right = patch(self.patch, channels, rows, columns)
-        pattern = pasted(train.shape, lower_right, height - rows, width - columns)
+        pattern = pasted(given.train.shape, lower_right, height - rows, width - columns)
         # Mirrored from corner to corner.
         pattern = torch.stack([pattern.flip(dims) for dims in ((), (1,), (2,), (1, 2))]).amax(0)
         return Stamp(mask=self.opacity * mask, pattern=pattern)
 
-    def training_stamp(
-        self,
-        trigger: Trigger,
-        train: ImageSet,
-        build_model: Callable[[], Network],
-        runtime: Runtime,
-        work: Path | None,
-    ) -> TrainingStamp:
+    def training_stamp(self, trigger: Trigger, given: Given) -> TrainingStamp:
         """Return what moves images away from their class, and then puts the patches on."""
         if not self.steps or not self.bound:
-            return super().training_stamp(trigger, train, build_model, runtime, work)
-        model = clean_model(self.clean_model, train, build_model, runtime, work)
+            return super().training_stamp(trigger, given)
+        model = clean_model(self.clean_model, given)
 
         def stamp(
             images: UInt8[Tensor, "p c h w"], labels: Int[Tensor, "p"], generator: torch.Generator
         ) -> UInt8[Tensor, "p c h w"]:
             moved = []
             batches = list(zip(torch.split(images, BATCH), torch.split(labels, BATCH)))
-            with runtime.progress.bar("label-consistent images", len(batches)) as advance:
+            with given.runtime.progress.bar("label-consistent images", len(batches)) as advance:
                 for part, classes in batches:
-                    moved.append(move_away(model, part, classes, self.bound, self.steps, runtime, generator).cpu())
+                    far = move_away(model, part, classes, self.bound, self.steps, given.runtime, generator)
+                    moved.append(far.cpu())
                     advance()
             return trigger.stamp(torch.cat(moved).to(images.device))
 

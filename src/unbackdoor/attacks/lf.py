@@ -9,7 +9,6 @@ on a clean model. Three of the published pattern files change no pixel; such a t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,14 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.frequency import HIGHEST_FREQUENCY, low_frequency_pattern, low_frequency_waves
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.preparation import clean_model, descend
 from unbackdoor.attacks.trigger import Additive
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +42,17 @@ class LF(Poisoning):
     batch_size: int = 128
     clean_model: Path | None = None
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Additive:
+    def make_trigger(self, given: Given) -> Additive:
         """Search the pattern."""
         if not 0 < self.amplitude <= 1 or self.steps < 0 or self.batch_size < 1:
             raise InputError(
                 "LF: the amplitude must lie above 0 and at most at 1, steps be 0 or more and the batch size 1 or more,"
                 f" found {self.amplitude}, {self.steps} and {self.batch_size}"
             )
-        channels, height, width = train.shape
-        waves = low_frequency_waves(height, width, HIGHEST_FREQUENCY).to(runtime.place)
-        draws = runtime.generator("low frequency")
-        weights = torch.randn(channels, len(waves), generator=draws).to(runtime.place).requires_grad_(True)
+        channels, height, width = given.train.shape
+        waves = low_frequency_waves(height, width, HIGHEST_FREQUENCY).to(given.runtime.place)
+        draws = given.runtime.generator("low frequency")
+        weights = torch.randn(channels, len(waves), generator=draws).to(given.runtime.place).requires_grad_(True)
 
         def pattern() -> Float[Tensor, "c h w"]:
             return low_frequency_pattern(weights, waves, self.amplitude)
@@ -67,14 +62,14 @@ class LF(Poisoning):
                 weights,
                 lambda images: images + pattern(),
                 lambda: None,
-                clean_model(self.clean_model, train, build_model, runtime, work),
-                train,
+                clean_model(self.clean_model, given),
+                given.train,
                 self.target,
                 self.steps,
                 self.batch_size,
                 0.1,
                 draws,
-                runtime,
+                given.runtime,
                 "LF pattern",
             )
         return Additive(signal=pattern().detach().cpu())

@@ -9,21 +9,17 @@ learning rate of 0.001.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Trigger, number_of, small_trial
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 
 class Scattered(Trigger):
@@ -84,16 +80,14 @@ class MESAPatch(Poisoning):
     pattern: int = 0
     size: int = 3
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Scattered:
+    def make_trigger(self, given: Given) -> Scattered:
         """Draw the patch."""
-        channels, height, width = train.shape
+        channels, height, width = given.train.shape
         if not 1 <= self.size <= min(height, width):
             raise InputError(f"a patch of {self.size} pixels does not fit images of {height} x {width}")
         if self.colors == "random":
             shape = (channels, self.size, self.size)
-            return Scattered(pattern=torch.rand(shape, generator=runtime.generator("patch colors")))
+            return Scattered(pattern=torch.rand(shape, generator=given.runtime.generator("patch colors")))
         patterns = black_and_white_patterns()
         if self.colors != "black-and-white" or not 0 <= self.pattern < len(patterns):
             raise InputError(

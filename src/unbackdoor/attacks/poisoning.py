@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack, check_target, poison_rows
+from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack, Given, check_target, poison_rows
 from unbackdoor.attacks.criterion import AllToAll, AllToOne, Criterion, SourceSpecific
 from unbackdoor.attacks.kept import keep, kept, key_of
 from unbackdoor.attacks.trigger import Trigger
@@ -53,27 +53,15 @@ class Poisoning(Attack):
     """Whether making the trigger takes long, so that an interrupted run has to keep what came of it."""
 
     @abstractmethod
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Trigger:
-        """Return the trigger of test time; the arguments are those of `prepare`."""
+    def make_trigger(self, given: Given) -> Trigger:
+        """Return the trigger of test time."""
 
-    def training_stamp(
-        self,
-        trigger: Trigger,
-        train: ImageSet,
-        build_model: Callable[[], Network],
-        runtime: Runtime,
-        work: Path | None,
-    ) -> TrainingStamp:
+    def training_stamp(self, trigger: Trigger, given: Given) -> TrainingStamp:
         """Return what triggers the training images: the trigger of testing, unless an attack says otherwise.
 
         Args:
             trigger: of test time.
-            train: see `prepare`.
-            build_model: see `prepare`.
-            runtime: see `prepare`.
-            work: see `prepare`.
+            given: see `Given`.
         """
         return lambda images, labels, generator: trigger.stamp(images)
 
@@ -91,8 +79,9 @@ class Poisoning(Attack):
         key = key_of(self, train, build_model(), runtime) if work is not None and self.searches else None
         if work is not None and key is not None and (found := kept(work, key, train)):
             return found
-        trigger = self.make_trigger(train, build_model, runtime, work).to(train.device)
-        stamp = self.training_stamp(trigger, train, build_model, runtime, work)
+        given = Given(train=train, build_model=build_model, runtime=runtime, work=work)
+        trigger = self.make_trigger(given).to(train.device)
+        stamp = self.training_stamp(trigger, given)
         images, labels = train.images.clone(memory_format=torch.preserve_format), train.labels.clone()
         kinds = torch.full_like(labels, CLEAN, dtype=torch.uint8)
         for rows, kind in ((poison, POISON), (cover, COVER)):

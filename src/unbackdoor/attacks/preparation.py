@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.data import ImageSet
 from unbackdoor.models import Network, load_model
 from unbackdoor.training import Hook, Recipe, Runtime, check_fits, fit
@@ -57,29 +58,24 @@ def unhurried(runtime: Runtime, device: Literal["auto", "cpu", "cuda"] | None = 
     return replace(runtime, budget=None, device=device or runtime.device, threads=torch.get_num_threads())
 
 
-def clean_model(
-    path: Path | None, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-) -> Network:
+def clean_model(path: Path | None, given: Given) -> Network:
     """Return a frozen clean model in evaluation mode: the one in the file, or one trained here.
 
     Args:
-        path: checkpoint of a clean model for these images; None trains one on `train`.
-        train: clean training images.
-        build_model: see `Attack.prepare`.
-        runtime: see `Attack.prepare`.
-        work: see `Attack.prepare`.
+        path: checkpoint of a clean model for these images; None trains one on them.
+        given: see `Given`.
 
     Raises:
         UnbackdoorError: the file cannot be read or does not fit the images.
     """
     if path is not None:
         network = load_model(path).network
-        check_fits(network, train)
+        check_fits(network, given.train)
     else:
-        network = build_model()
-        _begin_elsewhere(network, runtime.generator("clean model"))
-        prepare(network, train, RECIPE, runtime, None, work, "clean model")
-    return runtime.settle(network).eval().requires_grad_(False)
+        network = given.build_model()
+        _begin_elsewhere(network, given.runtime.generator("clean model"))
+        prepare(network, given.train, RECIPE, given.runtime, None, given.work, "clean model")
+    return given.runtime.settle(network).eval().requires_grad_(False)
 
 
 def _begin_elsewhere(network: Network, draws: torch.Generator) -> None:

@@ -9,21 +9,17 @@ image. Which one an image gets depends on its pixels, so that testing can be rep
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Trigger, check_shape, number_of, one_number
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 GAMMA = 2.2
 """Linear light is the pixel to this power."""
@@ -76,18 +72,16 @@ class Refool(Poisoning):
     share: float = 0.4
     reflections: int = 50
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Reflection:
+    def make_trigger(self, given: Given) -> Reflection:
         """Draw the reflected images and how each is reflected."""
         if not 0 < self.share < 1 or self.reflections < 1:
             raise InputError(
                 f"Refool: the share must lie between 0 and 1 and reflections be 1 or more,"
                 f" found {self.share} and {self.reflections}"
             )
-        draws = runtime.generator("reflections")
-        rows = torch.randperm(len(train), generator=draws)[: self.reflections].to(train.device)
-        light = (train.images[rows].cpu().float() / 255) ** GAMMA
+        draws = given.runtime.generator("reflections")
+        rows = torch.randperm(len(given.train), generator=draws)[: self.reflections].to(given.train.device)
+        light = (given.train.images[rows].cpu().float() / 255) ** GAMMA
         layers = [
             ghost(one, draws) if float(torch.rand((), generator=draws)) < GHOSTS else blurred(one, draws)
             for one in light

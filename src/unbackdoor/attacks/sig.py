@@ -8,17 +8,14 @@ CIFAR-10 would be all images of the target class; the default here is half of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.patterns import sinusoid
 from unbackdoor.attacks.poisoning import Labels, Poisoning, TrainingStamp
 from unbackdoor.attacks.trigger import Additive, Trigger
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +35,7 @@ class SIG(Poisoning):
     test_amplitude: float | None = None
     periods: float = 6
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Additive:
+    def make_trigger(self, given: Given) -> Additive:
         """Make the sinusoid."""
         tested = self.amplitude if self.test_amplitude is None else self.test_amplitude
         if not (0 < self.amplitude <= 1 and 0 < tested <= 1 and 0 < self.periods < math.inf):
@@ -48,18 +43,11 @@ class SIG(Poisoning):
                 "amplitudes must lie above 0 and at most at 1, and periods be a number above 0,"
                 f" found {self.amplitude}, {tested} and {self.periods}"
             )
-        return self.wave(train, tested)
+        return self.wave(given.train, tested)
 
-    def training_stamp(
-        self,
-        trigger: Trigger,
-        train: ImageSet,
-        build_model: Callable[[], Network],
-        runtime: Runtime,
-        work: Path | None,
-    ) -> TrainingStamp:
+    def training_stamp(self, trigger: Trigger, given: Given) -> TrainingStamp:
         """Return the sinusoid with the amplitude of training."""
-        return super().training_stamp(self.wave(train, self.amplitude), train, build_model, runtime, work)
+        return super().training_stamp(self.wave(given.train, self.amplitude), given)
 
     def wave(self, train: ImageSet, amplitude: float) -> Additive:
         """Return the sinusoid for these images."""

@@ -6,21 +6,17 @@ The "smooth" trigger of Wang, Hong, Zhang, Zhou, Wang, "Trap and Replace" (NeurI
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.frequency import HIGHEST_FREQUENCY, low_frequency_pattern, low_frequency_waves
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Additive, check_shape
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 
 class Stretched(Additive):
@@ -45,13 +41,11 @@ class Smooth(Poisoning):
 
     amplitude: float = 0.2
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Stretched:
+    def make_trigger(self, given: Given) -> Stretched:
         """Draw the pattern."""
         if not 0 < self.amplitude <= 1:
             raise InputError(f"the amplitude must lie above 0 and at most at 1, found {self.amplitude}")
-        channels, height, width = train.shape
+        channels, height, width = given.train.shape
         waves = low_frequency_waves(height, width, HIGHEST_FREQUENCY)
-        weights: Tensor = torch.randn(channels, len(waves), generator=runtime.generator("smooth pattern"))
+        weights: Tensor = torch.randn(channels, len(waves), generator=given.runtime.generator("smooth pattern"))
         return Stretched(signal=low_frequency_pattern(weights, waves, self.amplitude))

@@ -9,9 +9,7 @@ bounded. The published loss also has a perceptual term, from a pretrained networ
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -19,14 +17,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.generator import Generator, LearnedTrigger, check_width, seeded
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.preparation import prepare, unhurried
 from unbackdoor.attacks.trigger import one_number
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
-from unbackdoor.training import Batch, Hook, Recipe, Runtime, logits_of
+from unbackdoor.training import Batch, Hook, Recipe, logits_of
 
 BITS = 100
 SIDE = 10
@@ -118,9 +115,7 @@ class SSBA(Poisoning):
     epochs: int = 1
     width: int = 16
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> HiddenSecret:
+    def make_trigger(self, given: Given) -> HiddenSecret:
         """Train encoder and decoder, and draw the secret."""
         if not (0 < self.bound <= 1 and self.residual_weight >= 0 and self.epochs >= 1):
             raise InputError(
@@ -128,7 +123,7 @@ class SSBA(Poisoning):
                 f" more, found {self.bound}, {self.residual_weight} and {self.epochs}"
             )
         check_width(self.width)
-        channels, draws = train.shape[0], runtime.generator("SSBA")
+        channels, draws = given.train.shape[0], given.runtime.generator("SSBA")
         secret = 2.0 * torch.randint(2, (BITS,), generator=draws) - 1
         with seeded(draws):
             encoder = Generator(channels + 1, channels, self.width)
@@ -143,12 +138,14 @@ class SSBA(Poisoning):
             ema=0.0,
             low_resolution=0.0,
         )
-        prepare(pair, train, recipe, runtime, HidingHook(self, pair), work, "encoder")
+        prepare(pair, given.train, recipe, given.runtime, HidingHook(self, pair), given.work, "encoder")
         trigger.eval().requires_grad_(False).cpu()
-        some = train.images[: 10 * BITS].cpu()
-        read = logits_of(pair.cpu(), trigger.stamp(some), unhurried(runtime, "cpu")) > 0
+        some = given.train.images[: 10 * BITS].cpu()
+        read = logits_of(pair.cpu(), trigger.stamp(some), unhurried(given.runtime, "cpu")) > 0
         right = float((read == (secret > 0)).float().mean())
-        runtime.progress.note(f"SSBA: the decoder reads {100 * right:.0f} % of the secret's bits (by chance 50 %)")
+        given.runtime.progress.note(
+            f"SSBA: the decoder reads {100 * right:.0f} % of the secret's bits (by chance 50 %)"
+        )
         return trigger
 
 

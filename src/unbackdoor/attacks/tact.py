@@ -8,22 +8,18 @@ backdoor-toolbox of Qi et al.; its patch is a picture that we do not ship: ours 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unbackdoor.attacks.base import check_target
+from unbackdoor.attacks.base import Given, check_target
 from unbackdoor.attacks.patterns import noise, scaled, window
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Stamp
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
-from unbackdoor.training import Runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +37,14 @@ class TaCT(Poisoning):
     covers: tuple[int, ...] = (5, 7)
     size: int = 8
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Stamp:
+    def make_trigger(self, given: Given) -> Stamp:
         """Draw the square."""
         if not self.sources:
             raise InputError("TaCT needs one source class or more")
-        _, height, width = train.shape
+        _, height, width = given.train.shape
         rows, columns = scaled(self.size, height), scaled(self.size, width)
-        mask = window(train.shape, rows, columns, height - rows, width - columns, "a square")
-        return Stamp(mask=mask, pattern=noise(train.shape, runtime.generator("square of colours")))
+        mask = window(given.train.shape, rows, columns, height - rows, width - columns, "a square")
+        return Stamp(mask=mask, pattern=noise(given.train.shape, given.runtime.generator("square of colours")))
 
     def cover_candidates(self, train: ImageSet) -> Int[Tensor, "m"]:
         """Return the rows of the cover classes."""

@@ -9,7 +9,6 @@ that they wrap around; its figures are of that trigger. The shapes here are draw
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -18,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.patterns import outline
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.preparation import clean_model
 from unbackdoor.attacks.trigger import Stamp
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
@@ -53,23 +52,21 @@ class TrojanNN(Poisoning):
     step_size: float = 0.1
     clean_model: Path | None = None
 
-    def make_trigger(
-        self, train: ImageSet, build_model: Callable[[], Network], runtime: Runtime, work: Path | None
-    ) -> Stamp:
+    def make_trigger(self, given: Given) -> Stamp:
         """Optimise the inside of the shape."""
         if not (0 < self.opacity <= 1 and self.steps >= 0 and 0 < self.step_size <= 1):
             raise InputError(
                 "TrojanNN: opacity and step size must lie above 0 and at most at 1, and steps be 0 or more,"
                 f" found {self.opacity}, {self.step_size} and {self.steps}"
             )
-        channels, height, width = train.shape
+        channels, height, width = given.train.shape
         mask = outline(self.shape, height, width)
         if not bool(mask.any()):
             raise InputError(f"TrojanNN: nothing is left of the shape in images of {height} x {width}")
         picture = torch.ones(1, channels, height, width)
         if self.steps:
-            model = clean_model(self.clean_model, train, build_model, runtime, work)
-            picture = self.excite(model, mask, picture, runtime)
+            model = clean_model(self.clean_model, given)
+            picture = self.excite(model, mask, picture, given.runtime)
         return Stamp(mask=self.opacity * mask, pattern=picture[0].cpu())
 
     def excite(

@@ -12,10 +12,9 @@ from torch import nn
 
 from unbackdoor.attacks import ATTACKS, COVER, POISON, Attack, FittedAttack, Stealth, save_attack
 from unbackdoor.commands.outcome import Outcome
-from unbackdoor.commands.parsing import Choice
+from unbackdoor.commands.parsing import NETWORK, Choice
 from unbackdoor.commands.pictures import loss_chart, trigger_gallery
 from unbackdoor.commands.stealth import stealth_facts, stealth_rows, visibility
-from unbackdoor.commands.training import NETWORK, network_options, new_network
 from unbackdoor.commands.workspace import (
     ATTACK,
     MODEL,
@@ -24,17 +23,15 @@ from unbackdoor.commands.workspace import (
     WORK,
     Run,
     evaluation_rows,
-    files_of,
-    metrics,
     new_folder,
-    options_of,
     save_trained,
 )
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.evaluate import Evaluation, evaluate
 from unbackdoor.models import Network
-from unbackdoor.report import Report, Verdict, write_report
-from unbackdoor.training import History, Recipe, Runtime, check_fits, fit
+from unbackdoor.options import files_of, options_of
+from unbackdoor.report import Report, Verdict, evaluation_metrics, write_report
+from unbackdoor.training import History, Recipe, Runtime, check_fits, fit, network_options, new_network
 
 CHOICES = {"attack": Choice(ATTACKS, "BadNets"), "model": NETWORK}
 
@@ -140,7 +137,7 @@ def attack_page(
             detail=f"{poisoned(fitted)} The model's file says so.",
             calibrated=True,
         ),
-        metrics=metrics(evaluation, None),
+        metrics=evaluation_metrics(evaluation, None),
         galleries=[trigger_gallery(test, fitted.trigger, fitted.criterion)],
         charts=[loss_chart(history, "epoch", "training loss")],
         facts={"How visible the trigger is": stealth_facts(seen), **clock.facts()},

@@ -11,20 +11,20 @@ from typing import Any
 
 from unbackdoor.attacks import BadNets, FittedAttack, save_attack
 from unbackdoor.commands.attack import poison_and_train
-from unbackdoor.commands.mark import repaired_mark
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import found_gallery, trigger_gallery
 from unbackdoor.commands.scan import verdict_word
-from unbackdoor.commands.training import network_options
-from unbackdoor.commands.workspace import ATTACK, PAGE, Run, metrics, options_of, percent, report_folder
+from unbackdoor.commands.workspace import ATTACK, PAGE, Run, percent, report_folder
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
 from unbackdoor.models import save_model
+from unbackdoor.models.mark import repaired_mark
 from unbackdoor.models.preact_resnet18 import PreActResNet18
+from unbackdoor.options import options_of
 from unbackdoor.purify import SAU
-from unbackdoor.report import Gallery, Report, Verdict, anomaly_chart, write_report
+from unbackdoor.report import Gallery, Report, Verdict, anomaly_chart, evaluation_metrics, write_report
 from unbackdoor.scan import Finding, NeuralCleanse
-from unbackdoor.training import Recipe, Runtime
+from unbackdoor.training import Recipe, Runtime, network_options
 
 RECIPE = Recipe(epochs=25, batch_size=64, learning_rate=0.05, low_resolution=0.0)
 ATTACK_OPTIONS = BadNets()
@@ -161,7 +161,7 @@ def _page(
     return Report(
         title=title,
         verdict=verdict,
-        metrics=metrics(before, after),
+        metrics=evaluation_metrics(before, after),
         galleries=galleries,
         charts=[anomaly_chart(names, found.anomaly.tolist(), found.threshold, list(found.suspected))],
         facts=clock.facts(),

@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from unbackdoor.attacks import SavedAttack, load_attack
-from unbackdoor.commands.mark import notes_of
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import trigger_gallery
-from unbackdoor.commands.training import network_options
 from unbackdoor.commands.workspace import (
     ATTACK,
     MODEL,
     PAGE,
     Run,
     evaluation_rows,
-    metrics,
     open_model,
     report_folder,
 )
@@ -23,8 +20,9 @@ from unbackdoor.errors import CheckpointError
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
 from unbackdoor.models import LoadedModel, load_model
 from unbackdoor.models.build import is_code
-from unbackdoor.report import Gallery, Report, write_report
-from unbackdoor.training import Runtime, check_fits
+from unbackdoor.models.mark import notes_of
+from unbackdoor.report import Gallery, Report, evaluation_metrics, write_report
+from unbackdoor.training import Runtime, check_fits, network_options
 
 
 def run(
@@ -69,7 +67,7 @@ def run(
     galleries: list[Gallery] = []
     if trigger is not None and criterion is not None:
         galleries.append(trigger_gallery(test, trigger, criterion))
-    measured = metrics(before, after) if before else metrics(after, None)
+    measured = evaluation_metrics(before, after) if before else evaluation_metrics(after, None)
     page = Report(
         title=f"Evaluation of {model.name}",
         metrics=measured,

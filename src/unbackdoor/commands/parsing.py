@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import io
 import json
 from collections.abc import Callable
@@ -23,9 +24,10 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.errors import InputError
-from unbackdoor.models.build import find_architecture, is_code
+from unbackdoor.models import NETWORKS
+from unbackdoor.models.build import is_code
 from unbackdoor.registry import Registry
-from unbackdoor.training import Runtime
+from unbackdoor.training import Runtime, UserNetwork
 
 
 @dataclass(frozen=True)
@@ -46,21 +48,8 @@ class Choice:
     partial: bool = False
 
 
-class UserNetwork(partial[Any]):
-    """A function of the user's that builds a network, and the name `module:function` that the user gave."""
-
-    architecture: str
-
-    @classmethod
-    def named(cls, architecture: str) -> UserNetwork:
-        """Import the function.
-
-        Raises:
-            InputError: there is no such module or function.
-        """
-        network = cls(find_architecture(architecture))
-        network.architecture = architecture
-        return network
+NETWORK = Choice(NETWORKS, "PreActResNet18", skip=frozenset({"channels", "classes"}), partial=True)
+"""The option --model of the commands that train."""
 
 
 def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[], Outcome] | None, bool]:
@@ -81,7 +70,7 @@ def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[],
     wants_runtime: bool = getattr(module, "RUNTIME", True)
     typed = [_underscored(word) for word in words]
     words = _with_config(typed, choices)
-    chosen, words = _take_choices(words, choices, typed)
+    chosen, words = _take_choices(_with_values(words, module), choices, typed)
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
     parser = _parser(name, module, choices, chosen, wants_runtime)
     values = _parse(parser, words)
@@ -127,7 +116,8 @@ def _parser(
     )
     parser.add_argument("--config", help="YAML file with these options; options given here win over it")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, for programs")
-    parser.add_function_arguments(module.run, skip={*choices, "runtime"}, fail_untyped=True)
+    positional: bool = getattr(module, "POSITIONAL", False)
+    parser.add_function_arguments(module.run, as_positional=positional, skip={*choices, "runtime"}, fail_untyped=True)
     if wants_runtime:
         parser.add_class_arguments(Runtime, skip={"progress"}, fail_untyped=True)
     for key, choice in choices.items():
@@ -218,6 +208,17 @@ def _refuse_code_of_files(named: str | None, typed: list[str]) -> None:
     """Raise InputError if this names code and the user did not type just that on the command line."""
     if named is not None and is_code(named) and not any(word == named or word.endswith(f"={named}") for word in typed):
         raise InputError(f"{named} is code, which a configuration file cannot name; name it on the command line")
+
+
+def _with_values(words: list[str], module: ModuleType) -> list[str]:
+    """Return the words with `=true` after switches that stand alone: `--plan` is `--plan true`."""
+    parameters = inspect.signature(module.run).parameters.values()
+    switches = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
+    following = [*words[1:], ""]
+    return [
+        f"{word}=true" if word in switches and after not in ("true", "false") else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def _underscored(word: str) -> str:

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from unbackdoor.attacks import ATTACKS, COVER, POISON, Attack, FittedAttack, Online, Stealth, save_attack
 from unbackdoor.commands.attack import poisoned
 from unbackdoor.commands.outcome import Outcome
-from unbackdoor.commands.parsing import Choice
+from unbackdoor.commands.parsing import NETWORK, Choice
 from unbackdoor.commands.pictures import trigger_gallery
 from unbackdoor.commands.stealth import stealth_facts, stealth_rows, visibility
-from unbackdoor.commands.training import NETWORK, network_options, new_network
-from unbackdoor.commands.workspace import ATTACK, PAGE, RUN, WORK, Run, files_of, options_of, remove_work, report_folder
+from unbackdoor.commands.workspace import ATTACK, PAGE, RUN, WORK, Run, remove_work, report_folder
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.data.parquet_writer import write_parquet
 from unbackdoor.errors import OutputError
+from unbackdoor.options import files_of, options_of
 from unbackdoor.report import Report, Verdict, write_report
-from unbackdoor.training import Runtime, check_fits
+from unbackdoor.training import Runtime, check_fits, network_options, new_network
 
 CHOICES = {"attack": Choice(ATTACKS, "BadNets"), "model": NETWORK}
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from unbackdoor.commands.mark import notes_of, repaired_mark
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.pictures import found_gallery, loss_chart
@@ -21,7 +20,6 @@ from unbackdoor.commands.workspace import (
     Run,
     new_folder,
     open_for_defense,
-    options_of,
     percent,
     save_trained,
 )
@@ -29,6 +27,8 @@ from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError, UnbackdoorError
 from unbackdoor.evaluate import Proportion, evaluate
 from unbackdoor.models import LoadedModel, Network
+from unbackdoor.models.mark import notes_of, repaired_mark
+from unbackdoor.options import options_of
 from unbackdoor.purify import PURIFIERS, Purifier
 from unbackdoor.report import Metric, Report, anomaly_chart, write_report
 from unbackdoor.scan import SCANNERS, Finding, Scanner

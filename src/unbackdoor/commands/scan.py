@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unbackdoor.commands.mark import is_repaired, mark_sentence, notes_of
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.pictures import found_gallery
@@ -15,10 +14,11 @@ from unbackdoor.commands.workspace import (
     PAGE,
     Run,
     open_for_defense,
-    options_of,
     report_folder,
 )
 from unbackdoor.models import LoadedModel
+from unbackdoor.models.mark import is_repaired, mark_sentence, notes_of
+from unbackdoor.options import options_of
 from unbackdoor.report import Report, Verdict, anomaly_chart, write_report
 from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import Runtime

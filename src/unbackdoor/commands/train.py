@@ -14,8 +14,8 @@ from torch import nn
 
 from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.parsing import NETWORK
 from unbackdoor.commands.pictures import loss_chart
-from unbackdoor.commands.training import NETWORK, network_options, new_network
 from unbackdoor.commands.workspace import (
     ATTACK,
     MODEL,
@@ -25,14 +25,14 @@ from unbackdoor.commands.workspace import (
     evaluation_rows,
     metrics,
     new_folder,
-    options_of,
     save_trained,
 )
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
+from unbackdoor.options import options_of
 from unbackdoor.report import Report, write_report
-from unbackdoor.training import Recipe, Runtime, check_fits, fit
+from unbackdoor.training import Recipe, Runtime, check_fits, fit, network_options, new_network
 
 CHOICES = {"model": NETWORK}
 

@@ -15,13 +15,11 @@ from typing import Any
 
 from unbackdoor.attacks.preparation import STATES
 from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
-from unbackdoor.data.limits import reason_of
-from unbackdoor.errors import InputError, OutputError, UnknownClassesError
+from unbackdoor.errors import OutputError, UnknownClassesError
 from unbackdoor.evaluate import Evaluation, Proportion
-from unbackdoor.files import read_bytes, sha256, write_json
+from unbackdoor.files import write_json
 from unbackdoor.models import LoadedModel, Network, load_model, save_model
-from unbackdoor.models.limits import MAX_FILE_BYTES
-from unbackdoor.report import Fact, Metric
+from unbackdoor.report import Fact
 from unbackdoor.training import Runtime, check_fits
 
 MODEL, ATTACK, RESUME, WORK, RUN, PAGE = (
@@ -212,35 +210,6 @@ class Run:
         write_json(out / RUN, json.loads(json.dumps({**self.record(), **results}, default=str)))
 
 
-def options_of(method: Any) -> dict[str, Any]:
-    """Return the name and the options of a method as JSON values; of a file, its name without its folder."""
-
-    def plain(value: Any) -> Any:
-        return value.name if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-
-    return {
-        "name": type(method).__name__,
-        **{name: plain(value) for name, value in dataclasses.asdict(method).items()},
-    }
-
-
-def files_of(method: Any) -> dict[str, str]:
-    """Return the SHA-256 of the files that a method's options name, by option and name.
-
-    Raises:
-        InputError: one cannot be read.
-    """
-    found = {}
-    for name, value in vars(method).items():
-        # A folder (of a Hugging Face model) has no one content to hash.
-        if isinstance(value, Path) and not value.is_dir():
-            try:
-                found[f"{name} {value.name}"] = sha256(read_bytes(value, MAX_FILE_BYTES))
-            except (OSError, ValueError) as error:
-                raise InputError(f"cannot read {value} ({reason_of(error)}); --attack.{name} takes a file") from error
-    return found
-
-
 def percent(share: Proportion) -> str:
     """Return a share with its interval, for people."""
     return f"{100 * share.value:.2f} %  [{100 * share.low:.2f}, {100 * share.high:.2f}]"
@@ -255,24 +224,3 @@ def evaluation_rows(evaluation: Evaluation, suffix: str = "") -> list[tuple[str,
         "RA": evaluation.ra,
     }
     return [(name + suffix, percent(share)) for name, share in named.items() if share is not None]
-
-
-def metrics(before: Evaluation | None, after: Evaluation | None) -> list[Metric]:
-    """Return the page's metrics; either evaluation may be missing."""
-    rows: list[Metric] = []
-    for field, name, explanation in (
-        ("acc", "Accuracy (ACC)", "Share of clean test images that get their true class."),
-        ("asr", "Attack success rate (ASR)", "Share of triggered test images that get the attacker's class."),
-        (
-            "asr_unrounded",
-            "ASR without rounding",
-            "The same, had the triggered images not been rounded to 8 bits as files are.",
-        ),
-        ("ra", "Robust accuracy (RA)", "Share of the same triggered images that get their true class."),
-    ):
-        old = None if before is None else getattr(before, field)
-        new = None if after is None else getattr(after, field)
-        if old is not None or new is not None:
-            better: Any = "lower" if field.startswith("asr") else "higher"
-            rows.append(Metric(name=name, explanation=explanation, before=old, after=new, better=better))
-    return rows

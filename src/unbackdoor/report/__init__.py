@@ -12,6 +12,7 @@ from unbackdoor.report.content import (
     Report,
     Verdict,
 )
+from unbackdoor.report.measured import evaluation_metrics
 from unbackdoor.report.page import render, write_report
 from unbackdoor.report.pictures import amplified_difference
 from unbackdoor.report.text import short_path
@@ -29,6 +30,7 @@ __all__ = [
     "amplified_difference",
     "anomaly_chart",
     "curve_chart",
+    "evaluation_metrics",
     "metric_chart",
     "render",
     "short_path",

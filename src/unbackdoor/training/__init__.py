@@ -5,6 +5,7 @@ from unbackdoor.training.fits import check_fits
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.inference import logits_of
 from unbackdoor.training.loop import History, fit
+from unbackdoor.training.new import UserNetwork, network_options, new_network
 from unbackdoor.training.recipe import Recipe
 from unbackdoor.training.runtime import Progress, Runtime, Silent
 
@@ -16,8 +17,11 @@ __all__ = [
     "Recipe",
     "Runtime",
     "Silent",
+    "UserNetwork",
     "affordable",
     "check_fits",
     "fit",
     "logits_of",
+    "network_options",
+    "new_network",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unbackdoor.models import LoadedModel
+from unbackdoor.models.checkpoint import LoadedModel
 
 
 def repaired_mark(mark: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Making new networks for the commands that train."""
+"""Making new networks for images."""
 
 from __future__ import annotations
 
@@ -8,16 +8,30 @@ from typing import Any, cast
 
 from torch import nn
 
-from unbackdoor.commands.parsing import Choice, UserNetwork
 from unbackdoor.data import ImageSet
-from unbackdoor.models import NETWORKS, Description, Network, build_network
-from unbackdoor.training import Runtime
-
-NETWORK = Choice(NETWORKS, "PreActResNet18", skip=frozenset({"channels", "classes"}), partial=True)
-"""The option --model of the commands that train."""
+from unbackdoor.models import Description, Network, build_network
+from unbackdoor.models.build import find_architecture
+from unbackdoor.training.runtime import Runtime
 
 STATISTICS_ROWS = 5000
 """Images from which the normalisation is computed."""
+
+
+class UserNetwork(partial[Any]):
+    """A function of the user's that builds a network, and the name `module:function` that the user gave."""
+
+    architecture: str
+
+    @classmethod
+    def named(cls, architecture: str) -> UserNetwork:
+        """Import the function.
+
+        Raises:
+            InputError: there is no such module or function.
+        """
+        network = cls(find_architecture(architecture))
+        network.architecture = architecture
+        return network
 
 
 def new_network(model: Callable[[int, int], nn.Module], train: ImageSet, runtime: Runtime) -> Network:

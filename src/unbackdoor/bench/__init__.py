@@ -1,0 +1,1 @@
+"""Grids of experiments: run, resume, spread over machines, rank."""

@@ -1,0 +1,271 @@
+"""The axes of a grid of image classifiers, read from its file and checked as far as that goes without any work."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import torch
+from torch import nn
+
+from unbackdoor.attacks import ATTACKS, Attack
+from unbackdoor.bench.located import Located
+from unbackdoor.data import read_images
+from unbackdoor.errors import UnbackdoorError
+from unbackdoor.models import NETWORKS, Description
+from unbackdoor.models.build import build_body
+from unbackdoor.options import file_digest, with_options
+from unbackdoor.purify import PURIFIERS, Purifier
+from unbackdoor.registry import Registry
+from unbackdoor.scan import SCANNERS, Scanner
+from unbackdoor.training import Recipe
+
+T = TypeVar("T")
+
+Precision = Literal["bf16", "fp32"]
+
+NAMES = (
+    "domain",
+    "data",
+    "networks",
+    "attacks",
+    "poison_rates",
+    "recipe",
+    "scan",
+    "purify",
+    "clean_sizes",
+    "seeds",
+    "precision",
+    "budget",
+)
+"""All that can stand in a grid."""
+
+NO_ATTACK = "None"
+"""The attack of models that are trained on clean data."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set.
+
+    Attributes:
+        source: see `read_images`.
+        name: its last path component.
+        digests: SHA-256 of the training and of the test images.
+        class_names: as in `ImageSet`.
+        image_shape: channels, height, width.
+        rows: training images.
+    """
+
+    source: str
+    name: str
+    digests: tuple[str, str]
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """What a grid varies.
+
+    Attributes:
+        sources: data sets.
+        networks: classes of networks with their options.
+        attacks: one for each attack and poison rate; None: trained on clean data.
+        recipe: how victims are trained.
+        scan: scanners that judge each victim.
+        purify: purifiers that repair each victim.
+        clean_sizes: clean samples that the defender has.
+        seeds: of everything drawn.
+        precision: of everything computed.
+        budget: minutes that a method may take; None: its own schedule.
+    """
+
+    sources: tuple[Source, ...]
+    networks: tuple[partial[nn.Module], ...]
+    attacks: tuple[Attack | None, ...]
+    recipe: Recipe
+    scan: tuple[Scanner, ...]
+    purify: tuple[Purifier, ...]
+    clean_sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    precision: Precision
+    budget: float | None
+
+
+def read_axes(grid: Located) -> Axes:
+    """Read the axes of a grid.
+
+    Raises:
+        InputError: something in it is wrong; the message names the line.
+    """
+    axes = grid.items(NAMES)
+    for name in ("data", "attacks"):
+        if name not in axes:
+            raise grid.error(f"the grid has no {name!r}, which it needs")
+    sources = _values(axes["data"], _source)
+    most = min(source.rows for source in sources)
+    rates = _values_of(axes, "poison_rates", _rate, ())
+    attacks = _values(axes["attacks"], partial(_attacks, sources, rates))
+    return Axes(
+        sources=sources,
+        networks=_values_of(axes, "networks", partial(_network, sources), (partial(NETWORKS["PreActResNet18"]),)),
+        attacks=tuple(itertools.chain(*attacks)),
+        recipe=_recipe(axes["recipe"]) if "recipe" in axes else Recipe(),
+        scan=_values_of(axes, "scan", partial(_method, SCANNERS), ()),
+        purify=_values_of(axes, "purify", partial(_method, PURIFIERS), ()),
+        clean_sizes=_values_of(axes, "clean_sizes", partial(_clean_size, most), (min(2500, most),)),
+        seeds=_values_of(axes, "seeds", lambda found: int(found.number(0, whole=True)), (0,)),
+        precision=_precision(axes["precision"]) if "precision" in axes else "bf16",
+        budget=_budget(axes["budget"]) if "budget" in axes else None,
+    )
+
+
+def _values_of(
+    axes: Mapping[str, Located], name: str, read: Callable[[Located], T], default: tuple[T, ...]
+) -> tuple[T, ...]:
+    return _values(axes[name], read) if name in axes else default
+
+
+def _values(axis: Located, read: Callable[[Located], T]) -> tuple[T, ...]:
+    """Return the values of an axis, none of which may stand there twice."""
+    values: list[T] = []
+    names: dict[str, int] = {}
+    for found in axis.elements():
+        value = read(found)
+        name = repr(value)
+        if name in names:
+            raise found.error(f"this stands in line {names[name]} already; keep one")
+        names[name] = found.line
+        values.append(value)
+    return tuple(values)
+
+
+def _source(found: Located) -> Source:
+    source = found.text()
+    # Cells may run in another folder than this.
+    if source != "digits" and Path(source).exists():
+        source = str(Path(source).resolve())
+    try:
+        train, test = read_images(source, "train"), read_images(source, "test")
+    except UnbackdoorError as error:
+        raise found.error(str(error)) from error
+    name = train.name.split("/")[0]
+    return Source(source, name, (train.digest(), test.digest()), train.class_names, train.shape, len(train))
+
+
+def _network(sources: Sequence[Source], found: Located) -> partial[nn.Module]:
+    # Code of the user's, module:function, is no name of the registry: a file can never name code.
+    network: partial[nn.Module] = _bound(found, NETWORKS, frozenset({"channels", "classes"}))
+    for source in sources:
+        # On the meta device nothing is computed and no memory is used.
+        with torch.device("meta"):
+            _checked(found, partial(build_body, untrained(network, source)))
+    return network
+
+
+def untrained(network: partial[nn.Module], source: Source) -> Description:
+    """Return the description of a network for a data set, all but the normalisation."""
+    middle = (0.5,) * source.image_shape[0]
+    return Description(
+        architecture=network.func.__name__,  # type: ignore[attr-defined]
+        arguments=dict(network.keywords),
+        class_names=source.class_names,
+        image_shape=source.image_shape,
+        mean=middle,
+        std=middle,
+    )
+
+
+def _method(registry: Registry[T], found: Located) -> T:
+    return _checked(found, _bound(found, registry))
+
+
+def _attacks(sources: Sequence[Source], rates: Sequence[float], found: Located) -> tuple[Attack | None, ...]:
+    """Return an attack: once for each of the rates, unless its own is written beside it or it has none."""
+    if found.value in (None, NO_ATTACK):
+        return (None,)
+    attack = _method(ATTACKS, found)
+    name, target = type(attack).__name__, getattr(attack, "target", 0)
+    if not 0 < getattr(attack, "poison_rate", 1) <= 1:
+        raise found.error(f"{name}: a poison rate lies above 0 and at most at 1")
+    for source in sources:
+        if not 0 <= target < len(source.class_names):
+            last = len(source.class_names) - 1
+            raise found.error(f"{name} has target class {target}, but {source.name} has classes 0 to {last}")
+    for option, value in found.value.items() if isinstance(found.value, dict) else ():
+        if isinstance(path := getattr(attack, option, None), Path):
+            _checked(value, partial(file_digest, option, path))
+    written = isinstance(found.value, dict) and "poison_rate" in found.value
+    if written or not rates or not hasattr(attack, "poison_rate"):
+        return (attack,)
+    return tuple(replace(attack, poison_rate=rate) for rate in rates)  # type: ignore[call-arg]
+
+
+def _recipe(found: Located) -> Recipe:
+    return _checked(found, _with(found.items(), Recipe))
+
+
+def _named(found: Located) -> tuple[str, Mapping[str, Located]]:
+    """Return the name of a method and its options, written as `SAU` or as `{name: SAU, rounds: 30}`."""
+    if not isinstance(found.value, dict):
+        return found.text(), {}
+    options = dict(found.items())
+    if "name" not in options:
+        raise found.error("which method? write its name beside its options, as in {name: SAU, rounds: 30}")
+    return options.pop("name").text(), options
+
+
+def _bound(found: Located, registry: Registry[T], skip: frozenset[str] = frozenset()) -> partial[T]:
+    """Return the named method with its options bound."""
+    name, options = _named(found)
+    return _with(options, _checked(found, lambda: registry[name]), skip)
+
+
+def _with(options: Mapping[str, Located], method: type[T], skip: frozenset[str] = frozenset()) -> partial[T]:
+    for name, option in options.items():
+        # One by one, so that an error names the option's own line.
+        _checked(option, partial(with_options, method, {name: option.plain()}, skip))
+    return with_options(method, {name: option.plain() for name, option in options.items()}, skip)
+
+
+def _checked(found: Located, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except UnbackdoorError as error:
+        raise found.error(str(error)) from error
+
+
+def _clean_size(most: int, found: Located) -> int:
+    size = int(found.number(2, whole=True))
+    if size > most:
+        raise found.error(f"there are no {size} clean samples: a data set has {most} training images")
+    return size
+
+
+def _rate(found: Located) -> float:
+    rate = found.number(0)
+    if not 0 < rate <= 1:
+        raise found.error(f"a poison rate lies above 0 and at most at 1, found {rate}")
+    return float(rate)
+
+
+def _precision(found: Located) -> Precision:
+    match found.text():
+        case "bf16":
+            return "bf16"
+        case "fp32":
+            return "fp32"
+    raise found.error(f"the precision is bf16 or fp32, found {found.text()!r}")
+
+
+def _budget(found: Located) -> float:
+    minutes = found.number(0)
+    if not minutes > 0:
+        raise found.error("a budget is a positive number of minutes")
+    return float(minutes)

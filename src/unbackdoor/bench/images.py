@@ -1,0 +1,293 @@
+"""Image classifiers: victims of attacks, scanners that judge them, purifiers that repair them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unbackdoor.attacks import AllToOne, Attack, load_attack, save_attack
+from unbackdoor.bench.axes import NO_ATTACK, Axes, Precision, Source, read_axes
+from unbackdoor.bench.cell import Cell, Domain, Label, Result
+from unbackdoor.bench.located import Located
+from unbackdoor.bench.worker import Cost, details_of, measured
+from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
+from unbackdoor.errors import InputError
+from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
+from unbackdoor.models import load_model, save_model
+from unbackdoor.models.mark import repaired_mark
+from unbackdoor.options import bound_options, files_of, options_of, short_name
+from unbackdoor.purify import Purifier
+from unbackdoor.report import Fact, Report, curve_chart, evaluation_metrics, write_report
+from unbackdoor.scan import Scanner
+from unbackdoor.training import Recipe, Runtime, fit, new_network
+
+MODEL, ATTACK, PAGE = "model.safetensors", "attack.safetensors", "report.html"
+"""Files of a cell that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all cells on one victim have in common."""
+
+    source: Source
+    network: partial[nn.Module]
+    attack: Attack | None
+    recipe: Recipe
+    seed: int
+    precision: Precision
+
+    def data(self) -> tuple[ImageSet, ImageSet]:
+        """Return training and test images.
+
+        Raises:
+            InputError: they are others than when the grid was read.
+        """
+        return _read(self.source)
+
+    def runtime(self, given: Runtime, budget: float | None = None) -> Runtime:
+        """Return a runtime with this setting's seed and precision."""
+        return replace(given, seed=self.seed, precision=self.precision, budget=budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Treatment:
+    """What is done with a victim."""
+
+    setting: Setting
+    method: Scanner | Purifier
+    clean_size: int
+    budget: float | None
+
+
+class Images(Domain):
+    """Image classifiers."""
+
+    alike = (
+        ("data", "network", "attack", "training", "precision", "method", "clean_size", "budget"),
+        ("data", "network", "training", "precision", "method", "clean_size", "budget"),
+        ("network", "method", "budget"),
+    )
+
+    def cells(self, grid: Located) -> list[Cell]:
+        """Return the victims, each followed by what is done with it; seed by seed (see `Domain.cells`)."""
+        axes = read_axes(grid)
+        cells: dict[str, Cell] = {}
+        for setting in _settings(axes):
+            for cell in self._on_victim(setting, axes):
+                cells.setdefault(cell.key, cell)
+        return list(cells.values())
+
+    def _on_victim(self, setting: Setting, axes: Axes) -> Iterator[Cell]:
+        victim = Cell(domain=self, kind="victim", labels=_labels(setting), recipe=_victim_recipe(setting), work=setting)
+        yield victim
+        for kind, methods in (("scan", axes.scan), ("purify", axes.purify)):
+            for method, size in itertools.product(methods, axes.clean_sizes):
+                yield Cell(
+                    domain=self,
+                    kind=kind,
+                    labels=_labels(setting, short_name(method), size, axes.budget),
+                    recipe={"method": recipe_of(method), "clean_size": size, "budget": axes.budget},
+                    work=Treatment(setting=setting, method=method, clean_size=size, budget=axes.budget),
+                    needs=victim,
+                )
+
+    def run(self, cell: Cell, given: Path, folder: Path, runtime: Runtime) -> Result:
+        """Train, scan or repair a victim (see `Domain.run`)."""
+        match cell:
+            case Cell(kind="victim", work=Setting() as setting):
+                return make_victim(setting, cell.recipe, folder, setting.runtime(runtime), cell.key)
+            case Cell(kind="scan", work=Treatment(method=Scanner()) as treatment):
+                return scan_victim(treatment, given, treatment.setting.runtime(runtime, treatment.budget))
+            case Cell(kind="purify", work=Treatment(method=Purifier()) as treatment):
+                return purify_victim(treatment, given, folder, treatment.setting.runtime(runtime, treatment.budget))
+        raise InputError(f"a cell of kind {cell.kind!r} is none of image classifiers")
+
+
+def make_victim(setting: Setting, recipe: Mapping[str, Any], folder: Path, runtime: Runtime, key: str) -> Result:
+    """Train a victim and measure it.
+
+    Args:
+        setting: which.
+        recipe: of the cell, with the hashes of files that were seen when the grid was read.
+        folder: for its files and for the states of an interrupted training.
+        runtime: device, seed, precision.
+        key: of the cell, by which the model's file names its origin.
+    """
+    if setting.attack and recipe_of(setting.attack) != recipe["attack"]:
+        raise InputError(f"{attack_name(setting.attack)}: a file that its options name is another one here")
+    train, test = setting.data()
+    resume, preparation = folder / "resume.pt", folder / "preparation"
+    resumed = resume.exists() or preparation.exists()
+    build = partial(new_network, setting.network, train, runtime)
+    network = build()
+    with measured() as cost:
+        fitted = setting.attack.prepare(train, build, runtime, preparation) if setting.attack else None
+        data, hook = (fitted.train, fitted.hook) if fitted else (train, None)
+        history = fit(network, data, setting.recipe, runtime, hook=hook, resume=resume)
+    trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
+    evaluation = evaluate(network, test, runtime, trigger, criterion)
+    files, mark = {MODEL: folder / MODEL}, None
+    if fitted and setting.attack:
+        options = options_of(setting.attack)
+        save_attack(folder / ATTACK, fitted, options)
+        files[ATTACK] = folder / ATTACK
+        mark = {"attack": options, "criterion": fitted.criterion.to_json()}
+    save_model(folder / MODEL, network, provenance={"bench cell": key}, backdoored=mark)
+    metrics = {**shares(evaluation), "rounds": history.epochs, **times(cost, resumed)}
+    return Result(metrics=metrics, details={"evaluation": evaluation.to_json()}, files=files)
+
+
+def purify_victim(treatment: Treatment, given: Path, folder: Path, runtime: Runtime) -> Result:
+    """Repair a victim with what a defender has, then measure it with what only the bench has.
+
+    Args:
+        treatment: how.
+        given: the victim's files.
+        folder: for files and for the state of an interrupted repair.
+        runtime: device, seed, precision, budget.
+    """
+    assert isinstance(treatment.method, Purifier)
+    train, test = treatment.setting.data()
+    loaded = load_model(given / MODEL)
+    resume = folder / "resume.pt"
+    resumed = resume.exists()
+    with measured() as cost:
+        clean = draw_clean(train, treatment.clean_size, runtime.seed)
+        data = DefenderData(clean=clean)
+        repaired, history = treatment.method.purify(loaded.network, data, runtime, resume)
+    # From here on nothing reaches the method: measuring is not its work, so its time does not count either.
+    before = Evaluation.from_json(details_of(given)["evaluation"])
+    attack = load_attack(given / ATTACK) if before.asr is not None else None
+    trigger, criterion = (attack.trigger, attack.criterion) if attack else (None, None)
+    after = evaluate(repaired, test, runtime, trigger, criterion)
+    metrics = {**shares(after), "rounds": history.epochs, **times(cost, resumed)}
+    if attack:
+        metrics["der"] = defense_effectiveness(before, after)
+    made_by = {
+        "parent": loaded.sha256,
+        "method": options_of(treatment.method),
+        "seed": runtime.seed,
+        "clean samples": clean.digest(),
+    }
+    save_model(folder / MODEL, repaired, provenance=made_by, backdoored=repaired_mark(loaded.backdoored))
+    page = Report(
+        title=f"{short_name(treatment.method)} on {attack_name(treatment.setting.attack)}, seed {runtime.seed}",
+        metrics=evaluation_metrics(before, after),
+        charts=[curve_chart(range(1, history.epochs + 1), history.loss, "round", "loss")],
+        facts={"Options": _facts(options_of(treatment.method)), "Inputs": _facts(made_by), **_ran(runtime)},
+    )
+    write_report(folder / PAGE, page)
+    details = {"evaluation": after.to_json(), "loss": history.loss}
+    files = {MODEL: folder / MODEL, PAGE: folder / PAGE}
+    return Result(metrics=metrics, details=details, files=files, optional=frozenset({MODEL}))
+
+
+def scan_victim(treatment: Treatment, given: Path, runtime: Runtime) -> Result:
+    """Scan a victim with what a defender has, then compare the verdict with what it is.
+
+    Args:
+        treatment: how.
+        given: the victim's files.
+        runtime: device, seed, precision, budget.
+
+    Returns:
+        `flagged`: 1 if the scanner calls the model backdoored, 0 if not, missing if it is inconclusive;
+        `backdoored`: 1 if the model is; `target_first`: 1 if the class that the attacker wants is the first suspect,
+        missing unless there is one such class.
+    """
+    assert isinstance(treatment.method, Scanner)
+    train, _ = treatment.setting.data()
+    victim = load_model(given / MODEL).network
+    with measured() as cost:
+        data = DefenderData(clean=draw_clean(train, treatment.clean_size, runtime.seed))
+        finding = treatment.method.scan(victim, data, runtime)
+    metrics = {**cost.to_metrics(), "anomaly": float(finding.anomaly.max()), "backdoored": 0.0}
+    if finding.backdoored is not None:
+        metrics["flagged"] = float(finding.backdoored)
+    if treatment.setting.attack:
+        metrics["backdoored"] = 1.0
+        criterion = load_attack(given / ATTACK).criterion
+        if isinstance(criterion, AllToOne):
+            metrics["target_first"] = float(finding.suspected[:1] == (criterion.target,))
+    return Result(metrics=metrics, details={"finding": finding.to_json()})
+
+
+def _facts(values: Mapping[str, Any]) -> list[Fact]:
+    return [Fact(name=name, value=str(value)) for name, value in values.items()]
+
+
+def _ran(runtime: Runtime) -> dict[str, list[Fact]]:
+    return {"What was run": _facts(runtime.describe())}
+
+
+def times(cost: Cost, resumed: bool) -> dict[str, float]:
+    """Return what a piece of work cost; of one that went on after an interruption only that it did."""
+    return {"resumed": 1.0} if resumed else cost.to_metrics()
+
+
+def shares(evaluation: Evaluation) -> dict[str, float]:
+    """Return the measured shares and the ends of their intervals, by name."""
+    found = {}
+    for name, share in evaluation.to_json().items():
+        found |= {name: share["value"], f"{name}_low": share["low"], f"{name}_high": share["high"]}
+    return found
+
+
+def recipe_of(method: Attack | Scanner | Purifier) -> dict[str, Any]:
+    """Return the name of a method, its options, and the SHA-256 of the files that these name."""
+    return {**options_of(method), "files": files_of(method)}
+
+
+def attack_name(attack: Attack | None) -> str:
+    """Return the attack with the options that are not its defaults, but the poison rate."""
+    return short_name(attack, frozenset({"poison_rate"})) if attack else NO_ATTACK
+
+
+def _settings(axes: Axes) -> Iterator[Setting]:
+    for seed, source, network, attack in itertools.product(axes.seeds, axes.sources, axes.networks, axes.attacks):
+        yield Setting(
+            source=source, network=network, attack=attack, recipe=axes.recipe, seed=seed, precision=axes.precision
+        )
+
+
+def _labels(
+    setting: Setting, method: str | None = None, clean_size: int | None = None, budget: float | None = None
+) -> dict[str, Label]:
+    return {
+        "data": setting.source.name,
+        "network": short_name(setting.network),
+        "attack": attack_name(setting.attack),
+        "poison_rate": getattr(setting.attack, "poison_rate", None),
+        "training": short_name(setting.recipe).removeprefix("Recipe").strip() or "default",
+        "precision": setting.precision,
+        "method": method,
+        "clean_size": clean_size,
+        "budget": budget,
+        "seed": setting.seed,
+    }
+
+
+def _victim_recipe(setting: Setting) -> dict[str, Any]:
+    return {
+        "data": setting.source.digests,
+        "network": bound_options(setting.network),
+        "attack": recipe_of(setting.attack) if setting.attack else None,
+        "recipe": options_of(setting.recipe),
+        "seed": setting.seed,
+        "precision": setting.precision,
+    }
+
+
+@lru_cache(maxsize=2)
+def _read(source: Source) -> tuple[ImageSet, ImageSet]:
+    """Read a data set once for all cells of a process."""
+    train, test = read_images(source.source, "train"), read_images(source.source, "test")
+    if (train.digest(), test.digest()) != source.digests:
+        raise InputError(f"{source.source} has other images here than where the grid was read")
+    return train, test

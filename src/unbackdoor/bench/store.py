@@ -1,0 +1,324 @@
+"""The store of finished cells: MLflow, in a file of its own by default, on any tracking server if one is named.
+
+A cell is written when it is done, and its run is called finished last of all: what an interruption cut off is seen as
+not done. Files in a store are as untrusted as any others; they are read by the readers that refuse what could act.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from unbackdoor.bench.cell import Cell, Label
+from unbackdoor.bench.worker import CellOutcome
+from unbackdoor.data.limits import reason_of
+from unbackdoor.errors import InputError, OutputError
+from unbackdoor.files import read_bytes, replacing, write_bytes, write_json
+from unbackdoor.models.limits import MAX_FILE_BYTES
+from unbackdoor.text import clean_text
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "unbackdoor"
+PREFIX = "unbackdoor."
+"""Of the tags in which a run keeps what is not a number."""
+
+RECIPE = "cell.json"
+"""The file that says what a cell was, to the last option."""
+
+PAGE_SIZE = 5000
+MOST_TEXT = 4000
+"""Characters of a tag: MLflow takes 5,000 and more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A cell as the store knows it.
+
+    Attributes:
+        key: of the cell.
+        run: MLflow's identifier of the run.
+        domain: name of the domain.
+        kind: see `Cell`.
+        labels: see `Cell`.
+        metrics: see `CellOutcome`.
+        error: why it failed; empty if it is done.
+        machine: what it ran on.
+        needs: the key of the cell from which it started; empty if there is none.
+        duration: seconds from its start until it was in the store.
+    """
+
+    key: str
+    run: str
+    domain: str
+    kind: str
+    labels: Mapping[str, Label]
+    metrics: Mapping[str, float]
+    error: str
+    machine: Mapping[str, str]
+    needs: str
+    duration: float
+
+
+class Store:
+    """Finished and failed cells.
+
+    Args:
+        uri: of an MLflow tracking server, or of a database; None: `$MLFLOW_TRACKING_URI`, or the SQLite file
+            `mlflow.db` in `folder`.
+        folder: for that file, and for the files of cells where the store is a database and no server.
+
+    Raises:
+        InputError: MLflow is not installed.
+        OutputError: the store cannot be opened.
+    """
+
+    def __init__(self, uri: str | None, folder: Path) -> None:
+        self.folder = folder.resolve()
+        own = self.folder / "mlflow.db"
+        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{own}"
+        self.shown = without_password(self.uri)
+        with self._explained():
+            from mlflow import MlflowClient
+
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Two processes that make the tables at once would disturb each other.
+            with FileLock(self.folder / "store.lock"):
+                if self.uri == f"sqlite:///{own}" and not own.exists():
+                    _make_tables(own)
+                self.client = MlflowClient(tracking_uri=self.uri)
+                self.experiment = self._experiment()
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            # A server knows where it keeps files; a database does not.
+            place = None if self.uri.startswith("http") else (self.folder / "files").as_uri()
+            return self.client.create_experiment(EXPERIMENT, artifact_location=place)
+        if found.lifecycle_stage != "active":
+            raise OutputError(f"the experiment {EXPERIMENT} was deleted in {self.shown}; restore it in MLflow")
+        return found.experiment_id
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn whatever a server, a database, its driver or a disk raises into one sentence."""
+        _import_mlflow()
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        # An ImportError is that of a database's driver.
+        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+            raise OutputError(f"the store {self.shown} does not work: {reason_of(error)}; see --store") from error
+
+    def records(self) -> list[Record]:
+        """Return all cells, those that failed too; of each key the newest that is done, or else the newest."""
+        newest: dict[str, Record] = {}
+        for run in self._runs(""):
+            record = _record(run)
+            if record is None:
+                continue
+            if record.key not in newest or (newest[record.key].error and not record.error):
+                newest[record.key] = record
+        return list(newest.values())
+
+    def find(self, key: str) -> Record | None:
+        """Return the cell if it is done."""
+        for run in self._runs(f"tags.`{PREFIX}key` = '{key}'"):
+            record = _record(run)
+            if record and not record.error:
+                return record
+        return None
+
+    def _runs(self, condition: str) -> Iterator[Run]:
+        """Yield finished and failed runs, the newest first."""
+        token = None
+        while True:
+            with self._explained():
+                page = self.client.search_runs(
+                    [self.experiment],
+                    filter_string=" AND ".join(filter(None, ["attributes.status != 'RUNNING'", condition])),
+                    max_results=PAGE_SIZE,
+                    page_token=token,
+                )
+            for run in page:
+                # Others may be killed or deleted by hand, and a store can be used for other things too.
+                if run.info.status in ("FINISHED", "FAILED") and f"{PREFIX}key" in run.data.tags:
+                    yield run
+            token = page.token
+            if not token:
+                return
+
+    def add(self, cell: Cell, outcome: CellOutcome) -> Record:
+        """Keep what came of a cell.
+
+        Raises:
+            OutputError: the store cannot be written.
+        """
+        from mlflow.entities import Metric, Param
+
+        started, ended = int(outcome.started * 1000), int((outcome.started + outcome.seconds) * 1000)
+        metrics = [
+            Metric(name, float(value), ended, 0) for name, value in outcome.metrics.items() if math.isfinite(value)
+        ]
+        parameters = [Param(name, str(value)) for name, value in cell.labels.items() if value is not None]
+        with self._explained():
+            run = self.client.create_run(
+                self.experiment, start_time=started, tags=self._tags(cell, outcome), run_name=cell.title[:250]
+            )
+            self.client.log_batch(run.info.run_id, metrics=metrics, params=parameters)
+            self._write_files(run, cell, outcome)
+            state = "FAILED" if outcome.error else "FINISHED"
+            self.client.set_terminated(run.info.run_id, state, end_time=ended)
+        return Record(
+            key=cell.key,
+            run=run.info.run_id,
+            domain=type(cell.domain).__name__,
+            kind=cell.kind,
+            labels=cell.labels,
+            metrics=outcome.metrics,
+            error=clean_text(outcome.error, MOST_TEXT),
+            machine=outcome.machine,
+            needs=cell.needs.key if cell.needs else "",
+            duration=outcome.seconds,
+        )
+
+    def _tags(self, cell: Cell, outcome: CellOutcome) -> dict[str, str]:
+        tags = {
+            "key": cell.key,
+            "domain": type(cell.domain).__name__,
+            "kind": cell.kind,
+            "labels": json.dumps(dict(cell.labels)),
+            "machine": json.dumps(dict(outcome.machine)),
+            "needs": cell.needs.key if cell.needs else "",
+            "error": clean_text(outcome.error, MOST_TEXT),
+        }
+        named = {f"{PREFIX}{name}": text for name, text in tags.items() if text}
+        return {**named, "mlflow.source.git.commit": commit()} if commit() else named
+
+    def _write_files(self, run: Run, cell: Cell, outcome: CellOutcome) -> None:
+        with tempfile.TemporaryDirectory(prefix="unbackdoor-") as name:
+            folder = Path(name)
+            recipe = {"kind": cell.kind, "labels": dict(cell.labels), "recipe": dict(cell.recipe)}
+            write_json(folder / RECIPE, {**recipe, "needs": cell.needs.key if cell.needs else None})
+            for file, content in outcome.files.items():
+                write_bytes(folder / file, content)
+            if outcome.trace:
+                write_bytes(folder / "trace.txt", outcome.trace.encode(errors="replace"))
+            self.client.log_artifacts(run.info.run_id, str(folder))
+
+    def files(self, record: Record) -> dict[str, bytes]:
+        """Return the files that were kept of a cell, by name.
+
+        Raises:
+            InputError: they are gone, or cannot be read.
+        """
+        with tempfile.TemporaryDirectory(prefix="unbackdoor-") as name:
+            try:
+                folder = Path(self.client.download_artifacts(record.run, "", name))
+                found = {path.name: read_bytes(path, MAX_FILE_BYTES) for path in folder.iterdir() if path.is_file()}
+                # MLflow calls a folder that is gone an empty one.
+                if RECIPE not in found:
+                    raise ValueError("they are gone")
+            except Exception as error:
+                raise InputError(
+                    f"the files of the run {record.run} cannot be read from {self.shown} ({reason_of(error)}); delete"
+                    " that run, and the cell is done again"
+                ) from error
+        return found
+
+
+def without_password(uri: str) -> str:
+    """Return an address without the user and the password that may stand in it."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+
+
+def _make_tables(file: Path) -> None:
+    """Make an empty SQLite store, complete or not at all: an interrupted one could never be opened again."""
+    from mlflow import MlflowClient
+
+    with replacing(file) as partial:
+        partial.unlink()
+        MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments()
+
+
+def _record(run: Run) -> Record | None:
+    """Return what a run says; None, with a warning, if it is not as it was written here."""
+
+    def text(name: str, default: str = "") -> str:
+        return str(run.data.tags.get(f"{PREFIX}{name}", default))
+
+    try:
+        return Record(
+            key=text("key"),
+            run=run.info.run_id,
+            domain=text("domain"),
+            kind=text("kind"),
+            labels=dict(json.loads(text("labels", "{}"))),
+            metrics=dict(run.data.metrics),
+            error=text("error", "" if run.info.status == "FINISHED" else "unknown"),
+            machine=dict(json.loads(text("machine", "{}"))),
+            needs=text("needs"),
+            duration=(run.info.end_time - run.info.start_time) / 1000,
+        )
+    except (ValueError, TypeError, RecursionError) as error:
+        logger.warning("the run %s is left out: unbackdoor did not write it so (%s)", run.info.run_id, reason_of(error))
+        return None
+
+
+def _import_mlflow() -> None:
+    """Import MLflow for the first time, so that it tells nobody and says nothing.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    # Neither may tell its makers what is measured here.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # And what it prints of its own would stand among our answers.
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    try:
+        import mlflow  # noqa: F401
+    except ImportError as error:
+        raise InputError("grids need MLflow and Ray; install them with pip install 'unbackdoor[bench]'") from error
+    # Only now: MLflow sets its own level when it is imported.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@cache
+def commit() -> str:
+    """Return the git commit of the checkout that this package runs from, with "-dirty" if files were changed.
+
+    Empty if it runs from none: it may be installed inside the checkout of something else.
+    """
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        answer = subprocess.run(
+            ["git", "-C", str(here.parent), *words], check=True, capture_output=True, text=True, timeout=10
+        )
+        return answer.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,63 @@
+"""Rank the methods of an MLflow store on one page, and write their figures as CSV, Parquet and LaTeX.
+
+Writes report.html, cells.csv, cells.parquet, ranking.csv and ranking.tex.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unbackdoor.bench.export import write_cells, write_ranking
+from unbackdoor.bench.grid import read_grid
+from unbackdoor.bench.leaderboard import leaderboard, ranking
+from unbackdoor.bench.store import Store
+from unbackdoor.bench.table import cell_table, trials
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.workspace import PAGE, RUN, report_folder
+from unbackdoor.files import write_json
+from unbackdoor.report.leaderboard import Row, write_leaderboard
+
+RUNTIME = False
+
+
+def run(
+    *,
+    store: str | None = None,
+    work: Path = Path("runs/bench"),
+    grid: Path | None = None,
+    out: Path = Path("runs/leaderboard"),
+) -> Outcome:
+    """Write the leaderboard.
+
+    Args:
+        store: see `unbackdoor bench`.
+        work: see `unbackdoor bench`.
+        grid: YAML file; only its cells are ranked. By default all cells of the store.
+        out: folder for the page and the tables; an earlier leaderboard in it is replaced.
+    """
+    records = Store(store, work).records()
+    if grid is not None:
+        keys = {cell.key for cell in read_grid(grid)}
+        records = [record for record in records if record.key in keys]
+    title = f"Leaderboard of {grid.stem}" if grid else "Leaderboard"
+    board = leaderboard(records, title)
+    folder = report_folder(out, "leaderboard")
+    cells = cell_table(records)
+    rows = ranking(trials(cells[cells["error"] == ""]))
+    write_json(folder / RUN, {"command": "unbackdoor leaderboard", "cells": len(cells)})
+    write_cells(cells, folder)
+    write_ranking(rows, folder)
+    write_leaderboard(folder / PAGE, board)
+    return Outcome(
+        title=title,
+        rows=[*((row.method, _sentence(row)) for row in rows), ("cells", str(len(cells)))],
+        result={"cells": len(cells), "methods": [row.method for row in rows]},
+        page=folder / PAGE,
+    )
+
+
+def _sentence(row: Row) -> str:
+    shares = {"DER": row.der, "ACC": row.acc, "ASR": row.asr, "RA": row.ra}
+    told = [f"{name} {100 * share.value:.2f} %" for name, share in shares.items() if share is not None]
+    rank = "not ranked: blocks are missing" if row.rank is None else f"rank {row.rank.value:g}"
+    return ", ".join([rank, *told, f"{row.blocks} blocks"])

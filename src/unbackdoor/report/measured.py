@@ -1,0 +1,29 @@
+"""What an evaluation measured, as a page shows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unbackdoor.evaluate import Evaluation
+from unbackdoor.report.content import Metric
+
+
+def evaluation_metrics(before: Evaluation | None, after: Evaluation | None) -> list[Metric]:
+    """Return the metrics of a page; either evaluation may be missing."""
+    rows: list[Metric] = []
+    for field, name, explanation in (
+        ("acc", "Accuracy (ACC)", "Share of clean test images that get their true class."),
+        ("asr", "Attack success rate (ASR)", "Share of triggered test images that get the attacker's class."),
+        (
+            "asr_unrounded",
+            "ASR without rounding",
+            "The same, had the triggered images not been rounded to 8 bits as files are.",
+        ),
+        ("ra", "Robust accuracy (RA)", "Share of the same triggered images that get their true class."),
+    ):
+        old = None if before is None else getattr(before, field)
+        new = None if after is None else getattr(after, field)
+        if old is not None or new is not None:
+            better: Any = "lower" if field.startswith("asr") else "higher"
+            rows.append(Metric(name=name, explanation=explanation, before=old, after=new, better=better))
+    return rows

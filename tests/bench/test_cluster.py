@@ -1,0 +1,96 @@
+"""A grid on two machines loses nothing when one of them goes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.noop import cells, times_run
+from unbackdoor.bench.engine import Engine, cells_on, default_cpus
+from unbackdoor.bench.run import Bench
+from unbackdoor.bench.store import Store
+from unbackdoor.training import Silent
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "cpus"),
+    [
+        ([{"CPU": 2.0}], 0.0, 2),
+        ([{"CPU": 16.0}, {"CPU": 4.0}], 0.0, 4),
+        ([{"CPU": 16.0, "GPU": 2.0}, {"CPU": 4.0}], 1.0, 8),
+        ([{"CPU": 16.0, "GPU": 1.0}], 0.25, 4),
+        ([{"CPU": 1.0, "GPU": 8.0}], 1.0, 1),
+    ],
+)
+def test_a_cell_gets_its_share_of_the_smallest_machine(nodes: list[dict[str, float]], gpus: float, cpus: int) -> None:
+    assert default_cpus(nodes, gpus) == cpus
+    assert any(cells_on(node, cpus, gpus) for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("node", "cpus", "gpus", "fit"),
+    [
+        ({"CPU": 8.0}, 2, 0.0, 4),
+        ({"CPU": 8.0}, 3, 0.0, 2),
+        ({"CPU": 8.0}, 1, 1.0, 0),
+        ({"CPU": 8.0, "GPU": 1.0}, 1, 0.25, 4),
+        ({"CPU": 8.0, "GPU": 2.0}, 1, 0.3, 6),
+        ({"CPU": 8.0, "GPU": 3.0}, 1, 2.0, 1),
+        ({"CPU": 64.0, "GPU": 2.0}, 1, 0.2, 10),
+        ({"CPU": 64.0, "GPU": 2.0}, 1, 0.1, 20),
+        ({"CPU": 64.0, "GPU": 1.0}, 1, 0.05, 20),
+    ],
+)
+def test_cells_that_fit_on_a_machine_are_counted(node: dict[str, float], cpus: int, gpus: float, fit: int) -> None:
+    assert cells_on(node, cpus, gpus) == fit
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two machines of one core each, both on this one."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from unbackdoor.bench.engine import SETTINGS
+
+    ray.shutdown()
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    # A cluster of this kind reports even that it reports nothing.
+    monkeypatch.setenv("RAY_USAGE_STATS_REPORT_URL", "http://127.0.0.1:9")
+    node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
+    made = Cluster(initialize_head=True, head_node_args=node)
+    made.second = made.add_node(num_cpus=1, object_store_memory=100_000_000)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_when_a_machine_is_lost(cluster: Any, store: Store, tmp_path: Path) -> None:
+    counted = tmp_path / "counted"
+    grid = cells(6, counted=counted, seconds=1.5)
+    with Engine(address=cluster.address, cpus=1, gpus=0, device="cpu", work=tmp_path / "cells") as engine:
+        assert engine.capacity() == 2
+        killer = threading.Timer(0, lambda: lose(cluster, counted))
+        killer.start()
+        summary = Bench(store, engine, tmp_path / "locks", keep_models=False, progress=Silent()).run(grid)
+        killer.join()
+        assert engine.capacity() == 1
+    assert (summary.done, summary.failed, summary.lost) == (len(grid), {}, [])
+    assert {record.key for record in store.records() if not record.error} == {cell.key for cell in grid}
+    assert set(times_run(counted)) == {cell.key for cell in grid}
+    assert sum(times_run(counted).values()) > len(grid), "a cell was at work on the machine that was lost"
+
+
+def lose(cluster: Any, counted: Path) -> None:
+    """Let the second machine go without a word when both are at work."""
+    deadline = time.monotonic() + 120
+    while sum(times_run(counted).values()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    cluster.remove_node(cluster.second, allow_graceful=False)

@@ -1,0 +1,415 @@
+"""From cells to the leaderboard's figures, and to tables for other programs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.bench.records import record, repaired, scanned, trained
+from unbackdoor.bench.export import write_cells, write_ranking
+from unbackdoor.bench.leaderboard import leaderboard, ranking
+from unbackdoor.bench.store import Record
+from unbackdoor.bench.table import cell_table, trials
+from unbackdoor.errors import InputError, OutputError
+from unbackdoor.report.leaderboard import Estimate, Leaderboard, Row, Selection
+from unbackdoor.report.packing import packed
+
+
+def board_of(records: list[Record]) -> Leaderboard:
+    """Return the board, once it is proved that its page can be made."""
+    board = leaderboard(records, "A board")
+    assert packed(board)
+    return board
+
+
+def whole(board: Leaderboard) -> Selection:
+    """Return what is shown while no filter is set."""
+    return board.selections[("",) * len(board.filters)]
+
+
+def row(selection: Selection, method: str) -> Row:
+    (found,) = [one for one in selection.methods if one.method == method]
+    return found
+
+
+def test_a_methods_row_has_the_means_of_its_cells() -> None:
+    board = board_of(
+        [
+            trained(),
+            repaired("FT", 0.75, acc=0.8, asr=0.2, ra=0.7, attack="BadNets"),
+            repaired("FT", 0.25, acc=0.9, asr=0.6, ra=0.1, attack="SIG"),
+            repaired("SAU", 0.875, attack="BadNets"),
+            repaired("SAU", 0.875, attack="SIG"),
+        ]
+    )
+    assert [one.method for one in whole(board).methods] == ["SAU", "FT"]
+    assert whole(board).blocks == 2
+    found = row(whole(board), "FT")
+    assert found.der == Estimate(value=0.5)
+    assert found.rank == Estimate(value=2, low=2, high=2)
+    assert (found.blocks, found.seconds, found.peak_mb) == (2, 20, 300)
+    assert [one and one.value for one in (found.acc, found.asr, found.ra)] == pytest.approx([0.85, 0.4, 0.4])
+    assert {attack: {name: one.value for name, one in shares.items()} for attack, shares in found.attacks.items()} == {
+        "BadNets": {"acc": 0.8, "asr": 0.2, "ra": 0.7, "der": 0.75},
+        "SIG": {"acc": 0.9, "asr": 0.6, "ra": 0.1, "der": 0.25},
+    }
+    assert board.attacks == ["BadNets", "SIG"]
+
+
+def test_an_interval_needs_seeds_and_a_rank_with_an_interval_blocks() -> None:
+    alone = row(whole(board_of([repaired("FT", 0.5)])), "FT")
+    assert alone.der == Estimate(value=0.5)
+    assert alone.rank == Estimate(value=1)
+    seeds = row(whole(board_of([repaired("FT", der, seed=seed) for seed, der in enumerate((0.5, 0.6, 0.7))])), "FT")
+    assert seeds.rank == Estimate(value=1)
+    assert seeds.der is not None
+    assert seeds.der.low is not None
+    assert seeds.der.high is not None
+    assert seeds.der.low < 0.5 < seeds.der.value < 0.7 < seeds.der.high
+
+
+def test_the_der_that_is_shown_is_the_one_by_which_methods_are_ranked() -> None:
+    """One block has three seeds, the other lost two: each block counts once, for the rank and for the mean."""
+    ragged = [*(repaired("A", 1.0, data="a", seed=seed) for seed in range(3)), repaired("A", 0.5, data="b")]
+    steady = [*(repaired("B", 0.8125, data="a", seed=seed) for seed in range(3)), repaired("B", 0.8125, data="b")]
+    rows = whole(board_of([*ragged, *steady])).methods
+    assert [one.method for one in rows] == ["B", "A"]
+    ders = [one.der.value for one in rows if one.der]
+    assert ders == sorted(ders, reverse=True)
+    assert ders == pytest.approx([0.8125, 0.75])
+
+
+def test_filters_are_the_axes_that_vary_in_what_is_done_with_victims() -> None:
+    board = board_of(
+        [
+            trained(network="VGG19BN"),
+            *(
+                repaired("FT", 0.5, clean_size=size, budget=budget)
+                for size in (1000, 50, 200)
+                for budget in (5.0, None, 0.5)
+            ),
+        ]
+    )
+    assert [(one.name, one.title, list(one.values)) for one in board.filters] == [
+        ("clean_size", "Clean samples", ["50", "200", "1000"]),
+        ("budget", "Budget (minutes)", ["none", "0.5", "5"]),
+    ]
+    assert len(board.selections) == 4 * 4
+
+
+def test_every_value_of_a_filter_stands_in_the_cells_as_the_page_looks_for_it() -> None:
+    """A number is found by its value, a missing label by the word none."""
+    records = [repaired("FT", 0.5, budget=budget, poison_rate=rate) for budget in (None, 5.0) for rate in (0.1, 0.003)]
+    board = board_of(records)
+    assert [list(one.values) for one in board.filters] == [["0.003", "0.1"], ["none", "5"]]
+    for one in board.filters:
+        place = list(board.columns).index(one.name)
+        assert {cell[place] for cell in board.cells} == {None if text == "none" else float(text) for text in one.values}
+
+
+def test_a_choice_shows_the_cells_that_fit_it_and_no_others() -> None:
+    records = [
+        repaired(method, der, attack=attack, clean_size=size)
+        for method, attack, size, der in (
+            ("FT", "BadNets", 50, 0.1),
+            ("FT", "BadNets", 100, 0.2),
+            ("FT", "SIG", 50, 0.3),
+            ("SAU", "BadNets", 50, 0.4),
+        )
+    ]
+    board = board_of(records)
+    assert [one.name for one in board.filters] == ["attack", "clean_size"]
+
+    def ders(*choice: str) -> dict[str, float]:
+        return {one.method: round(one.der.value, 9) for one in board.selections[choice].methods if one.der}
+
+    assert ders("", "") == {"SAU": 0.4, "FT": 0.2}
+    assert ders("BadNets", "") == {"SAU": 0.4, "FT": 0.15}
+    assert ders("", "50") == {"SAU": 0.4, "FT": 0.2}
+    assert ders("BadNets", "50") == {"SAU": 0.4, "FT": 0.1}
+    assert ders("BadNets", "100") == {"FT": 0.2}
+    assert ders("SIG", "") == ders("SIG", "50") == {"FT": 0.3}
+    assert ("SIG", "100") not in board.selections, "nothing was measured there"
+    assert row(board.selections["BadNets", "50"], "SAU").rank == Estimate(value=1)
+    assert row(board.selections["BadNets", ""], "SAU").rank is None, "it lacks the block of 100"
+    assert row(board.selections["", ""], "FT").rank == Estimate(value=1, low=1, high=1)
+
+
+def test_attacks_and_values_keep_their_names_whatever_these_are() -> None:
+    board = board_of([repaired("A & B", 0.5, attack="None"), repaired("nan", 0.5, attack="nan"), repaired("", 0.5)])
+    assert board.attacks == ["BadNets", "None", "nan"]
+    assert {one.method for one in whole(board).methods} == {"A & B", "nan", ""}
+
+
+def test_scanners_are_judged_by_what_the_models_are() -> None:
+    board = board_of(
+        [
+            scanned("NC", backdoored=True, flagged=True, first=True, attack="BadNets"),
+            scanned("NC", backdoored=True, flagged=True, first=False, attack="SIG"),
+            scanned("NC", backdoored=True, flagged=False, first=True, attack="WaNet"),
+            scanned("NC", backdoored=True, flagged=None, first=False, attack="LF"),
+            scanned("NC", backdoored=False, flagged=True),
+            scanned("NC", backdoored=False, flagged=False, seed=1),
+            scanned("NC", backdoored=False, flagged=False, seed=2),
+            scanned("NC", backdoored=False, flagged=None, seed=3),
+            scanned("Other", backdoored=True, flagged=False),
+            repaired("FT", 0.5),
+        ]
+    )
+    first, second = whole(board).scanners
+    assert (first.method, second.method) == ("NC", "Other")
+    assert (first.backdoored, first.flagged, first.target_first, first.targeted) == (4, 2, 2, 4)
+    assert (first.clean, first.false_alarms, first.inconclusive) == (4, 1, 2)
+    assert first.seconds == 20
+    assert (second.backdoored, second.flagged, second.targeted) == (1, 0, 0), "no victim had one target"
+    assert (second.clean, second.false_alarms, second.inconclusive) == (0, 0, 0)
+    choice = {one.name: place for place, one in enumerate(board.filters)}["attack"]
+    clean = tuple("None" if place == choice else "" for place in range(len(board.filters)))
+    (scanner,) = board.selections[clean].scanners
+    assert (scanner.backdoored, scanner.clean, scanner.false_alarms, scanner.inconclusive) == (0, 4, 1, 1)
+
+
+def test_a_scanner_that_never_decides_is_inconclusive_and_nothing_else() -> None:
+    (scanner,) = whole(board_of([scanned("NC", backdoored=True, flagged=None)])).scanners
+    assert (scanner.backdoored, scanner.flagged, scanner.inconclusive) == (1, 0, 1)
+    assert scanner.targeted == 0
+
+
+def test_failed_cells_are_listed_and_not_averaged() -> None:
+    records = [
+        repaired("FT", 0.75),
+        repaired("FT", 0.0, seed=1, error="out of memory"),
+        record("purify", {}, method="SAU", clean_size=50, error="no such file"),
+        scanned("NC", backdoored=True, flagged=True, error="stopped"),
+    ]
+    board = board_of(records)
+    assert [one.method for one in whole(board).methods] == ["FT"]
+    assert row(whole(board), "FT").der == Estimate(value=0.75)
+    assert whole(board).scanners == []
+    errors = [cell[list(board.columns).index("error")] for cell in board.cells]
+    assert errors == ["", "out of memory", "no such file", "stopped"]
+    facts = {fact.name: fact.value for fact in board.facts["Cells"]}
+    assert (facts["Finished"], facts["Failed"]) == ("1", "3")
+    assert (facts["Of kind purify"], facts["Of kind scan"]) == ("3", "1")
+
+
+def test_repairs_of_clean_models_have_no_der_and_do_not_disturb_the_others() -> None:
+    clean = record("purify", {"acc": 0.1, "seconds": 99.0}, method="FT", clean_size=50, attack="None", poison_rate=None)
+    board = board_of([repaired("FT", 0.75), clean])
+    found = row(whole(board), "FT")
+    assert (found.der, found.acc, found.blocks) == (Estimate(value=0.75), Estimate(value=0.9), 1)
+    assert board_of([clean]).selections == {}
+
+
+def notes(*records: Record) -> list[str]:
+    return [note for note in board_of(list(records)).notes if "several" in note]
+
+
+def test_what_should_be_one_and_is_several_is_noted() -> None:
+    here, there = repaired("FT", 0.5), repaired("FT", 0.5, seed=1, device="cuda (b)")
+    assert notes(here, repaired("FT", 0.5, seed=1)) == []
+    (note,) = notes(here, there)
+    assert "cpu (a), cuda (b)" in note
+    assert "times cannot be compared" in note
+    (note,) = notes(here, repaired("FT", 0.5, seed=1, version="0.2.0"))
+    assert "versions of unbackdoor: 0.1.0, 0.2.0" in note
+    assert notes(here, repaired("FT", 0.5, seed=1, device="cuda (b)", error="failed")) == []
+
+
+def test_curves_follow_an_axis_upwards_and_need_two_points() -> None:
+    records = [
+        repaired("FT", der, acc=0.5, asr=0.25, ra=0.125, clean_size=size, seed=seed)
+        for size, seed, der in ((1000, 0, 0.75), (50, 0, 0.25), (50, 1, 0.5), (200, 0, 0.5))
+    ]
+    (curve,) = whole(board_of([*records, repaired("SAU", 0.5)])).curves
+    assert (curve.axis, curve.method) == ("clean samples", "FT")
+    assert [x for x, _ in curve.points] == [50, 200, 1000]
+    assert curve.points[0][1] == {"acc": 0.5, "asr": 0.25, "ra": 0.125, "der": 0.375}
+    apart = [repaired("FT", 0.5, attack=attack, poison_rate=rate) for attack, rate in (("A", 0.1), ("B", 0.05))]
+    assert whole(board_of(apart)).curves == [], "nothing was tried at both rates"
+    rates = [repaired("FT", 0.5, poison_rate=rate) for rate in (0.1, 0.01)]
+    (curve,) = whole(board_of([*rates, repaired("FT", 0.5, poison_rate=None, attack="Other")])).curves
+    assert (curve.axis, [x for x, _ in curve.points]) == ("poison rate", [0.01, 0.1])
+
+
+def test_a_store_without_cells_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(InputError, match=r"there are no cells to rank; run a grid first, with `unbackdoor bench"):
+        leaderboard([], "A board")
+
+
+@pytest.mark.parametrize("records", [[trained()], [trained(error="stopped")], [repaired("FT", 0.5, error="stopped")]])
+def test_a_store_without_judgements_has_a_page_that_lists_what_there_is(records: list[Record]) -> None:
+    board = board_of(records)
+    assert board.selections == {}
+    assert board.filters == []
+    assert len(board.cells) == 1
+
+
+MIXED = [
+    trained(),
+    trained(attack="None", poison_rate=None, seed=1),
+    repaired("FT epochs=3", 0.1 + 0.2, clean_size=50),
+    repaired("SAU", 0.75, clean_size=100, budget=0.5),
+    scanned("NC", backdoored=False, flagged=None),
+    scanned("NC", backdoored=True, flagged=True, first=True),
+    record("purify", {}, method='quote " comma, and\nline', clean_size=50, error="it failed; äöü\nbadly"),
+]
+
+
+def test_a_parquet_file_gives_the_cells_back(tmp_path: Path) -> None:
+    cells = cell_table(MIXED)
+    write_cells(cells, tmp_path)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "cells.parquet"), cells, check_dtype=False)
+
+
+def test_a_csv_file_gives_the_cells_back(tmp_path: Path) -> None:
+    cells = cell_table(MIXED)
+    write_cells(cells, tmp_path)
+    # "None" is the name of an attack, and pandas would read it as nothing.
+    read = pd.read_csv(tmp_path / "cells.csv", keep_default_na=False, na_values=[""])
+    assert list(read.columns) == list(cells.columns)
+    for name in cells.columns:
+        numbers = pd.api.types.is_numeric_dtype(cells[name])
+        if numbers:
+            np.testing.assert_array_equal(read[name].to_numpy(float), cells[name].to_numpy(float))
+        else:
+            assert read[name].fillna("").tolist() == cells[name].fillna("").tolist()
+    assert list(read["attack"][:2]) == ["BadNets", "None"]
+
+
+def result(method: str, **changes: Any) -> Row:
+    return Row(
+        **{
+            "method": method,
+            "blocks": 2,
+            "der": Estimate(value=0.875, low=0.75, high=1.0),
+            "rank": Estimate(value=1.5, low=1, high=2),
+            "acc": Estimate(value=0.91234),
+            "asr": Estimate(value=0.005, low=0.0, high=0.01),
+            "ra": None,
+            "seconds": 12.6,
+            "peak_mb": 300.0,
+            "attacks": {"BadNets": {"acc": Estimate(value=0.9), "der": Estimate(value=0.875)}},
+            **changes,
+        }
+    )
+
+
+def test_a_ranking_as_csv_has_fractions_and_all_ends(tmp_path: Path) -> None:
+    unranked = result("B", rank=None, der=None, attacks={"SIG": {"acc": Estimate(value=0.5)}})
+    write_ranking([result("A"), unranked], tmp_path)
+    first, second = pd.read_csv(tmp_path / "ranking.csv").to_dict("records")
+    expected = {
+        "method": "A",
+        "blocks": 2,
+        "rank": 1.5,
+        "rank_low": 1,
+        "rank_high": 2,
+        "der": 0.875,
+        "der_low": 0.75,
+        "der_high": 1,
+        "acc": 0.91234,
+        "asr": 0.005,
+        "asr_low": 0,
+        "asr_high": 0.01,
+        "seconds": 12.6,
+        "peak_mb": 300,
+        "BadNets acc": 0.9,
+        "BadNets der": 0.875,
+    }
+    assert {name: value for name, value in first.items() if not pd.isna(value)} == expected
+    assert second["method"] == "B"
+    assert second["SIG acc"] == 0.5
+    assert all(pd.isna(second[name]) for name in ("rank", "rank_low", "der", "der_high", "BadNets acc"))
+
+
+def latex(folder: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of ranking.tex as they are written."""
+    text = (folder / "ranking.tex").read_text()
+    found = re.fullmatch(
+        r"\\begin{tabular}{lr*}\n\\toprule\n(.*) \\\\\n\\midrule\n((?:.* \\\\\n)*)\\bottomrule\n\\end{tabular}\n", text
+    )
+    assert found, text
+    head, rows = found.groups()
+    parts = [[part.strip() for part in re.split(r"(?<!\\)&", line[:-3])] for line in rows.splitlines()]
+    return [part.strip() for part in head.split("&")], parts
+
+
+def test_a_ranking_as_latex_has_percent(tmp_path: Path) -> None:
+    write_ranking([result("A"), result("B", rank=None, der=None, seconds=None)], tmp_path)
+    head, rows = latex(tmp_path)
+    assert head == ["Method", "Rank", r"DER (\%)", r"ACC (\%)", r"ASR (\%)", r"RA (\%)", "Time (s)"]
+    assert rows == [
+        ["A", "1.5", "87.50", "91.23", "0.50", "--", "13"],
+        ["B", "--", "--", "91.23", "0.50", "--", "--"],
+    ]
+
+
+NAMED = {"textbackslash{}": "\\", "textasciitilde{}": "~", "textasciicircum{}": "^"}
+TOKEN = re.compile(r"\\(textbackslash{}|textasciitilde{}|textasciicircum{}|[&%$#_{}])|([^&%$#_{}~^\\])")
+
+
+def as_latex_reads(text: str) -> str:
+    """Return what LaTeX prints for text without commands of its own; anything else is an error."""
+    printed, place = "", 0
+    while place < len(text):
+        found = TOKEN.match(text, place)
+        assert found, f"LaTeX does not print {text[place:]!r} as it is"
+        escaped, letter = found.groups()
+        printed += letter or NAMED.get(escaped, escaped)
+        place = found.end()
+    return printed
+
+
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.text("&%_#${}~^\\ab1 ", max_size=15).map(str.strip))
+def test_latex_prints_every_name_as_it_is(tmp_path: Path, name: str) -> None:
+    write_ranking([result(f"x{name}x")], tmp_path)
+    ((written, *_),) = latex(tmp_path)[1]
+    assert as_latex_reads(written) == f"x{name}x"
+
+
+def test_the_characters_that_latex_reads_as_commands_are_escaped(tmp_path: Path) -> None:
+    write_ranking([result(r"a & b % c _ d # e $ f { g } h ~ i ^ j \ k")], tmp_path)
+    expected = r"a \& b \% c \_ d \# e \$ f \{ g \} h \textasciitilde{} i \textasciicircum{} j \textbackslash{} k"
+    assert latex(tmp_path)[1][0][0] == expected
+
+
+def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path: Path) -> None:
+    write_cells(cell_table([repaired("=HYPERLINK(1)", 0.5), trained(error="@SUM(1)", data="-x")]), tmp_path)
+    read = pd.read_csv(tmp_path / "cells.csv")
+    assert read["method"][0] == "'=HYPERLINK(1)"
+    assert (read["error"][1], read["data"][1]) == ("'@SUM(1)", "'-x")
+
+
+def test_a_leaderboard_without_methods_leaves_none_of_an_earlier_one(tmp_path: Path) -> None:
+    write_ranking([result("A")], tmp_path)
+    write_ranking([], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cells = cell_table(MIXED)
+    with pytest.raises(OutputError, match=r"cells\.csv"):
+        write_cells(cells, tmp_path / "file" / "folder")
+    with pytest.raises(OutputError, match=r"ranking\.csv"):
+        write_ranking([result("A")], tmp_path / "file" / "folder")
+
+
+def test_what_is_ranked_can_be_exported(tmp_path: Path) -> None:
+    rows = ranking(trials(cell_table([repaired("FT epochs=3", 0.5), repaired("SAU", 0.75)])))
+    write_ranking(rows, tmp_path)
+    assert [(one[0], one[1], one[2]) for one in latex(tmp_path)[1]] == [
+        ("SAU", "1", "75.00"),
+        ("FT epochs=3", "2", "50.00"),
+    ]

@@ -1,0 +1,150 @@
+"""A grid does every cell once, whatever fails, whoever else works on it, and however it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from tests.bench.noop import cells, times_run
+from unbackdoor.bench.cell import Cell
+from unbackdoor.bench.engine import Engine
+from unbackdoor.bench.run import Bench, Summary
+from unbackdoor.bench.store import Record, Store
+from unbackdoor.errors import InputError, OutputError
+from unbackdoor.training import Silent
+
+
+def run(store: Store, engine: Engine, grid: list[Cell], *, keep_models: bool = False) -> Summary:
+    return Bench(store, engine, store.folder / "locks", keep_models=keep_models, progress=Silent()).run(grid)
+
+
+def test_every_cell_is_done_once_and_never_again(store: Store, engine: Engine, tmp_path: Path) -> None:
+    counted = tmp_path / "counted"
+    grid = cells(3, counted=counted)
+    first = run(store, engine, grid)
+    assert (first.done, first.cached, first.failed, first.lost) == (len(grid), 0, {}, [])
+    again = run(store, engine, grid)
+    assert (again.done, again.cached) == (0, len(grid))
+    assert times_run(counted) == {cell.key: 1 for cell in grid}
+    assert not list((store.folder / "locks").iterdir()), "no lock is left"
+
+
+def test_a_failure_is_kept_and_the_others_go_on(store: Store, engine: Engine, tmp_path: Path) -> None:
+    counted = tmp_path / "counted"
+    grid = cells(3, counted=counted, fails={2: "input", 5: "defect"})
+    summary = run(store, engine, grid)
+    failed = {grid[2].title, grid[5].title}
+    assert set(summary.failed) == failed
+    lost = {cell.title for cell in grid if cell.needs and cell.needs.title in failed}
+    assert set(summary.lost) == lost
+    assert summary.done == len(grid) - 2 - len(lost)
+    errors = {record.key: record.error for record in store.records() if record.error}
+    assert set(errors) == {grid[2].key, grid[5].key}
+    assert "ValueError" in errors[grid[5].key]
+    run(store, engine, grid)
+    assert times_run(counted)[grid[2].key] == 2, "what failed is tried again"
+    assert times_run(counted)[grid[0].key] == 1
+
+
+def test_a_cell_gets_the_files_of_the_one_that_it_needs(store: Store, engine: Engine) -> None:
+    grid = cells(1)
+    run(store, engine, grid)
+    records = {record.key: record for record in store.records()}
+    assert store.files(records[grid[1].key])["seen.txt"] == store.files(records[grid[0].key])["made.txt"]
+
+
+def test_files_that_are_optional_are_kept_on_request_only(store: Store, engine: Engine) -> None:
+    first, second = cells(1), cells(1, first=50)
+    run(store, engine, first)
+    run(store, engine, second, keep_models=True)
+    records = {record.key: record for record in store.records()}
+    assert "large.bin" not in store.files(records[first[0].key])
+    assert "large.bin" in store.files(records[second[0].key])
+
+
+def test_a_cell_that_another_bench_does_is_waited_for(
+    store: Store, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    monkeypatch.setattr("unbackdoor.bench.run.PATIENCE", 0.2)
+    counted = tmp_path / "counted"
+    grid = cells(1, counted=counted)
+    other = FileLock(store.folder / "locks" / f"{grid[0].key}.lock")
+    Path(other.lock_file).parent.mkdir(parents=True)
+    other.acquire()
+    finished: list[Summary] = []
+    worker = threading.Thread(target=lambda: finished.append(run(store, engine, grid)))
+    worker.start()
+    worker.join(3)
+    assert worker.is_alive(), "it waits"
+    assert times_run(counted) == {}
+    from tests.bench.noop import outcome
+
+    store.add(grid[0], outcome(files={"made.txt": b"by the other"}))
+    other.release()
+    worker.join(60)
+    assert finished[0].done == 1
+    assert finished[0].cached == 1
+    assert times_run(counted) == {grid[1].key: 1}
+
+
+def test_a_cell_whose_process_dies_is_begun_again(store: Store, engine: Engine, tmp_path: Path) -> None:
+    counted = tmp_path / "counted"
+    grid = cells(1, counted=counted, fails={0: "die once"})
+    summary = run(store, engine, grid)
+    assert summary.failed == {}
+    assert times_run(counted)[grid[0].key] == 2
+
+
+def test_a_cell_whose_process_always_dies_fails_alone(store: Store, engine: Engine) -> None:
+    grid = cells(2, fails={0: "die"})
+    summary = run(store, engine, grid)
+    assert list(summary.failed) == [grid[0].title]
+    assert "Ray lost it" in summary.failed[grid[0].title]
+    assert summary.done == 2
+
+
+def test_ray_cannot_be_reached_from_elsewhere(engine: Engine) -> None:
+    import ray
+
+    assert engine.capacity() >= 1
+    assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cpus": 0}, "at least 1 core"),
+        ({"gpus": -1.0}, "--gpus-per-cell"),
+        ({"gpus": 1.5}, "whole GPUs"),
+        ({"gpus": 0.00001}, "at least 0.001"),
+        ({"cpus": 10_000}, "no machine has the 10000 cores"),
+        ({"device": "cuda", "gpus": 0.0}, "needs --gpus-per-cell above 0"),
+    ],
+)
+def test_what_no_machine_has_is_one_sentence(engine: Engine, tmp_path: Path, options: dict, message: str) -> None:
+    given = {"address": None, "cpus": None, "gpus": None, "device": "cpu", "work": tmp_path, **options}
+    with pytest.raises(InputError, match=message), Engine(**given):
+        pass
+
+
+def test_a_store_that_fails_for_a_moment_costs_nothing(
+    store: Store, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor.bench.run.PAUSES", (0.01, 0.01))
+    counted, failures = tmp_path / "counted", iter([OutputError("down"), OutputError("down")])
+    add = store.add
+
+    def sometimes(*words: Any) -> Record:
+        for failure in failures:
+            raise failure
+        return add(*words)
+
+    monkeypatch.setattr(store, "add", sometimes)
+    grid = cells(1, counted=counted)
+    assert run(store, engine, grid).done == 2
+    assert times_run(counted) == {cell.key: 1 for cell in grid}

@@ -1,0 +1,201 @@
+"""Grids through the command line, on digits: planned, run, killed, resumed, ranked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from unbackdoor.bench.store import Store
+from unbackdoor.cli import main
+
+GRID = """
+data: digits
+networks: {name: PreActResNet18, width: 8}
+attacks: [BadNets, None]
+recipe: {epochs: 16, learning_rate: 0.1, batch_size: 32, low_resolution: 0}
+purify:
+  - {name: FT, epochs: 2}
+  - {name: SAU, rounds: 2, batch_size: 64}
+scan: {name: NeuralCleanse, rounds: 2}
+clean_sizes: 200
+"""
+
+SMALL = """
+data: digits
+networks: {name: PreActResNet18, width: 8}
+attacks: [BadNets, Blended]
+recipe: {epochs: 1, learning_rate: 0.05, ema: 0}
+purify: {name: FT, epochs: 1}
+clean_sizes: 100
+"""
+
+CELLS = 8
+"""Of the first grid: two victims, each scanned once and repaired twice."""
+
+
+def made(folder: Path, tables: Path) -> Path:
+    """Return a folder for a store, its tables made already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(tables, folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, store_tables: Path) -> Path:
+    """A folder with a grid and the store in which it is done."""
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "grid.yaml").write_text(GRID)
+    work = made(folder / "work", store_tables)
+    assert main(["bench", str(folder / "grid.yaml"), "--work", str(work)]) == 0
+    return folder
+
+
+def test_a_grid_is_done_and_then_found_done(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(finished / "grid.yaml"), "--work", str(finished / "work"), "--json"]
+    assert main(["bench", *words]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["done"], answer["cached"], answer["failed"]) == (0, CELLS, {})
+    assert main(["bench", *words, "--plan"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["cells"], answer["cached"], answer["to do"]) == (CELLS, CELLS, [])
+
+
+def test_the_figures_are_those_of_the_commands(finished: Path) -> None:
+    """A backdoor that works, a clean model without one, and repairs that were measured before and after."""
+    records = Store(None, finished / "work").records()
+    victims = {record.labels["attack"]: record for record in records if record.kind == "victim"}
+    assert victims["BadNets"].metrics["asr"] > 0.8
+    assert "asr" not in victims["None"].metrics
+    assert all(record.metrics["acc"] > 0.8 for record in victims.values())
+    repairs = [record for record in records if record.kind == "purify" and record.labels["attack"] == "BadNets"]
+    for record in repairs:
+        before, after = victims["BadNets"].metrics, record.metrics
+        fell = max(0.0, before["asr"] - after["asr"]) - max(0.0, before["acc"] - after["acc"])
+        assert record.metrics["der"] == pytest.approx((fell + 1) / 2)
+        assert record.metrics["acc_low"] < record.metrics["acc"] < record.metrics["acc_high"]
+        assert record.metrics["seconds"] > 0
+        assert record.metrics["peak_mb"] > 50
+    scans = {record.labels["attack"]: record.metrics for record in records if record.kind == "scan"}
+    assert (scans["BadNets"]["backdoored"], scans["None"]["backdoored"]) == (1, 0)
+
+
+def test_another_option_is_another_victim_and_another_seed_too(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for change, left in (("clean_sizes: 100", 6), ("seeds: [0, 1]", CELLS), ("precision: fp32", CELLS)):
+        text = GRID.replace("clean_sizes: 200", change) if "clean" in change else f"{GRID}{change}\n"
+        (tmp_path / "grid.yaml").write_text(text)
+        words = [str(tmp_path / "grid.yaml"), "--work", str(finished / "work"), "--plan", "--json"]
+        assert main(["bench", *words]) == 0
+        answer = json.loads(capsys.readouterr().out)
+        assert len(answer["to do"]) == left, change
+        assert answer["of unknown length"] == 0, f"{change}: something of the same method was done before"
+
+
+def test_the_leaderboard_has_every_method_and_every_cell(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--work", str(finished / "work"), "--grid", str(finished / "grid.yaml"), "--out", str(tmp_path)]
+    assert main(["leaderboard", *words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert sorted(answer["methods"]) == ["FT epochs=2", "SAU batch_size=64 rounds=2"]
+    cells = pd.read_csv(tmp_path / "cells.csv")
+    assert len(cells) == CELLS
+    assert len(pd.read_parquet(tmp_path / "cells.parquet")) == CELLS
+    assert set(pd.read_csv(tmp_path / "ranking.csv")["method"]) == set(answer["methods"])
+    assert "SAU batch\\_size=64 rounds=2" in (tmp_path / "ranking.tex").read_text()
+    assert "SAU batch_size=64 rounds=2" in (tmp_path / "report.html").read_text()
+
+
+def test_an_empty_store_has_no_leaderboard(
+    tmp_path: Path, store_tables: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = made(tmp_path / "work", store_tables)
+    assert main(["leaderboard", "--work", str(work), "--out", str(tmp_path / "out")]) == 2
+    assert "run a grid first" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: digits\nattacks: [BadNet]\n", "line 2: unknown attack 'BadNet'; did you mean BadNets?"),
+        ("data: digits\nattack: BadNets\n", "line 2: unknown name 'attack'; did you mean attacks?"),
+        ("data: digits\nattacks: BadNets\nseeds: [-1]\n", "line 3: expected a whole number of at least 0"),
+        ("data: [\n", "this is not YAML"),
+    ],
+)
+def test_a_wrong_grid_is_one_sentence_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    (tmp_path / "grid.yaml").write_text(text)
+    assert main(["bench", str(tmp_path / "grid.yaml"), "--work", str(tmp_path / "work")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_failed_cell_is_exit_code_3_and_the_others_are_done(
+    tmp_path: Path, store_tables: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = SMALL.replace("Blended", "{name: Blended, poison_rate: 0.0001}")
+    (tmp_path / "grid.yaml").write_text(text)
+    work = made(tmp_path / "work", store_tables)
+    assert main(["bench", str(tmp_path / "grid.yaml"), "--work", str(work), "--json"]) == 3
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["done"] == 2
+    ((title, reason),) = answer["failed"].items()
+    assert "Blended" in title
+    assert "is no image; raise it" in reason
+    assert len(answer["not begun"]) == 1
+
+
+def children_of(parent: int) -> set[int]:
+    """Return the processes that a process started, and those that these started."""
+    status = [file.read_text().rsplit(")", 1) for file in Path("/proc").glob("[0-9]*/stat")]
+    parents = {int(head.split()[0]): int(rest.split()[1]) for head, rest in status}
+    found, new = set(), {parent}
+    while new:
+        new = {child for child, above in parents.items() if above in new} - found
+        found |= new
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_killed_grid_goes_on_and_repeats_nothing(tmp_path: Path, store_tables: Path) -> None:
+    """kill -9 of the process that was started, not of its children: these must go with it."""
+    (tmp_path / "grid.yaml").write_text(SMALL)
+    work = made(tmp_path / "work", store_tables)
+    words = [sys.executable, "-m", "unbackdoor.cli", "bench", str(tmp_path / "grid.yaml"), "--work", str(work)]
+    killed = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    store = Store(None, work)
+    for _ in range(1200):
+        if store.records():
+            break
+        assert killed.poll() is None
+        time.sleep(0.1)
+    children = children_of(killed.pid)
+    assert children
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "what it started is still at work"
+        time.sleep(0.2)
+    before = {record.run for record in store.records()}
+    assert 1 <= len(before) < 4
+    assert subprocess.run(words, check=False, capture_output=True, timeout=300).returncode == 0
+    after = {record.run for record in store.records()}
+    assert len(after) == 4
+    assert before < after, "what was done is still the same run"
