@@ -84,7 +84,7 @@ def test_a_cell_that_another_bench_does_is_waited_for(
     assert times_run(counted) == {}
     from tests.bench.noop import outcome
 
-    store.add(grid[0], outcome(files={"made.txt": b"by the other"}))
+    store.add(grid[0], outcome(files={"made.txt": b"by the other", "details.json": b'{"number": 0}'}))
     other.release()
     worker.join(60)
     assert finished[0].done == 1

@@ -27,6 +27,8 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Without this Ray replaces the loopback address by one that others can reach.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray lets its work wait for everything else on the machine; here it is what the machine is for.
+    "RAY_worker_niceness": "0",
     # A cell that takes more memory than there is would be begun again for ever.
     "RAY_task_oom_retries": str(RETRIES),
     # Ray warns about what it will do in a later version unless this says that it is wanted now.
@@ -157,9 +159,9 @@ class Engine:
         try:
             return self._ray.get(done)
         except RayError as error:
-            return CellOutcome(
-                error=f"Ray lost it: {reason_of(error)}", trace=str(error), started=time.time(), machine={}
-            )
+            # What was raised where the cell was to run, if that is known.
+            reason = reason_of(getattr(error, "cause", None) or error)
+            return CellOutcome(error=f"Ray lost it: {reason}", trace=str(error), started=time.time(), machine={})
 
 
 @contextlib.contextmanager
