@@ -27,6 +27,8 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Without this Ray replaces the loopback address by one that others can reach.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # What it says of lost processes stands in the outcome of their cell, not among our answers.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     # Ray lets its work wait for everything else on the machine; here it is what the machine is for.
     "RAY_worker_niceness": "0",
     # A cell that takes more memory than there is would be begun again for ever.
