@@ -173,7 +173,7 @@ def untrained(network: partial[nn.Module], source: Source) -> Description:
     """Return the description of a network for a data set, all but the normalisation."""
     middle = (0.5,) * source.image_shape[0]
     return Description(
-        architecture=network.func.__name__,  # type: ignore[attr-defined]
+        architecture=network.func.__name__,
         arguments=dict(network.keywords),
         class_names=source.class_names,
         image_shape=source.image_shape,

@@ -143,7 +143,7 @@ class Engine:
         # Ray does not hide GPUs from a cell that asked for none.
         device = self.device if self._gpus else "cpu"
         with _there():
-            return self._perform.remote(cell, given, self.work, device, self._cpus)  # type: ignore[no-any-return]
+            return self._perform.remote(cell, given, self.work, device, self._cpus)
 
     def wait(self, running: Sequence[ObjectRef[CellOutcome]], seconds: float) -> list[ObjectRef[CellOutcome]]:
         """Return those that are done; wait for the first of them, or for this time if there is none."""
@@ -159,7 +159,8 @@ class Engine:
         from ray.exceptions import RayError
 
         try:
-            return self._ray.get(done)
+            outcome: CellOutcome = self._ray.get(done)
+            return outcome
         except RayError as error:
             # What was raised where the cell was to run, if that is known.
             reason = reason_of(getattr(error, "cause", None) or error)

@@ -51,7 +51,8 @@ def _csv(table: pd.DataFrame) -> bytes:
     harmless = table.map(
         lambda value: f"'{value}" if isinstance(value, str) and value[:1] in set("=+-@\t\r") else value
     )
-    return harmless.to_csv(index=False).encode()
+    text: str = harmless.to_csv(index=False)
+    return text.encode()
 
 
 def _flat(row: Row) -> dict[str, object]:

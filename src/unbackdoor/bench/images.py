@@ -86,7 +86,8 @@ class Images(Domain):
     def _on_victim(self, setting: Setting, axes: Axes) -> Iterator[Cell]:
         victim = Cell(domain=self, kind="victim", labels=_labels(setting), recipe=_victim_recipe(setting), work=setting)
         yield victim
-        for kind, methods in (("scan", axes.scan), ("purify", axes.purify)):
+        kinds: tuple[tuple[str, tuple[Scanner | Purifier, ...]], ...] = (("scan", axes.scan), ("purify", axes.purify))
+        for kind, methods in kinds:
             for method, size in itertools.product(methods, axes.clean_sizes):
                 yield Cell(
                     domain=self,
@@ -233,7 +234,7 @@ def times(cost: Cost, resumed: bool) -> dict[str, float]:
 
 def shares(evaluation: Evaluation) -> dict[str, float]:
     """Return the measured shares and the ends of their intervals, by name."""
-    found = {}
+    found: dict[str, float] = {}
     for name, share in evaluation.to_json().items():
         found |= {name: share["value"], f"{name}_low": share["low"], f"{name}_high": share["high"]}
     return found

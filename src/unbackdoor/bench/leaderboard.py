@@ -6,7 +6,7 @@ import collections
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,10 @@ TITLES = {
 }
 """Of the labels that can be filtered by."""
 
-CURVES = {"poison_rate": "poison rate", "clean_size": "clean samples"}
+CURVES: dict[str, Literal["poison rate", "clean samples"]] = {
+    "poison_rate": "poison rate",
+    "clean_size": "clean samples",
+}
 
 NOTES = (
     "ACC is the share of clean test images that get their true class; ASR the share of triggered images that get the"

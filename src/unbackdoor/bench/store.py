@@ -110,10 +110,10 @@ class Store:
         if found is None:
             # A server knows where it keeps files; a database does not.
             place = None if self.uri.startswith("http") else (self.folder / "files").as_uri()
-            return self.client.create_experiment(EXPERIMENT, artifact_location=place)
+            return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
         if found.lifecycle_stage != "active":
             raise OutputError(f"the experiment {EXPERIMENT} was deleted in {self.shown}; restore it in MLflow")
-        return found.experiment_id
+        return str(found.experiment_id)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -99,7 +99,8 @@ def block_means(values: Float[np.ndarray, "*some seeds"]) -> Float[np.ndarray, "
     """Return means over seeds of what is there; NaN where nothing is."""
     there = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.where(there, values, 0).sum(-1) / there.sum(-1)
+        means: Float[np.ndarray, "*some"] = np.where(there, values, 0).sum(-1) / there.sum(-1)
+    return means
 
 
 def mean_of(values: Float[np.ndarray, "blocks seeds"]) -> float | None:

@@ -126,7 +126,7 @@ def details_of(given: Path) -> dict[str, Any]:
 
 def forget_peaks() -> bool:
     """Let `peaks` count from here on, as one process does many cells; return whether this system can (Linux)."""
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -139,6 +139,6 @@ def peaks() -> dict[str, float]:
     """Return `peak_mb`, the largest resident memory of this process, and `peak_gpu_mb` if it used a GPU, in MB."""
     kilobytes = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
     found = {"peak_mb": round(kilobytes / 1024, 1)}
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         found["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return found

@@ -23,7 +23,6 @@ from unbackdoor.commands.workspace import (
     RESUME,
     Run,
     evaluation_rows,
-    metrics,
     new_folder,
     save_trained,
 )
@@ -31,7 +30,7 @@ from unbackdoor.data import ImageSet, read_images
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.options import options_of
-from unbackdoor.report import Report, write_report
+from unbackdoor.report import Report, evaluation_metrics, write_report
 from unbackdoor.training import Recipe, Runtime, check_fits, fit, network_options, new_network
 
 CHOICES = {"model": NETWORK}
@@ -69,7 +68,7 @@ def run(
     clock.options = {"model": network_options(network), "recipe": options_of(recipe)}
     page = Report(
         title=f"{network.description.architecture} on {train.name}",
-        metrics=metrics(evaluation, None),
+        metrics=evaluation_metrics(evaluation, None),
         charts=[loss_chart(history, "epoch", "training loss")],
         facts=clock.facts(),
     )
