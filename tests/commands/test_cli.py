@@ -389,3 +389,21 @@ def test_a_configuration_file_may_spell_options_with_dashes(tmp_path: Path, caps
     config = tmp_path / "run.yaml"
     config.write_text("model: no-model.pt\nclean: digits\nclean-size: 60\nscanner:\n  first-lambda: 0.01\n")
     assert "no-model.pt: cannot be read" in refuse(capsys, "scan", "--config", str(config))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--plan"], ["--plan=true"]),
+        (["--plan", "false"], ["--plan", "false"]),
+        (["--plan", "--work", "true"], ["--plan=true", "--work", "true"]),
+        (["--plan=false", "grid.yaml"], ["--plan=false", "grid.yaml"]),
+        (["--store", "--plan"], ["--store", "--plan=true"]),
+        ([], []),
+    ],
+)
+def test_a_switch_can_stand_alone(words: list[str], expected: list[str]) -> None:
+    from unbackdoor.commands import bench
+    from unbackdoor.commands.parsing import _with_values
+
+    assert _with_values(words, bench) == expected

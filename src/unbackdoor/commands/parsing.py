@@ -11,6 +11,7 @@ import contextlib
 import difflib
 import inspect
 import io
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -214,10 +215,9 @@ def _with_values(words: list[str], module: ModuleType) -> list[str]:
     """Return the words with `=true` after switches that stand alone: `--plan` is `--plan true`."""
     parameters = inspect.signature(module.run).parameters.values()
     switches = {f"--{parameter.name}" for parameter in parameters if parameter.annotation in (bool, "bool")}
-    following = [*words[1:], ""]
     return [
         f"{word}=true" if word in switches and after not in ("true", "false") else word
-        for word, after in zip(words, following, strict=True)
+        for word, after in itertools.zip_longest(words, words[1:], fillvalue="")
     ]
 
 
