@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.models.shortcut import ShortcutConvolution
 from unbackdoor.models.staged import Staged
 
 
@@ -25,7 +26,7 @@ class PreActBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.shortcut: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False))
+            self.shortcut = nn.Sequential(ShortcutConvolution(inputs, outputs, stride))
 
     def forward(self, features: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o p q"]:
         """Return the block's output."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.models.shortcut import ShortcutConvolution
 from unbackdoor.models.staged import Staged
 
 
@@ -26,7 +27,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.shortcut = nn.Sequential(ShortcutConvolution(inputs, outputs, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, features: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o p q"]:
         """Return the block's output, which is not negative."""

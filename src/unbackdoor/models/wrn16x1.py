@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.models.shortcut import ShortcutConvolution
 from unbackdoor.models.staged import Staged
 
 
@@ -27,7 +28,7 @@ class WideBlock(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.convShortcut: nn.Module | None = None
         if inputs != outputs:
-            self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.convShortcut = ShortcutConvolution(inputs, outputs, stride)
 
     def forward(self, features: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o p q"]:
         """Return the block's output."""
