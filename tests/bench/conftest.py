@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from unbackdoor.bench.engine import Engine
+from unbackdoor.bench.engine import SETTINGS, Engine
 from unbackdoor.bench.store import Store
+
+# Ray reads them when it is imported, whichever test does that first.
+os.environ.update(SETTINGS)
+# A cluster of tests reports even that it reports nothing.
+os.environ["RAY_USAGE_STATS_REPORT_URL"] = "http://127.0.0.1:9"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from tests.bench.noop import cells, times_run
 from unbackdoor.bench.engine import Engine, cells_on, default_cpus
-from unbackdoor.bench.run import Bench
+from unbackdoor.bench.run import Bench, Summary
 from unbackdoor.bench.store import Store
 from unbackdoor.training import Silent
 
@@ -51,18 +51,12 @@ def test_cells_that_fit_on_a_machine_are_counted(node: dict[str, float], cpus: i
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     """Two machines of one core each, both on this one."""
     import ray
     from ray.cluster_utils import Cluster
 
-    from unbackdoor.bench.engine import SETTINGS
-
     ray.shutdown()
-    for name, value in SETTINGS.items():
-        monkeypatch.setenv(name, value)
-    # A cluster of this kind reports even that it reports nothing.
-    monkeypatch.setenv("RAY_USAGE_STATS_REPORT_URL", "http://127.0.0.1:9")
     node = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
     made = Cluster(initialize_head=True, head_node_args=node)
     made.second = made.add_node(num_cpus=1, object_store_memory=100_000_000)
@@ -74,12 +68,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 @pytest.mark.slow
 def test_nothing_is_lost_when_a_machine_is_lost(cluster: Any, store: Store, tmp_path: Path) -> None:
     counted = tmp_path / "counted"
-    grid = cells(6, counted=counted, seconds=1.5)
+    grid = cells(4, counted=counted, seconds=3.0)
     with Engine(address=cluster.address, cpus=1, gpus=0, device="cpu", work=tmp_path / "cells") as engine:
         assert engine.capacity() == 2
-        killer = threading.Timer(0, lambda: lose(cluster, counted))
+        bench = Bench(store, engine, tmp_path / "locks", keep_models=False, progress=Silent())
+        killer = threading.Thread(target=lambda: lose(cluster, bench, counted))
         killer.start()
-        summary = Bench(store, engine, tmp_path / "locks", keep_models=False, progress=Silent()).run(grid)
+        summary = bench.run(grid)
         killer.join()
         assert engine.capacity() == 1
     assert (summary.done, summary.failed, summary.lost) == (len(grid), {}, [])
@@ -88,9 +83,12 @@ def test_nothing_is_lost_when_a_machine_is_lost(cluster: Any, store: Store, tmp_
     assert sum(times_run(counted).values()) > len(grid), "a cell was at work on the machine that was lost"
 
 
-def lose(cluster: Any, counted: Path) -> None:
-    """Let the second machine go without a word when both are at work."""
+def lose(cluster: Any, bench: Bench, counted: Path) -> None:
+    """Let the second machine go without a word when something is done and both are at work on a cell."""
     deadline = time.monotonic() + 120
-    while sum(times_run(counted).values()) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    while time.monotonic() < deadline:
+        done = getattr(bench, "summary", Summary()).done
+        if done and sum(times_run(counted).values()) == done + 2:
+            break
+        time.sleep(0.05)
     cluster.remove_node(cluster.second, allow_graceful=False)
