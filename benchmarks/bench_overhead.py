@@ -28,6 +28,7 @@ from unbackdoor.bench.located import Located
 from unbackdoor.bench.plan import plan
 from unbackdoor.bench.run import Bench
 from unbackdoor.bench.store import Record, Store
+from unbackdoor.bench.table import cell_table
 from unbackdoor.report.leaderboard import write_leaderboard
 from unbackdoor.training import Runtime, Silent
 
@@ -135,7 +136,7 @@ def seconds_to_open(folder: Path) -> dict[str, float]:
     path = folder / "leaderboard.html"
     cells = itertools.islice(itertools.cycle(read_grid(folder / "grid.yaml")), MANY)
     begin = time.perf_counter()
-    write_leaderboard(path, leaderboard([finished(cell) for cell in cells], "Invented"))
+    write_leaderboard(path, leaderboard(cell_table(map(finished, cells)), "Invented"))
     made = time.perf_counter() - begin
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])

@@ -5,33 +5,15 @@ from __future__ import annotations
 import json
 import resource
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from unbackdoor.bench.worker import Cost, measured
+
+__all__ = ["HERE", "Rows", "machines", "measured", "share"]
+
 HERE = Path(__file__).parent
-
-
-@dataclass
-class Cost:
-    """Wall-clock and processor seconds of a piece of work, rounded to a tenth."""
-
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-
-
-@contextmanager
-def measured() -> Iterator[Cost]:
-    """Yield what the block will have cost when it is left."""
-    cost = Cost()
-    start, busy = time.perf_counter(), _busy()
-    yield cost
-    cost.seconds = round(time.perf_counter() - start, 1)
-    cost.cpu_seconds = round(_busy() - busy, 1)
 
 
 class Rows:
@@ -52,8 +34,8 @@ class Rows:
         """Append a row, with its cost, the date and the commit; return it."""
         complete = {
             **row,
-            "seconds": cost.seconds,
-            "cpu_seconds": cost.cpu_seconds,
+            "seconds": round(cost.seconds, 1),
+            "cpu_seconds": round(cost.cpu_seconds, 1),
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": _commit(),
@@ -74,12 +56,6 @@ def share(value: dict[str, float] | None) -> str:
     if value is None:
         return ""
     return f"{100 * value['value']:.2f} [{100 * value['low']:.2f}, {100 * value['high']:.2f}]"
-
-
-def _busy() -> float:
-    """Return the processor seconds that this process has used."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _commit() -> str:

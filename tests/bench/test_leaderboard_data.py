@@ -24,7 +24,7 @@ from unbackdoor.report.packing import packed
 
 def board_of(records: list[Record]) -> Leaderboard:
     """Return the board, once it is proved that its page can be made."""
-    board = leaderboard(records, "A board")
+    board = leaderboard(cell_table(records), "A board")
     assert packed(board)
     return board
 
@@ -241,7 +241,7 @@ def test_curves_follow_an_axis_upwards_and_need_two_points() -> None:
 
 def test_a_store_without_cells_is_an_error_that_says_what_to_do() -> None:
     with pytest.raises(InputError, match=r"there are no cells to rank; run a grid first, with `unbackdoor bench"):
-        leaderboard([], "A board")
+        leaderboard(cell_table([]), "A board")
 
 
 @pytest.mark.parametrize("records", [[trained()], [trained(error="stopped")], [repaired("FT", 0.5, error="stopped")]])

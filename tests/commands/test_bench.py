@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.processes import children_of
 from unbackdoor.bench.store import Store
 from unbackdoor.cli import main
 
@@ -158,17 +159,6 @@ def test_a_failed_cell_is_exit_code_3_and_the_others_are_done(
     assert "Blended" in title
     assert "is no image; raise it" in reason
     assert len(answer["not begun"]) == 1
-
-
-def children_of(parent: int) -> set[int]:
-    """Return the processes that a process started, and those that these started."""
-    status = [file.read_text().rsplit(")", 1) for file in Path("/proc").glob("[0-9]*/stat")]
-    parents = {int(head.split()[0]): int(rest.split()[1]) for head, rest in status}
-    found, new = set(), {parent}
-    while new:
-        new = {child for child, above in parents.items() if above in new} - found
-        found |= new
-    return found
 
 
 def works(process: int) -> bool:

@@ -43,8 +43,13 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """The SHA-256 of all that decides the result (64 hexadecimal digits)."""
-        decisive = [FORMAT, type(self.domain).__name__, self.kind, self.recipe, self.needs and self.needs.key]
+        decisive = [FORMAT, type(self.domain).__name__, self.kind, self.recipe, self.needed or None]
         return sha256(json.dumps(decisive, sort_keys=True).encode())
+
+    @property
+    def needed(self) -> str:
+        """The key of the cell that it needs; empty if there is none."""
+        return self.needs.key if self.needs else ""
 
     @property
     def title(self) -> str:

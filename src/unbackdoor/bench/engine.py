@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from unbackdoor.bench import NOT_INSTALLED
 from unbackdoor.bench.cell import Cell
 from unbackdoor.bench.worker import CellOutcome, Device, perform
 from unbackdoor.data.limits import reason_of
@@ -109,7 +110,7 @@ class Engine:
         try:
             import ray
         except ImportError as error:
-            raise InputError("grids need MLflow and Ray; install them with pip install 'unbackdoor[bench]'") from error
+            raise InputError(NOT_INSTALLED) from error
         self._ray, self._ours = ray, not ray.is_initialized()
         if not self._ours:
             return

@@ -19,6 +19,7 @@ from unbackdoor.bench.worker import Cost, details_of, measured
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
+from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME, WORK
 from unbackdoor.models import load_model, save_model
 from unbackdoor.models.mark import repaired_mark
 from unbackdoor.options import bound_options, files_of, options_of, short_name
@@ -27,8 +28,9 @@ from unbackdoor.report import Fact, Report, curve_chart, evaluation_metrics, wri
 from unbackdoor.scan import Scanner
 from unbackdoor.training import Recipe, Runtime, fit, new_network
 
-MODEL, ATTACK, PAGE = "model.safetensors", "attack.safetensors", "report.html"
-"""Files of a cell that are kept."""
+Method = Attack | Scanner | Purifier
+Told = tuple[str, Mapping[str, Any]]
+"""A method's label and its recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,23 +79,28 @@ class Images(Domain):
     def cells(self, grid: Located) -> list[Cell]:
         """Return the victims, each followed by what is done with it; seed by seed (see `Domain.cells`)."""
         axes = read_axes(grid)
+        # A grid has few methods and many cells, and a method may name large files.
+        told = {method: _told(method) for method in (*axes.attacks, *axes.scan, *axes.purify) if method}
         cells: dict[str, Cell] = {}
         for setting in _settings(axes):
-            for cell in self._on_victim(setting, axes):
+            for cell in self._on_victim(setting, axes, told):
                 cells.setdefault(cell.key, cell)
         return list(cells.values())
 
-    def _on_victim(self, setting: Setting, axes: Axes) -> Iterator[Cell]:
-        victim = Cell(domain=self, kind="victim", labels=_labels(setting), recipe=_victim_recipe(setting), work=setting)
+    def _on_victim(self, setting: Setting, axes: Axes, told: Mapping[Method, Told]) -> Iterator[Cell]:
+        labels = _labels(setting, told)
+        recipe = _victim_recipe(setting, told)
+        victim = Cell(domain=self, kind="victim", labels=labels, recipe=recipe, work=setting)
         yield victim
         kinds: tuple[tuple[str, tuple[Scanner | Purifier, ...]], ...] = (("scan", axes.scan), ("purify", axes.purify))
         for kind, methods in kinds:
             for method, size in itertools.product(methods, axes.clean_sizes):
+                name, options = told[method]
                 yield Cell(
                     domain=self,
                     kind=kind,
-                    labels=_labels(setting, short_name(method), size, axes.budget),
-                    recipe={"method": recipe_of(method), "clean_size": size, "budget": axes.budget},
+                    labels={**labels, "method": name, "clean_size": size, "budget": axes.budget},
+                    recipe={"method": options, "clean_size": size, "budget": axes.budget},
                     work=Treatment(setting=setting, method=method, clean_size=size, budget=axes.budget),
                     needs=victim,
                 )
@@ -123,7 +130,7 @@ def make_victim(setting: Setting, recipe: Mapping[str, Any], folder: Path, runti
     if setting.attack and recipe_of(setting.attack) != recipe["attack"]:
         raise InputError(f"{attack_name(setting.attack)}: a file that its options name is another one here")
     train, test = setting.data()
-    resume, preparation = folder / "resume.pt", folder / "preparation"
+    resume, preparation = folder / RESUME, folder / WORK
     resumed = resume.exists() or preparation.exists()
     build = partial(new_network, setting.network, train, runtime)
     network = build()
@@ -156,7 +163,7 @@ def purify_victim(treatment: Treatment, given: Path, folder: Path, runtime: Runt
     assert isinstance(treatment.method, Purifier)
     train, test = treatment.setting.data()
     loaded = load_model(given / MODEL)
-    resume = folder / "resume.pt"
+    resume = folder / RESUME
     resumed = resume.exists()
     with measured() as cost:
         clean = draw_clean(train, treatment.clean_size, runtime.seed)
@@ -240,7 +247,12 @@ def shares(evaluation: Evaluation) -> dict[str, float]:
     return found
 
 
-def recipe_of(method: Attack | Scanner | Purifier) -> dict[str, Any]:
+def _told(method: Method) -> Told:
+    name = attack_name(method) if isinstance(method, Attack) else short_name(method)
+    return name, recipe_of(method)
+
+
+def recipe_of(method: Method) -> dict[str, Any]:
     """Return the name of a method, its options, and the SHA-256 of the files that these name."""
     return {**options_of(method), "files": files_of(method)}
 
@@ -257,28 +269,27 @@ def _settings(axes: Axes) -> Iterator[Setting]:
         )
 
 
-def _labels(
-    setting: Setting, method: str | None = None, clean_size: int | None = None, budget: float | None = None
-) -> dict[str, Label]:
+def _labels(setting: Setting, told: Mapping[Method, Told]) -> dict[str, Label]:
+    """Return the labels of a victim; what is done with it has a method and what it is given, too."""
     return {
         "data": setting.source.name,
         "network": short_name(setting.network),
-        "attack": attack_name(setting.attack),
+        "attack": told[setting.attack][0] if setting.attack else NO_ATTACK,
         "poison_rate": getattr(setting.attack, "poison_rate", None),
         "training": short_name(setting.recipe).removeprefix("Recipe").strip() or "default",
         "precision": setting.precision,
-        "method": method,
-        "clean_size": clean_size,
-        "budget": budget,
+        "method": None,
+        "clean_size": None,
+        "budget": None,
         "seed": setting.seed,
     }
 
 
-def _victim_recipe(setting: Setting) -> dict[str, Any]:
+def _victim_recipe(setting: Setting, told: Mapping[Method, Told]) -> dict[str, Any]:
     return {
         "data": setting.source.digests,
         "network": bound_options(setting.network),
-        "attack": recipe_of(setting.attack) if setting.attack else None,
+        "attack": told[setting.attack][1] if setting.attack else None,
         "recipe": options_of(setting.recipe),
         "seed": setting.seed,
         "precision": setting.precision,

@@ -5,20 +5,18 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from unbackdoor.bench.store import Record
 from unbackdoor.bench.table import (
     BLOCK,
     SHARES,
     Trials,
     block_means,
-    cell_table,
     mean_of,
     rank_intervals,
     seed_interval,
@@ -58,17 +56,16 @@ NOTES = (
 )
 
 
-def leaderboard(records: Iterable[Record], title: str) -> Leaderboard:
+def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
     """Return the leaderboard of cells.
 
     Args:
-        records: finished and failed cells.
+        cells: finished and failed ones, as `cell_table` gives them.
         title: of the page.
 
     Raises:
         InputError: there is no cell.
     """
-    cells = cell_table(records)
     if cells.empty:
         raise InputError("there are no cells to rank; run a grid first, with `unbackdoor bench GRID.yaml`")
     done = cells[cells["error"] == ""]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from unbackdoor.bench import NOT_INSTALLED
 from unbackdoor.bench.cell import Cell, Label
 from unbackdoor.bench.worker import CellOutcome
 from unbackdoor.data.limits import reason_of
@@ -196,7 +197,7 @@ class Store:
             metrics=outcome.metrics,
             error=clean_text(outcome.error, MOST_TEXT),
             machine=outcome.machine,
-            needs=cell.needs.key if cell.needs else "",
+            needs=cell.needed,
             duration=outcome.seconds,
         )
 
@@ -207,7 +208,7 @@ class Store:
             "kind": cell.kind,
             "labels": json.dumps(dict(cell.labels)),
             "machine": json.dumps(dict(outcome.machine)),
-            "needs": cell.needs.key if cell.needs else "",
+            "needs": cell.needed,
             "error": clean_text(outcome.error, MOST_TEXT),
         }
         named = {f"{PREFIX}{name}": text for name, text in tags.items() if text}
@@ -217,7 +218,7 @@ class Store:
         with tempfile.TemporaryDirectory(prefix="unbackdoor-") as name:
             folder = Path(name)
             recipe = {"kind": cell.kind, "labels": dict(cell.labels), "recipe": dict(cell.recipe)}
-            write_json(folder / RECIPE, {**recipe, "needs": cell.needs.key if cell.needs else None})
+            write_json(folder / RECIPE, {**recipe, "needs": cell.needed or None})
             for file, content in outcome.files.items():
                 write_bytes(folder / file, content)
             if outcome.trace:
@@ -297,7 +298,7 @@ def _import_mlflow() -> None:
     try:
         import mlflow  # noqa: F401
     except ImportError as error:
-        raise InputError("grids need MLflow and Ray; install them with pip install 'unbackdoor[bench]'") from error
+        raise InputError(NOT_INSTALLED) from error
     # Only now: MLflow sets its own level when it is imported.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

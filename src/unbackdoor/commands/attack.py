@@ -15,19 +15,10 @@ from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import NETWORK, Choice
 from unbackdoor.commands.pictures import loss_chart, trigger_gallery
 from unbackdoor.commands.stealth import stealth_facts, stealth_rows, visibility
-from unbackdoor.commands.workspace import (
-    ATTACK,
-    MODEL,
-    PAGE,
-    RESUME,
-    WORK,
-    Run,
-    evaluation_rows,
-    new_folder,
-    save_trained,
-)
+from unbackdoor.commands.workspace import Run, evaluation_rows, new_folder, save_trained
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.evaluate import Evaluation, evaluate
+from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME, WORK
 from unbackdoor.models import Network
 from unbackdoor.options import files_of, options_of
 from unbackdoor.report import Report, Verdict, evaluation_metrics, write_report

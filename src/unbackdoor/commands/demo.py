@@ -14,9 +14,10 @@ from unbackdoor.commands.attack import poison_and_train
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.pictures import found_gallery, trigger_gallery
 from unbackdoor.commands.scan import verdict_word
-from unbackdoor.commands.workspace import ATTACK, PAGE, Run, percent, report_folder
+from unbackdoor.commands.workspace import Run, percent, report_folder
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
+from unbackdoor.folder import ATTACK, PAGE
 from unbackdoor.models import save_model
 from unbackdoor.models.mark import repaired_mark
 from unbackdoor.models.preact_resnet18 import PreActResNet18

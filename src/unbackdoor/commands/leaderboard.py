@@ -9,12 +9,13 @@ from pathlib import Path
 
 from unbackdoor.bench.export import write_cells, write_ranking
 from unbackdoor.bench.grid import read_grid
-from unbackdoor.bench.leaderboard import leaderboard, ranking
+from unbackdoor.bench.leaderboard import leaderboard
 from unbackdoor.bench.store import Store
-from unbackdoor.bench.table import cell_table, trials
+from unbackdoor.bench.table import cell_table
 from unbackdoor.commands.outcome import Outcome
-from unbackdoor.commands.workspace import PAGE, RUN, report_folder
+from unbackdoor.commands.workspace import report_folder
 from unbackdoor.files import write_json
+from unbackdoor.folder import PAGE, RUN
 from unbackdoor.report.leaderboard import Row, write_leaderboard
 
 RUNTIME = False
@@ -40,10 +41,12 @@ def run(
         keys = {cell.key for cell in read_grid(grid)}
         records = [record for record in records if record.key in keys]
     title = f"Leaderboard of {grid.stem}" if grid else "Leaderboard"
-    board = leaderboard(records, title)
-    folder = report_folder(out, "leaderboard")
     cells = cell_table(records)
-    rows = ranking(trials(cells[cells["error"] == ""]))
+    board = leaderboard(cells, title)
+    # What the page shows while no filter is set.
+    everything = board.selections.get(("",) * len(board.filters))
+    rows = everything.methods if everything else ()
+    folder = report_folder(out, "leaderboard")
     write_json(folder / RUN, {"command": "unbackdoor leaderboard", "cells": len(cells)})
     write_cells(cells, folder)
     write_ranking(rows, folder)

@@ -13,19 +13,11 @@ from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.pictures import found_gallery, loss_chart
 from unbackdoor.commands.scan import scan_verdict, verdict_word
-from unbackdoor.commands.workspace import (
-    MODEL,
-    PAGE,
-    RESUME,
-    Run,
-    new_folder,
-    open_for_defense,
-    percent,
-    save_trained,
-)
+from unbackdoor.commands.workspace import Run, new_folder, open_for_defense, percent, save_trained
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError, UnbackdoorError
 from unbackdoor.evaluate import Proportion, evaluate
+from unbackdoor.folder import MODEL, PAGE, RESUME
 from unbackdoor.models import LoadedModel, Network
 from unbackdoor.models.mark import notes_of, repaired_mark
 from unbackdoor.options import options_of

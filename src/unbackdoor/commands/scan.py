@@ -10,12 +10,8 @@ from pathlib import Path
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.pictures import found_gallery
-from unbackdoor.commands.workspace import (
-    PAGE,
-    Run,
-    open_for_defense,
-    report_folder,
-)
+from unbackdoor.commands.workspace import Run, open_for_defense, report_folder
+from unbackdoor.folder import PAGE
 from unbackdoor.models import LoadedModel
 from unbackdoor.models.mark import is_repaired, mark_sentence, notes_of
 from unbackdoor.options import options_of

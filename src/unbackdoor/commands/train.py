@@ -16,19 +16,11 @@ from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import NETWORK
 from unbackdoor.commands.pictures import loss_chart
-from unbackdoor.commands.workspace import (
-    ATTACK,
-    MODEL,
-    PAGE,
-    RESUME,
-    Run,
-    evaluation_rows,
-    new_folder,
-    save_trained,
-)
+from unbackdoor.commands.workspace import Run, evaluation_rows, new_folder, save_trained
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
+from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME
 from unbackdoor.options import options_of
 from unbackdoor.report import Report, evaluation_metrics, write_report
 from unbackdoor.training import Recipe, Runtime, check_fits, fit, network_options, new_network

@@ -18,19 +18,10 @@ from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
 from unbackdoor.errors import OutputError, UnknownClassesError
 from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.files import write_json
+from unbackdoor.folder import MODEL, RESUME, RUN, WORK
 from unbackdoor.models import LoadedModel, Network, load_model, save_model
 from unbackdoor.report import Fact
 from unbackdoor.training import Runtime, check_fits
-
-MODEL, ATTACK, RESUME, WORK, RUN, PAGE = (
-    "model.safetensors",
-    "attack.safetensors",
-    "resume.pt",
-    "preparation",
-    "run.json",
-    "report.html",
-)
-"""Names of the files in a run's folder."""
 
 
 def open_model(model: Path, arch: str | None, source: str, split: str) -> tuple[LoadedModel, ImageSet]:

@@ -8,22 +8,19 @@ interpreter, which needs no `eval`. All statistics are done before: the page loo
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from unbackdoor import __version__
 from unbackdoor.files import write_bytes
 from unbackdoor.report.content import Fact
+from unbackdoor.report.html import digest, environment, template
 from unbackdoor.report.packing import packed
 
 
@@ -173,22 +170,16 @@ def render_leaderboard(board: Leaderboard) -> str:
         InputError: parts that do not fit together: a choice of values that no filter has, an attack without a column,
             a filter without a column, a cell with too many or too few values.
     """
-    style = _template("report.css") + _template("leaderboard.css")
-    scripts = [_charts_library(), _template("leaderboard_charts.js"), _template("leaderboard.js")]
-    environment = Environment(
-        loader=PackageLoader("unbackdoor.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("leaderboard.html.j2").render(
+    style = template("report.css") + template("leaderboard.css")
+    scripts = [_charts_library(), template("leaderboard_charts.js"), template("leaderboard.js")]
+    page = environment().get_template("leaderboard.html.j2")
+    return page.render(
         # Markup is what we made ourselves, or escaped: it is put in as it is.
         data=Markup(packed(board)),
         style=Markup(style),
         scripts=[Markup(script) for script in scripts],
-        style_digest=_digest(style),
-        script_digests=[_digest(script) for script in scripts],
+        style_digest=digest(style),
+        script_digests=[digest(script) for script in scripts],
         version=__version__,
     )
 
@@ -201,15 +192,6 @@ def write_leaderboard(path: Path, board: Leaderboard) -> None:
         OutputError: the file cannot be written.
     """
     write_bytes(path, render_leaderboard(board).encode())
-
-
-def _template(name: str) -> str:
-    return (resources.files(__package__) / "templates" / name).read_text("utf-8")
-
-
-def _digest(text: str) -> Markup:
-    """Return the source in the page's policy that allows `text`."""
-    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
 
 
 @functools.cache

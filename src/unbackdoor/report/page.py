@@ -6,21 +6,20 @@ the page, drawings are reduced to known shapes, and the page's own policy forbid
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from unbackdoor import __version__
 from unbackdoor.files import write_bytes
+from unbackdoor.report import html
 from unbackdoor.report.charts import metric_chart
 from unbackdoor.report.content import Gallery, Report
+from unbackdoor.report.html import digest, template
 from unbackdoor.report.pictures import EncodedPicture, encode
 from unbackdoor.report.svg import harmless_svg
 from unbackdoor.report.text import change, percent, shown
@@ -57,16 +56,14 @@ def render(report: Report) -> str:
         InputError: a picture or a chart that cannot be shown: wrong shape, values out of range, no drawing.
     """
     environment = _environment()
-    style = (resources.files(__package__) / "templates" / "report.css").read_text("utf-8")
-    # Markup is what we made ourselves: it is put in as it is. Base64 has slashes, which `shown` would take
-    # for paths.
-    digest = Markup(base64.b64encode(hashlib.sha256(style.encode()).digest()).decode())
+    style = template("report.css")
     measured = any(percent(figure)[1] for metric in report.metrics for figure in (metric.before, metric.after))
     return environment.get_template("report.html.j2").render(
         report=report,
         answers=_ANSWERS,
+        # Markup is what we made ourselves: it is put in as it is.
         style=Markup(style),
-        style_digest=digest,
+        style_digest=digest(style),
         metric_chart=metric_chart(report.metrics) if measured else None,
         galleries=[(gallery, _pictures(gallery)) for gallery in report.galleries],
         version=__version__,
@@ -84,15 +81,8 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("unbackdoor.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Runs on everything that is put into the page, before it is escaped: no string can be forgotten.
-        finalize=lambda value: shown(value) if type(value) is str else value,
-    )
+    # Runs on everything that is put into the page, before it is escaped: no string can be forgotten.
+    environment = html.environment(lambda value: shown(value) if type(value) is str else value)
     environment.filters.update(
         prose=_prose, drawing=lambda svg: Markup(harmless_svg(svg)), percent=percent, change=change
     )

@@ -1,0 +1,13 @@
+"""What the files of a run are called, whichever command or cell of a grid writes them."""
+
+from __future__ import annotations
+
+MODEL, ATTACK, RESUME, WORK, RUN, PAGE = (
+    "model.safetensors",
+    "attack.safetensors",
+    "resume.pt",
+    "preparation",
+    "run.json",
+    "report.html",
+)
+"""Names of the files in a run's folder."""
