@@ -121,6 +121,7 @@ class Bench:
 
     def __init__(self, data: Path, work: Path, width: int, rows: Rows, runtime: Runtime) -> None:
         self.data, self.work, self.width, self.rows, self.runtime = data, work, width, rows, runtime
+        self.committed = width == 16 and runtime.place.type == "cpu"
         self.sets: dict[str, tuple[ImageSet, ImageSet]] = {}
 
     def images(self, name: str) -> tuple[ImageSet, ImageSet]:
@@ -146,6 +147,7 @@ class Bench:
             return new_network(partial(PreActResNet18, width=self.width), train, runtime)
 
         network = build()
+        resumed = any(work.iterdir())
         with measured() as cost:
             fitted = attack.prepare(train, build, runtime, work) if attack else None
             history = fit(
@@ -160,14 +162,14 @@ class Bench:
         # Measured as it is kept: with weights of 16 bits.
         network.half().float()
         row = {**described, "data": cell.data, "attack": cell.name, "seed": cell.seed, "width": self.width}
-        row |= {"options": options_of(attack) if attack else None, "rounds": history.epochs}
+        row |= {"options": options_of(attack) if attack else None, "rounds": history.epochs, "resumed": resumed}
         if not fitted or not attack:
             row |= evaluate(network, test, runtime).to_json()
         else:
             row |= evaluate(network, test, runtime, fitted.trigger, fitted.criterion).to_json()
             triggered, originals = triggered_images(test, fitted.trigger, fitted.criterion)
             row["stealth"] = stealth(originals.images[:1000], triggered[:1000]).to_json()
-            if cell.name in EIGHT and cell.data == "cifar10" and cell.seed == 0 and self.width == 16:
+            if cell.name in EIGHT and cell.data == "cifar10" and cell.seed == 0 and self.committed:
                 save_attack(VICTIMS / f"{cell.name}-0.attack.safetensors", fitted, options_of(attack))
                 mark = {"attack": options_of(attack), "criterion": fitted.criterion.to_json()}
                 made_by = {"program": "benchmarks/attacks.py", "seed": cell.seed, "recipe": options_of(recipe)}
@@ -226,7 +228,8 @@ def written(done: list[dict[str, Any]], width: int) -> str:
         f"Made by `python benchmarks/attacks.py`: PreActResNet18 of width {width}, the attacks' default options (10 %"
         " poison unless their papers say otherwise; SIG, label-consistent and CTRL: 5 % of all, half of the target"
         " class), intervals: 95 % Wilson. ASR is of images rounded to 8 bits. PSNR and the rest compare clean and"
-        " triggered test images. One line a victim in `attacks.jsonl` and `main_job.jsonl`.",
+        " triggered test images. One line a victim in `attacks.jsonl` and `main_job.jsonl`; the seconds of those of the"
+        " latter include measuring and saving.",
         "",
         *machines(done),
     ]
@@ -263,8 +266,8 @@ def _group(rows: list[dict[str, Any]], data: str) -> Iterator[str]:
             *(share(row.get(name)) for name in ("asr_unrounded", "ra")),
             *(f"{seen[name]:.{digits}f}" if seen.get(name) else "" for name, digits in (("psnr", 1), ("ssim", 3))),
             f"{100 * seen['changed']:.1f}" if seen else "",
-            f"{row['seconds']:.0f}",
-            f"{row['cpu_seconds']:.0f}",
+            # The clock of a resumed victim knows its last part only.
+            *(["resumed"] * 2 if row.get("resumed") else [f"{row[clock]:.0f}" for clock in ("seconds", "cpu_seconds")]),
             f"{paper[0]} / {paper[1]}" if paper else "",
         ]
         yield f"| {' | '.join(fields)} |"

@@ -29,11 +29,19 @@ from unbackdoor.bench.plan import plan
 from unbackdoor.bench.run import Bench
 from unbackdoor.bench.store import Record, Store
 from unbackdoor.bench.table import cell_table
+from unbackdoor.bench.worker import CellOutcome
 from unbackdoor.report.leaderboard import write_leaderboard
 from unbackdoor.training import Runtime, Silent
 
 CELLS = 100
 """That do nothing."""
+
+RUNS = 2000
+METRICS = [
+    *(f"{share}{end}" for share in ("acc", "asr", "ra") for end in ("", "_low", "_high")),
+    *("der", "rounds", "seconds", "cpu_seconds", "peak_mb"),
+]
+"""Of a cell of image classifiers."""
 
 MANY = 10_000
 GRID = """
@@ -93,6 +101,17 @@ def seconds_a_cell(folder: Path) -> dict[str, float]:
     return {"start-up, seconds": ready - begin, "a cell that does nothing, seconds": took / CELLS}
 
 
+def seconds_to_read(folder: Path) -> dict[str, float]:
+    """Return how long it takes to read a store with thousands of finished runs, as every plan and leaderboard does."""
+    store = Store(None, folder)
+    outcome = CellOutcome(metrics=dict.fromkeys(METRICS, 0.5), started=time.time(), machine={"device": "none"})
+    for cell in read_grid(folder.parent / "grid.yaml")[:RUNS]:
+        store.add(cell, outcome)
+    begin = time.perf_counter()
+    count = len(store.records())
+    return {"runs in the store": count, "to read them, seconds": time.perf_counter() - begin}
+
+
 def engine(folder: Path, cpus: int | None = None) -> Engine:
     """Return an engine on this machine."""
     return Engine(address=None, cpus=cpus, gpus=None, device="cpu", work=folder / "cells")
@@ -101,7 +120,6 @@ def engine(folder: Path, cpus: int | None = None) -> Engine:
 def seconds_to_plan(folder: Path) -> dict[str, float]:
     """Return how long the plan of a large grid takes, with as many finished cells in the store's answer."""
     path = folder / "grid.yaml"
-    path.write_text(GRID % ", ".join(map(str, range(20))))
     begin = time.perf_counter()
     cells = read_grid(path)
     read = time.perf_counter() - begin
@@ -181,7 +199,9 @@ def main() -> None:
     """Measure everything and write the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / "grid.yaml").write_text(GRID % ", ".join(map(str, range(20))))
         figures = seconds_a_cell(folder / "nothing")
+        figures |= seconds_to_read(folder / "nothing")
         figures |= seconds_to_plan(folder)
         figures |= seconds_to_open(folder)
         figures |= dict(trainings(folder))

@@ -1,4 +1,4 @@
-"""Writing files so that they are either complete or absent, and hashing what was read."""
+"""Writing files so that they are either complete or absent, hashing what was read, and locks that leave no file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from unbackdoor.errors import OutputError
 
@@ -100,3 +102,13 @@ def without_nan(content: Any) -> Any:
         case list() | tuple():
             return [without_nan(value) for value in content]
     return content
+
+
+def unlock(lock: FileLock) -> None:
+    """Release a lock and remove its file.
+
+    The file goes first, while it is still locked. Another process may have opened it before and get its lock
+    afterwards, beside a third one with a new file: whoever gets a lock looks again whether there is work to do.
+    """
+    Path(lock.lock_file).unlink(missing_ok=True)
+    lock.release()

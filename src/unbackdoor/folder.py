@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-MODEL, ATTACK, RESUME, WORK, RUN, PAGE = (
+MODEL, ATTACK, RESUME, WORK, RUN, PAGE, LOCK = (
     "model.safetensors",
     "attack.safetensors",
     "resume.pt",
     "preparation",
     "run.json",
     "report.html",
+    ".lock",
 )
 """Names of the files in a run's folder."""

@@ -134,6 +134,7 @@ WRONG: list[tuple[tuple[str, ...], int, str]] = [
     ((*START, "seeds: [0, 1, 0]"), 3, "in line 3 already"),
     ((*START, "seeds:", "  - 0", "  - -1"), 5, "expected a whole number of at least 0, found -1"),
     ((*START, "seeds: 0.5"), 3, "expected a whole number of at least 0, found 0.5"),
+    ((*START, "seeds: 99999999999999999999"), 3, "a seed lies between 0 and"),
     ((*START, "seeds: yes"), 3, "expected a whole number of at least 0, found True"),
     ((*START, "clean_sizes: [50, 0]"), 3, "expected a whole number of at least"),
     ((*START, "clean_sizes: [50, 1]"), 3, "expected a whole number of at least 2"),
@@ -143,6 +144,7 @@ WRONG: list[tuple[tuple[str, ...], int, str]] = [
     ((*START, "budget: 0"), 3, "a budget is a positive number of minutes"),
     ((*START, "budget: -1"), 3, "expected a number of at least 0, found -1"),
     ((*START, "budget: .inf"), 3, "expected a number of at least 0, found inf"),
+    ((*START, f"budget: 1{'0' * 400}"), 3, "expected a number of at least 0, found 1000"),
     ((*START, "budget: short"), 3, "expected a number of at least 0, found 'short'"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.bench.noop import cells, times_run
 from unbackdoor.bench.cell import Cell
 from unbackdoor.bench.engine import Engine
 from unbackdoor.bench.run import Bench, Summary
-from unbackdoor.bench.store import Record, Store
+from unbackdoor.bench.store import Store
 from unbackdoor.errors import InputError, OutputError
 from unbackdoor.training import Silent
 
@@ -136,15 +137,20 @@ def test_a_store_that_fails_for_a_moment_costs_nothing(
     store: Store, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unbackdoor.bench.run.PAUSES", (0.01, 0.01))
-    counted, failures = tmp_path / "counted", iter([OutputError("down"), OutputError("down")])
-    add = store.add
+    counted = tmp_path / "counted"
 
-    def sometimes(*words: Any) -> Record:
-        for failure in failures:
-            raise failure
-        return add(*words)
+    def sometimes(ask: Callable[..., Any]) -> Callable[..., Any]:
+        failures = iter([OutputError("down"), OutputError("down")])
 
-    monkeypatch.setattr(store, "add", sometimes)
+        def asked(*words: Any) -> Any:
+            for failure in failures:
+                raise failure
+            return ask(*words)
+
+        return asked
+
+    for name in ("add", "find", "files"):
+        monkeypatch.setattr(store, name, sometimes(getattr(store, name)))
     grid = cells(1, counted=counted)
     assert run(store, engine, grid).done == 2
     assert times_run(counted) == {cell.key: 1 for cell in grid}

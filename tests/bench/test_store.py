@@ -84,6 +84,34 @@ def test_files_that_are_gone_are_an_error_that_says_what_to_do(store: Store, tmp
         store.files(record)
 
 
+def test_a_store_that_does_not_answer_is_not_one_whose_files_are_gone(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is asked again, and no run of it is to be deleted."""
+    from mlflow.exceptions import MlflowException
+
+    def fail(*_: object) -> str:
+        raise MlflowException("503: not now")
+
+    (victim, _) = cells(1)
+    record = store.add(victim, outcome())
+    monkeypatch.setattr(store.client, "download_artifacts", fail)
+    with pytest.raises(OutputError, match="does not work: 503: not now"):
+        store.files(record)
+
+
+@pytest.mark.parametrize("labels", ['{"attack": ["BadNets"]}', '{"poison_rate": "much"}', '{"seed": true}', "[1]", "{"])
+def test_a_run_with_labels_that_nobody_could_sort_is_left_out(
+    store: Store, caplog: pytest.LogCaptureFixture, labels: str
+) -> None:
+    (victim, repair) = cells(1)
+    strange = store.add(victim, outcome())
+    store.add(repair, outcome())
+    store.client.set_tag(strange.run, "unbackdoor.labels", labels)
+    assert [record.key for record in store.records()] == [repair.key]
+    assert "is left out" in caplog.text
+
+
 def test_a_store_that_cannot_be_reached_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(OutputError, match=r"the store http://127\.0\.0\.1:9 does not work"):

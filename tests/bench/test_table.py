@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,14 +119,15 @@ def test_a_missing_label_is_a_value_of_its_own() -> None:
 
 @MANY
 @given(st.lists(st.lists(st.floats(0, 1) | st.none(), min_size=3, max_size=3), min_size=2, max_size=6))
-def test_the_interval_over_seeds_is_that_of_the_t_test_of_those_that_have_all_blocks(
+def test_the_interval_over_seeds_is_that_of_the_t_test_if_they_have_the_same_blocks(
     by_seed: list[list[float | None]],
 ) -> None:
     blocks = [block for block in range(3) if any(values[block] is not None for values in by_seed)]
     kept = [[values[block] for block in blocks] for values in by_seed]
-    means = [sum(v for v in values if v is not None) / len(values) for values in kept if values and None not in values]
+    kept = [values for values in kept if values != [None] * len(values)]
+    means = [sum(v for v in values if v is not None) / len(values) for values in kept]
     found = seed_interval(np.array(by_seed, dtype=float).T)
-    if len(means) < 2:
+    if len(means) < 2 or any(None in values for values in kept):
         assert found == (None, None)
         return
     assume(np.std(means) > 1e-6)
@@ -216,16 +218,40 @@ def ranked(records: list[Record]) -> dict[str, tuple[float | None, float | None,
     }
 
 
-def test_a_method_that_lacks_a_block_is_not_ranked_and_the_others_are() -> None:
-    records = [repaired(method, der, data=data) for data in "ab" for method, der in (("A", 0.6), ("B", 0.8))]
+def test_a_method_that_lacks_most_blocks_is_not_ranked_and_the_others_are() -> None:
+    records = [repaired(method, der, data=data) for data in "abc" for method, der in (("A", 0.6), ("B", 0.8))]
     records.append(repaired("C", 0.99, data="a"))
     assert ranked(records) == {"B": (1, 1, 1), "A": (2, 2, 2), "C": None}
     assert list(ranked(records)) == ["B", "A", "C"], "the unranked come last, whatever they reached"
 
 
-def test_a_method_that_lacks_a_seed_only_is_ranked() -> None:
-    records = [repaired(method, der, seed=seed) for seed in (0, 1) for method, der in (("A", 0.6), ("B", 0.8))]
-    assert ranked(records[:-1]) == {"B": (1, None, None), "A": (2, None, None)}
+def test_methods_are_ranked_on_the_blocks_and_seeds_that_all_of_them_have() -> None:
+    """B would be last by what it alone has, and A first by that."""
+    both = [repaired(method, der, seed=seed) for seed in (0, 1) for method, der in (("A", 0.6), ("B", 0.8))]
+    more = [repaired("A", 1.0, data="b"), repaired("A", 1.0, seed=2), repaired("B", 0.0, data="c")]
+    assert ranked([*both, *more]) == {"B": (1, None, None), "A": (2, None, None)}
+    rows = {row.method: row for row in ranking(trials(cell_table([*both, *more])))}
+    assert [rows[method].der and rows[method].der.value for method in "AB"] == pytest.approx([0.6, 0.8])
+    assert [rows[method].blocks for method in "AB"] == [1, 1]
+
+
+def test_a_method_is_not_first_because_it_alone_has_a_block_more() -> None:
+    records = [repaired(method, der, data=data) for data in "ab" for method, der in (("A", 0.6), ("B", 0.8))]
+    assert ranked([*records, repaired("A", 0.1, data="c")]) == {"B": (1, 1, 1), "A": (2, 2, 2)}
+
+
+def test_a_method_of_which_alone_there_is_enough_has_no_rank() -> None:
+    records = [repaired("A", 0.6, data=data) for data in "abc"]
+    assert ranked([*records, repaired("B", 0.8, data="a")]) == {"A": None, "B": None}
+    assert ranked(records) == {"A": (1, 1, 1)}
+
+
+def test_of_cells_with_the_same_labels_the_newest_counts() -> None:
+    """The store gives the newest first."""
+    newer, older = repaired("A", 0.9), repaired("A", 0.2)
+    (row,) = ranking(trials(cell_table([newer, replace(older, key="other")])))
+    assert row.der is not None
+    assert row.der.value == 0.9
 
 
 def test_where_every_method_lacks_a_block_none_is_ranked() -> None:

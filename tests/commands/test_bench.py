@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -87,6 +88,17 @@ def test_the_figures_are_those_of_the_commands(finished: Path) -> None:
         assert record.metrics["peak_mb"] > 50
     scans = {record.labels["attack"]: record.metrics for record in records if record.kind == "scan"}
     assert (scans["BadNets"]["backdoored"], scans["None"]["backdoored"]) == (1, 0)
+
+
+def test_every_cell_has_its_page(finished: Path) -> None:
+    store = Store(None, finished / "work")
+    for record in store.records():
+        page = store.files(record)["report.html"].decode()
+        assert str(record.labels["attack"]) in page
+        assert str(record.labels["method"] or "training loss") in page
+        backdoored = record.labels["attack"] == "BadNets"
+        assert ("the true trigger, on grey" in page) == (backdoored and record.kind == "scan")
+        assert ("What the trigger does" in page) == (backdoored and record.kind == "victim")
 
 
 def test_another_option_is_another_victim_and_another_seed_too(
@@ -199,3 +211,34 @@ def test_a_killed_grid_goes_on_and_repeats_nothing(tmp_path: Path, store_tables:
     after = {record.run for record in store.records()}
     assert len(after) == 4
     assert before < after, "what was done is still the same run"
+
+
+@pytest.mark.slow
+def test_a_grid_runs_on_a_cluster_that_is_reached_from_outside(tmp_path: Path, store_tables: Path) -> None:
+    """By Ray's client: this machine is not one of the cluster's, and has the store."""
+    from ray.cluster_utils import Cluster
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "grid.yaml").write_text(SMALL.replace(", Blended", ""))
+    work = made(tmp_path / "work", store_tables)
+    node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "ray_client_server_port": port})
+    try:
+        words = ["bench", str(tmp_path / "grid.yaml"), "--work", str(work), "--address", f"ray://127.0.0.1:{port}"]
+        ran = subprocess.run(
+            [sys.executable, "-m", "unbackdoor.cli", *words, "--json"],
+            check=False,
+            capture_output=True,
+            timeout=300,
+            text=True,
+        )
+    finally:
+        cluster.shutdown()
+    assert ran.returncode == 0, ran.stderr
+    answer = json.loads(ran.stdout)
+    assert (answer["done"], answer["failed"]) == (2, {})
+    kinds = {record.kind: record for record in Store(None, work).records()}
+    assert set(kinds) == {"victim", "purify"}
+    assert not (work / "cells").exists(), "cells ran elsewhere"

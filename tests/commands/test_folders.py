@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,46 @@ def test_the_demo_deletes_nothing(
     monkeypatch.setattr(demo, "poison_and_train", stop)
     assert "stopped" in refuse(capsys, *words("demo", tmp_path))
     assert (folder / "thesis.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("command", ["train", "attack", "purify", "scan", "evaluate", "demo"])
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str) -> None:
+    save_model(tmp_path / "m.safetensors", tiny_network(), provenance={})
+    purify = ["purify", "--model", str(tmp_path / "m.safetensors"), "--clean", "digits", "--threads", "1"]
+    folder = tmp_path / "o"
+    folder.mkdir()
+    program = "lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    other = f"import sys, filelock; {program}"
+    with subprocess.Popen(
+        [sys.executable, "-c", other, str(folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"held\n"
+        given = [*purify, "--out", str(folder)] if command == "purify" else words(command, tmp_path)
+        assert "another run works in" in refuse(capsys, *given)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+        process.kill()
+
+
+def test_a_lock_does_not_outlive_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither one that ended, nor one that was killed and left its file."""
+    folder = tmp_path / "o"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    save_model(tmp_path / "m.safetensors", tiny_network(), provenance={})
+    words = ["purify", "--model", str(tmp_path / "m.safetensors"), "--clean", "digits", "--threads", "1"]
+    options = [
+        "--method",
+        "FT",
+        "--method.epochs",
+        "1",
+        "--clean-size",
+        "60",
+        "--rescan",
+        "false",
+        "--out",
+        str(folder),
+    ]
+    assert run(capsys, *words, *options)[0] == 0
+    assert not (folder / ".lock").exists()
+    assert "finished result" in refuse(capsys, *words, *options)

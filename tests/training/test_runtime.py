@@ -56,6 +56,7 @@ def test_a_generator_leaves_the_global_random_state_alone() -> None:
     [
         {"threads": -1},
         {"seed": -1},
+        {"seed": 2**63},
         {"precision": "fp16"},
         {"device": "gpu"},
         {"budget": 0.0},

@@ -22,7 +22,7 @@ from unbackdoor.options import file_digest, with_options
 from unbackdoor.purify import PURIFIERS, Purifier
 from unbackdoor.registry import Registry
 from unbackdoor.scan import SCANNERS, Scanner
-from unbackdoor.training import Recipe
+from unbackdoor.training import Recipe, Runtime
 
 T = TypeVar("T")
 
@@ -120,7 +120,7 @@ def read_axes(grid: Located) -> Axes:
         scan=_values_of(axes, "scan", partial(_method, SCANNERS), ()),
         purify=_values_of(axes, "purify", partial(_method, PURIFIERS), ()),
         clean_sizes=_values_of(axes, "clean_sizes", partial(_clean_size, most), (min(2500, most),)),
-        seeds=_values_of(axes, "seeds", lambda found: int(found.number(0, whole=True)), (0,)),
+        seeds=_values_of(axes, "seeds", _seed, (0,)),
         precision=_precision(axes["precision"]) if "precision" in axes else "bf16",
         budget=_budget(axes["budget"]) if "budget" in axes else None,
     )
@@ -253,6 +253,12 @@ def _rate(found: Located) -> float:
     if not 0 < rate <= 1:
         raise found.error(f"a poison rate lies above 0 and at most at 1, found {rate}")
     return float(rate)
+
+
+def _seed(found: Located) -> int:
+    seed = int(found.number(0, whole=True))
+    _checked(found, lambda: Runtime(seed=seed))
+    return seed
 
 
 def _precision(found: Located) -> Precision:

@@ -48,10 +48,10 @@ def write_ranking(rows: Sequence[Row], folder: Path) -> None:
 
 def _csv(table: pd.DataFrame) -> bytes:
     # A spreadsheet takes text that begins so for a formula, and runs it.
-    harmless = table.map(
-        lambda value: f"'{value}" if isinstance(value, str) and value[:1] in set("=+-@\t\r") else value
-    )
-    text: str = harmless.to_csv(index=False)
+    def harmless(value: object) -> object:
+        return f"'{value}" if isinstance(value, str) and value[:1] in set("=+-@\t\r") else value
+
+    text: str = table.map(harmless).rename(columns=harmless).to_csv(index=False)
     return text.encode()
 
 

@@ -15,6 +15,7 @@ from unbackdoor.attacks import AllToOne, Attack, load_attack, save_attack
 from unbackdoor.bench.axes import NO_ATTACK, Axes, Precision, Source, read_axes
 from unbackdoor.bench.cell import Cell, Domain, Label, Result
 from unbackdoor.bench.located import Located
+from unbackdoor.bench.pages import facts, repair_page, scan_page, victim_page, written_page
 from unbackdoor.bench.worker import Cost, details_of, measured
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.errors import InputError
@@ -24,7 +25,6 @@ from unbackdoor.models import load_model, save_model
 from unbackdoor.models.mark import repaired_mark
 from unbackdoor.options import bound_options, files_of, options_of, short_name
 from unbackdoor.purify import Purifier
-from unbackdoor.report import Fact, Report, curve_chart, evaluation_metrics, write_report
 from unbackdoor.scan import Scanner
 from unbackdoor.training import Recipe, Runtime, fit, new_network
 
@@ -52,9 +52,9 @@ class Setting:
         """
         return _read(self.source)
 
-    def runtime(self, given: Runtime, budget: float | None = None) -> Runtime:
+    def runtime(self, given: Runtime) -> Runtime:
         """Return a runtime with this setting's seed and precision."""
-        return replace(given, seed=self.seed, precision=self.precision, budget=budget)
+        return replace(given, seed=self.seed, precision=self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,10 @@ class Treatment:
     method: Scanner | Purifier
     clean_size: int
     budget: float | None
+
+    def runtime(self, given: Runtime) -> Runtime:
+        """Return a runtime with the setting's seed and precision, and the budget."""
+        return replace(self.setting.runtime(given), budget=self.budget)
 
 
 class Images(Domain):
@@ -109,25 +113,24 @@ class Images(Domain):
         """Train, scan or repair a victim (see `Domain.run`)."""
         match cell:
             case Cell(kind="victim", work=Setting() as setting):
-                return make_victim(setting, cell.recipe, folder, setting.runtime(runtime), cell.key)
+                return make_victim(cell, setting, folder, setting.runtime(runtime))
             case Cell(kind="scan", work=Treatment(method=Scanner()) as treatment):
-                return scan_victim(treatment, given, treatment.setting.runtime(runtime, treatment.budget))
+                return scan_victim(cell, treatment, given, folder, treatment.runtime(runtime))
             case Cell(kind="purify", work=Treatment(method=Purifier()) as treatment):
-                return purify_victim(treatment, given, folder, treatment.setting.runtime(runtime, treatment.budget))
+                return purify_victim(cell, treatment, given, folder, treatment.runtime(runtime))
         raise InputError(f"a cell of kind {cell.kind!r} is none of image classifiers")
 
 
-def make_victim(setting: Setting, recipe: Mapping[str, Any], folder: Path, runtime: Runtime, key: str) -> Result:
+def make_victim(cell: Cell, setting: Setting, folder: Path, runtime: Runtime) -> Result:
     """Train a victim and measure it.
 
     Args:
-        setting: which.
-        recipe: of the cell, with the hashes of files that were seen when the grid was read.
+        cell: with the hashes of files that were seen when the grid was read.
+        setting: which victim.
         folder: for its files and for the states of an interrupted training.
         runtime: device, seed, precision.
-        key: of the cell, by which the model's file names its origin.
     """
-    if setting.attack and recipe_of(setting.attack) != recipe["attack"]:
+    if setting.attack and recipe_of(setting.attack) != cell.recipe["attack"]:
         raise InputError(f"{attack_name(setting.attack)}: a file that its options name is another one here")
     train, test = setting.data()
     resume, preparation = folder / RESUME, folder / WORK
@@ -146,15 +149,19 @@ def make_victim(setting: Setting, recipe: Mapping[str, Any], folder: Path, runti
         save_attack(folder / ATTACK, fitted, options)
         files[ATTACK] = folder / ATTACK
         mark = {"attack": options, "criterion": fitted.criterion.to_json()}
-    save_model(folder / MODEL, network, provenance={"bench cell": key}, backdoored=mark)
+    save_model(folder / MODEL, network, provenance={"bench cell": cell.key}, backdoored=mark)
+    told = facts(runtime, network=bound_options(setting.network), training=options_of(setting.recipe))
+    page = partial(victim_page, cell.title, test, fitted, evaluation, history, told)
+    files |= written_page(folder / PAGE, page)
     metrics = {**shares(evaluation), "rounds": history.epochs, **times(cost, resumed)}
     return Result(metrics=metrics, details={"evaluation": evaluation.to_json()}, files=files)
 
 
-def purify_victim(treatment: Treatment, given: Path, folder: Path, runtime: Runtime) -> Result:
+def purify_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, runtime: Runtime) -> Result:
     """Repair a victim with what a defender has, then measure it with what only the bench has.
 
     Args:
+        cell: for its title.
         treatment: how.
         given: the victim's files.
         folder: for files and for the state of an interrupted repair.
@@ -184,24 +191,21 @@ def purify_victim(treatment: Treatment, given: Path, folder: Path, runtime: Runt
         "clean samples": clean.digest(),
     }
     save_model(folder / MODEL, repaired, provenance=made_by, backdoored=repaired_mark(loaded.backdoored))
-    page = Report(
-        title=f"{short_name(treatment.method)} on {attack_name(treatment.setting.attack)}, seed {runtime.seed}",
-        metrics=evaluation_metrics(before, after),
-        charts=[curve_chart(range(1, history.epochs + 1), history.loss, "round", "loss")],
-        facts={"Options": _facts(options_of(treatment.method)), "Inputs": _facts(made_by), **_ran(runtime)},
-    )
-    write_report(folder / PAGE, page)
+    told = facts(runtime, options=options_of(treatment.method), inputs=made_by)
+    page = written_page(folder / PAGE, partial(repair_page, cell.title, before, after, history, told))
     details = {"evaluation": after.to_json(), "loss": history.loss}
-    files = {MODEL: folder / MODEL, PAGE: folder / PAGE}
+    files = {MODEL: folder / MODEL, **page}
     return Result(metrics=metrics, details=details, files=files, optional=frozenset({MODEL}))
 
 
-def scan_victim(treatment: Treatment, given: Path, runtime: Runtime) -> Result:
+def scan_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, runtime: Runtime) -> Result:
     """Scan a victim with what a defender has, then compare the verdict with what it is.
 
     Args:
+        cell: for its title.
         treatment: how.
         given: the victim's files.
+        folder: for the page.
         runtime: device, seed, precision, budget.
 
     Returns:
@@ -211,27 +215,23 @@ def scan_victim(treatment: Treatment, given: Path, runtime: Runtime) -> Result:
     """
     assert isinstance(treatment.method, Scanner)
     train, _ = treatment.setting.data()
-    victim = load_model(given / MODEL).network
+    loaded = load_model(given / MODEL)
     with measured() as cost:
-        data = DefenderData(clean=draw_clean(train, treatment.clean_size, runtime.seed))
-        finding = treatment.method.scan(victim, data, runtime)
-    metrics = {**cost.to_metrics(), "anomaly": float(finding.anomaly.max()), "backdoored": 0.0}
+        clean = draw_clean(train, treatment.clean_size, runtime.seed)
+        finding = treatment.method.scan(loaded.network, DefenderData(clean=clean), runtime)
+    # From here on nothing reaches the method.
+    attack = load_attack(given / ATTACK) if treatment.setting.attack else None
+    metrics = {**cost.to_metrics(), "anomaly": float(finding.anomaly.max()), "backdoored": float(attack is not None)}
     if finding.backdoored is not None:
         metrics["flagged"] = float(finding.backdoored)
-    if treatment.setting.attack:
-        metrics["backdoored"] = 1.0
-        criterion = load_attack(given / ATTACK).criterion
-        if isinstance(criterion, AllToOne):
-            metrics["target_first"] = float(finding.suspected[:1] == (criterion.target,))
-    return Result(metrics=metrics, details={"finding": finding.to_json()})
-
-
-def _facts(values: Mapping[str, Any]) -> list[Fact]:
-    return [Fact(name=name, value=str(value)) for name, value in values.items()]
-
-
-def _ran(runtime: Runtime) -> dict[str, list[Fact]]:
-    return {"What was run": _facts(runtime.describe())}
+    if attack and isinstance(attack.criterion, AllToOne):
+        metrics["target_first"] = float(finding.suspected[:1] == (attack.criterion.target,))
+    inputs = {"model": loaded.sha256, "clean samples": clean.digest()}
+    told = facts(runtime, options=options_of(treatment.method), inputs=inputs)
+    names = loaded.network.description.class_names
+    page = partial(scan_page, cell.title, treatment.method, finding, names, attack, told)
+    files = written_page(folder / PAGE, page)
+    return Result(metrics=metrics, details={"finding": finding.to_json()}, files=files)
 
 
 def times(cost: Cost, resumed: bool) -> dict[str, float]:

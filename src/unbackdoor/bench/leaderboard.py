@@ -6,11 +6,12 @@ import collections
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from unbackdoor.bench.table import (
     BLOCK,
@@ -18,6 +19,7 @@ from unbackdoor.bench.table import (
     Trials,
     block_means,
     mean_of,
+    newest,
     rank_intervals,
     seed_interval,
     told_apart,
@@ -48,11 +50,12 @@ NOTES = (
     "ACC is the share of clean test images that get their true class; ASR the share of triggered images that get the"
     " attacker's class; RA the share of the same images that get their true class.",
     "DER = (max(0, fall of ASR) - max(0, fall of ACC) + 1) / 2: 50 % is what doing nothing gets. It does not see RA.",
-    "A method is ranked by its mean DER over blocks: all that is tried, averaged over seeds. The interval of the rank"
-    " is a 95 % bootstrap over blocks; blocks that share data or attack are not independent, so it is too narrow."
-    " The other intervals are Student's 95 % over the seeds that have all blocks. With one block, or one seed, there is"
-    " none.",
-    "A method that lacks blocks which others have is not ranked: its means are of other cells than theirs.",
+    "Methods are ranked by mean DER over blocks, which are all that methods are tried on, averaged over seeds. The"
+    " interval of the rank is a 95 % bootstrap over blocks; blocks that share data or attack are not independent, so it"
+    " is too narrow. The other intervals are Student's 95 % over seeds. There is none with one block, with one seed, or"
+    " where seeds have different blocks.",
+    "All figures of the ranked methods are of the blocks and seeds that every one of them has. A method with fewer than"
+    " half of the cells of the one that has most is listed without a rank, with the figures of its own cells.",
 )
 
 
@@ -85,11 +88,31 @@ def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
 
 def ranking(tried: Trials) -> list[Row]:
     """Return the methods that repair, the ranked ones first and by rank."""
-    der = block_means(tried.values["der"])
-    complete = np.flatnonzero(~np.isnan(der).any(1))
-    ranks = dict(zip(complete, rank_intervals(der[complete].T).tolist())) if len(tried.blocks) else {}
+    if not tried.methods:
+        return []
+    tried, ranked = fair(tried)
+    der = block_means(tried.values["der"][ranked])
+    der = der[:, ~np.isnan(der).any(0)]
+    ranks = dict(zip(ranked.tolist(), rank_intervals(der.T).tolist())) if len(ranked) else {}
     rows = [_row(tried, number, ranks.get(number)) for number in range(len(tried.methods))]
     return sorted(rows, key=lambda row: (row.rank.value if row.rank else math.inf, row.method))
+
+
+def fair(tried: Trials) -> tuple[Trials, Int[np.ndarray, "ranked"]]:
+    """Leave of the methods that can be ranked only what all of them have; return which these are.
+
+    None can be if they have nothing in common, or if of several methods only one has enough cells.
+    """
+    there = ~np.isnan(tried.values["der"])
+    counts = there.sum((1, 2))
+    ranked = np.flatnonzero(2 * counts >= counts.max())
+    common = there[ranked].all(0)
+    if not common.any() or len(ranked) == 1 < len(counts):
+        return tried, ranked[:0]
+    values = {name: value.copy() for name, value in tried.values.items()}
+    for value in values.values():
+        value[ranked] = np.where(common, value[ranked], np.nan)
+    return replace(tried, values=values), ranked
 
 
 def _row(tried: Trials, method: int, rank: Sequence[float] | None) -> Row:
@@ -170,8 +193,10 @@ def _curves(tried: Trials) -> Iterator[Curve]:
         for number, method in enumerate(tried.methods):
             there = ~np.isnan(tried.values["der"][number]).all(1) & tried.blocks[label].notna().to_numpy()
             points = tried.blocks[label].to_numpy()
-            every = sorted(set(points[there]))
             seen = collections.Counter(others[there])
+            # What was tried at one point only has no curve, and must not end those of others.
+            several = there & np.array([seen[rest] > 1 for rest in others], dtype=bool)
+            every = sorted(set(points[several]))
             whole = there & np.array([seen[rest] == len(every) for rest in others])
             if len(every) > 1 and whole.any():
                 at = [_estimates(tried, number, whole & (points == x)) for x in every]
@@ -195,6 +220,11 @@ def _mixed(done: pd.DataFrame) -> Iterator[str]:
         values = sorted(set(done[column]) - {""})
         if len(values) > 1:
             yield f"The cells come from several {what}: {', '.join(values)}."
+    if older := len(done) - len(newest(done)):
+        yield (
+            f"Cells left out of all figures, as newer ones have the same labels: {older} (other images under the same"
+            " name, or other defaults)."
+        )
 
 
 def _facts(cells: pd.DataFrame) -> list[Fact]:

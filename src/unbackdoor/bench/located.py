@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ class Located:
                 value = float(value)
         # And true is an int to Python.
         fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        if not (fits and lowest <= value < float("inf")):
+        if not (fits and lowest <= value <= sys.float_info.max):
             what = "whole number" if whole else "number"
             raise self.error(f"expected a {what} of at least {lowest:g}, found {_shown(self.value)}")
         return value  # type: ignore[no-any-return]

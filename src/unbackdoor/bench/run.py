@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -16,12 +17,15 @@ from unbackdoor.bench.queue import Queue
 from unbackdoor.bench.store import Record, Store
 from unbackdoor.bench.worker import CellOutcome
 from unbackdoor.errors import InputError, OutputError
+from unbackdoor.files import unlock
 from unbackdoor.training import Progress
 
 if TYPE_CHECKING:
     from ray import ObjectRef
 
-PAUSES = (2.0, 10.0, 30.0)
+T = TypeVar("T")
+
+PAUSES = (2.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds before another attempt at a store that does not work."""
 
 PATIENCE = 5.0
@@ -82,7 +86,7 @@ class Bench:
                     self._collect()
             finally:
                 for _, lock in self.running.values():
-                    _unlock(lock)
+                    unlock(lock)
         return self.summary
 
     def _fill(self) -> None:
@@ -96,11 +100,11 @@ class Bench:
                 self.elsewhere.append(cell)
                 continue
             if not self._start(cell, lock):
-                _unlock(lock)
+                unlock(lock)
 
     def _start(self, cell: Cell, lock: FileLock) -> bool:
         """Start a cell; return False if another bench has done it meanwhile, or if it cannot be started."""
-        if record := self.store.find(cell.key):
+        if record := self._patiently(partial(self.store.find, cell.key)):
             self.summary.cached += 1
             self._finish(cell, record)
             return False
@@ -121,7 +125,7 @@ class Bench:
                 kept = {name: content for name, content in outcome.files.items() if name not in outcome.optional}
                 outcome = replace(outcome, files=kept)
             self._keep(cell, outcome)
-            _unlock(lock)
+            unlock(lock)
         if not self.queue:
             while self.elsewhere:
                 self.queue.put_back(self.elsewhere.pop())
@@ -129,27 +133,27 @@ class Bench:
     def _files(self, victim: Cell) -> Mapping[str, bytes]:
         """Return the files of a cell that others need; those of the last one are remembered."""
         if self.last is None or self.last[0] != victim.key:
-            self.last = victim.key, self.store.files(self.records[victim.key])
+            self.last = victim.key, self._patiently(partial(self.store.files, self.records[victim.key]))
         return self.last[1]
 
     def _keep(self, cell: Cell, outcome: CellOutcome) -> None:
         """Put what came of a cell into the store."""
-        record = self._added(cell, outcome)
+        record = self._patiently(partial(self.store.add, cell, outcome))
         if record.error:
             self._fail(cell, record.error)
         else:
             self.summary.done += 1
             self._finish(cell, record)
 
-    def _added(self, cell: Cell, outcome: CellOutcome) -> Record:
-        # A store that does not answer for a moment must not cost the work of hours.
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """Return the store's answer: if it gives none for a moment, that must not cost the work of hours."""
         for pause in PAUSES:
             try:
-                return self.store.add(cell, outcome)
+                return ask()
             except OutputError as error:
                 self.progress.note(f"{error}; trying again in {pause:g} s")
                 time.sleep(pause)
-        return self.store.add(cell, outcome)
+        return ask()
 
     def _finish(self, cell: Cell, record: Record) -> None:
         self.records[cell.key] = record
@@ -164,12 +168,6 @@ class Bench:
         for _ in (cell, *lost):
             self.step()
         self.progress.note(f"{cell.title}: failed: {reason}")
-
-
-def _unlock(lock: FileLock) -> None:
-    # Before it is released: whoever gets a lock asks the store before it works.
-    Path(lock.lock_file).unlink(missing_ok=True)
-    lock.release()
 
 
 def _measured(record: Record) -> str:

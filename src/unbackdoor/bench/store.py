@@ -43,6 +43,12 @@ PREFIX = "unbackdoor."
 RECIPE = "cell.json"
 """The file that says what a cell was, to the last option."""
 
+LABELS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("poison_rate", "clean_size", "budget", "seed"), (int, float)),
+    **dict.fromkeys(("data", "network", "attack", "training", "precision", "method"), (str,)),
+}
+"""Types of labels that are put in order or in columns; a store can be written by others too."""
+
 PAGE_SIZE = 5000
 MOST_TEXT = 4000
 """Characters of a tag: MLflow takes 5,000 and more."""
@@ -229,21 +235,26 @@ class Store:
         """Return the files that were kept of a cell, by name.
 
         Raises:
-            InputError: they are gone, or cannot be read.
+            InputError: they are gone, or not what was written here.
+            OutputError: the store does not work.
         """
         with tempfile.TemporaryDirectory(prefix="unbackdoor-") as name:
-            try:
-                folder = Path(self.client.download_artifacts(record.run, "", name))
-                found = {path.name: read_bytes(path, MAX_FILE_BYTES) for path in folder.iterdir() if path.is_file()}
-                # MLflow calls a folder that is gone an empty one.
-                if RECIPE not in found:
-                    raise ValueError("they are gone")
-            except Exception as error:
-                raise InputError(
-                    f"the files of the run {record.run} cannot be read from {self.shown} ({reason_of(error)}); delete"
-                    " that run, and the cell is done again"
-                ) from error
+            with self._explained():
+                try:
+                    folder = Path(self.client.download_artifacts(record.run, "", name))
+                    found = {path.name: read_bytes(path, MAX_FILE_BYTES) for path in folder.iterdir() if path.is_file()}
+                except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+                    raise self._lost(record, reason_of(error)) from error
+            # MLflow calls a folder that is gone an empty one.
+            if RECIPE not in found:
+                raise self._lost(record, "they are gone")
         return found
+
+    def _lost(self, record: Record, reason: str) -> InputError:
+        return InputError(
+            f"the files of the run {record.run} cannot be read from {self.shown} ({reason}); delete that run, and the"
+            " cell is done again"
+        )
 
 
 def without_password(uri: str) -> str:
@@ -267,12 +278,16 @@ def _record(run: Run) -> Record | None:
         return str(run.data.tags.get(f"{PREFIX}{name}", default))
 
     try:
+        labels = dict(json.loads(text("labels", "{}")))
+        allowed = ((value, LABELS.get(name, (str, int, float))) for name, value in labels.items())
+        if not all(value is None or type(value) in types for value, types in allowed):
+            raise ValueError("a label is neither text nor a number where it should be")
         return Record(
             key=text("key"),
             run=run.info.run_id,
             domain=text("domain"),
             kind=text("kind"),
-            labels=dict(json.loads(text("labels", "{}"))),
+            labels=labels,
             metrics=dict(run.data.metrics),
             error=text("error", "" if run.info.status == "FINISHED" else "unknown"),
             machine=dict(json.loads(text("machine", "{}"))),

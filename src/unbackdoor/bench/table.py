@@ -72,10 +72,10 @@ def trials(cells: pd.DataFrame) -> Trials:
     """Return the trials of methods that repair backdoored models; the repair of a clean one has no DER.
 
     Args:
-        cells: finished ones, as `cell_table` gives them.
+        cells: finished ones, as `cell_table` gives them, the newest first.
     """
     judged = (cells["kind"] == "purify") & cells["der"].notna() if "der" in cells else cells["kind"] == ""
-    cells = cells[judged]
+    cells = newest(cells[judged])
     block, _ = pd.factorize(told_apart(cells, BLOCK))
     method, methods = pd.factorize(cells["method"], sort=True)
     seed, seeds = pd.factorize(cells["seed"])
@@ -87,6 +87,11 @@ def trials(cells: pd.DataFrame) -> Trials:
     first = np.unique(block, return_index=True)[1]
     blocks = cells[list(BLOCK)].iloc[first].reset_index(drop=True)
     return Trials(tuple(map(str, methods)), blocks, values)
+
+
+def newest(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the first of the cells that have the same labels: other images under the same name, or other defaults."""
+    return cells.drop_duplicates(["kind", *BLOCK, "method", "seed"])
 
 
 def told_apart(rows: pd.DataFrame, labels: Iterable[str]) -> Shaped[np.ndarray, "rows"]:
@@ -113,15 +118,15 @@ def mean_of(values: Float[np.ndarray, "blocks seeds"]) -> float | None:
 def seed_interval(values: Float[np.ndarray, "blocks seeds"]) -> tuple[float | None, float | None]:
     """Return the 95 % interval of a mean share over seeds, Student's t; None, None if there is none.
 
-    Seeds that lack blocks are left out: their means are of other things.
+    There is none where a seed lacks blocks that others have: the means of the seeds are then of different things.
 
     Args:
         values: shares of one method, NaN where there is no cell.
     """
     there = ~np.isnan(values)
-    values, there = values[there.any(1)], there[there.any(1)]
-    means = values[:, there.all(0)].mean(0) if len(values) else np.empty(0)
-    if len(means) < 2:
+    values = values[there.any(1)][:, there.any(0)]
+    means = values.mean(0) if len(values) else np.empty(0)
+    if len(means) < 2 or np.isnan(means).any():
         return None, None
     half = stats.t.ppf(0.975, len(means) - 1) * means.std(ddof=1) / np.sqrt(len(means))
     return max(0.0, float(means.mean() - half)), min(1.0, float(means.mean() + half))

@@ -13,7 +13,6 @@ from torch import nn
 from unbackdoor.attacks import ATTACKS, COVER, POISON, Attack, FittedAttack, Stealth, save_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import NETWORK, Choice
-from unbackdoor.commands.pictures import loss_chart, trigger_gallery
 from unbackdoor.commands.stealth import stealth_facts, stealth_rows, visibility
 from unbackdoor.commands.workspace import Run, evaluation_rows, new_folder, save_trained
 from unbackdoor.data import ImageSet, read_images
@@ -21,7 +20,7 @@ from unbackdoor.evaluate import Evaluation, evaluate
 from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME, WORK
 from unbackdoor.models import Network
 from unbackdoor.options import files_of, options_of
-from unbackdoor.report import Report, Verdict, evaluation_metrics, write_report
+from unbackdoor.report import Report, Verdict, evaluation_metrics, loss_chart, trigger_gallery, write_report
 from unbackdoor.training import History, Recipe, Runtime, check_fits, fit, network_options, new_network
 
 CHOICES = {"attack": Choice(ATTACKS, "BadNets"), "model": NETWORK}
@@ -48,21 +47,21 @@ def run(
     """
     clock = Run("attack", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
-    folder = new_folder(out, clock.command)
-    clock.inputs = {train.name: train.digest(), test.name: test.digest(), **files_of(attack)}
-    network, fitted, history, evaluation = poison_and_train(train, test, attack, model, recipe, runtime, folder)
-    clock.options = {
-        "attack": options_of(attack),
-        "model": network_options(network),
-        "recipe": options_of(recipe),
-    }
-    save_attack(folder / ATTACK, fitted, options_of(attack))
-    seen = visibility(test, fitted)
-    write_report(folder / PAGE, attack_page(clock, attack, fitted, test, evaluation, history, seen))
-    clock.write(folder, evaluation=evaluation.to_json(), stealth=seen.to_json(), loss=history.loss)
-    mark = {"attack": options_of(attack), "criterion": fitted.criterion.to_json()}
-    # The model comes last: a folder with a model in it is a finished one.
-    save_trained(folder / MODEL, network, folder / RESUME, provenance=clock.record(), backdoored=mark)
+    with new_folder(out, clock.command) as folder:
+        clock.inputs = {train.name: train.digest(), test.name: test.digest(), **files_of(attack)}
+        network, fitted, history, evaluation = poison_and_train(train, test, attack, model, recipe, runtime, folder)
+        clock.options = {
+            "attack": options_of(attack),
+            "model": network_options(network),
+            "recipe": options_of(recipe),
+        }
+        save_attack(folder / ATTACK, fitted, options_of(attack))
+        seen = visibility(test, fitted)
+        write_report(folder / PAGE, attack_page(clock, attack, fitted, test, evaluation, history, seen))
+        clock.write(folder, evaluation=evaluation.to_json(), stealth=seen.to_json(), loss=history.loss)
+        mark = {"attack": options_of(attack), "criterion": fitted.criterion.to_json()}
+        # The model comes last: a folder with a model in it is a finished one.
+        save_trained(folder / MODEL, network, folder / RESUME, provenance=clock.record(), backdoored=mark)
     return Outcome(
         title=f"{type(attack).__name__} on {train.name}",
         rows=[

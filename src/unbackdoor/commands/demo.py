@@ -12,8 +12,6 @@ from typing import Any
 from unbackdoor.attacks import BadNets, FittedAttack, save_attack
 from unbackdoor.commands.attack import poison_and_train
 from unbackdoor.commands.outcome import Outcome
-from unbackdoor.commands.pictures import found_gallery, trigger_gallery
-from unbackdoor.commands.scan import verdict_word
 from unbackdoor.commands.workspace import Run, percent, report_folder
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
@@ -23,7 +21,17 @@ from unbackdoor.models.mark import repaired_mark
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.options import options_of
 from unbackdoor.purify import SAU
-from unbackdoor.report import Gallery, Report, Verdict, anomaly_chart, evaluation_metrics, write_report
+from unbackdoor.report import (
+    Gallery,
+    Report,
+    Verdict,
+    evaluation_metrics,
+    finding_chart,
+    found_gallery,
+    trigger_gallery,
+    verdict_word,
+    write_report,
+)
 from unbackdoor.scan import Finding, NeuralCleanse
 from unbackdoor.training import Recipe, Runtime, network_options
 
@@ -164,7 +172,7 @@ def _page(
         verdict=verdict,
         metrics=evaluation_metrics(before, after),
         galleries=galleries,
-        charts=[anomaly_chart(names, found.anomaly.tolist(), found.threshold, list(found.suspected))],
+        charts=[finding_chart(found, names)],
         facts=clock.facts(),
         next_steps=[
             "Scan a model of your own: `unbackdoor scan --model FILE --clean FOLDER`.",

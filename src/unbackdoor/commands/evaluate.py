@@ -6,7 +6,6 @@ from pathlib import Path
 
 from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
-from unbackdoor.commands.pictures import trigger_gallery
 from unbackdoor.commands.workspace import Run, evaluation_rows, open_model, report_folder
 from unbackdoor.errors import CheckpointError
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
@@ -14,7 +13,7 @@ from unbackdoor.folder import ATTACK, MODEL, PAGE
 from unbackdoor.models import LoadedModel, load_model
 from unbackdoor.models.build import is_code
 from unbackdoor.models.mark import notes_of
-from unbackdoor.report import Gallery, Report, evaluation_metrics, write_report
+from unbackdoor.report import Gallery, Report, evaluation_metrics, trigger_gallery, write_report
 from unbackdoor.training import Runtime, check_fits, network_options
 
 

@@ -15,14 +15,13 @@ from torch import nn
 from unbackdoor.attacks import ATTACKS, Attack, FittedAttack, Poisoning, Stealth
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import NETWORK
-from unbackdoor.commands.pictures import trigger_gallery
 from unbackdoor.commands.stealth import stealth_rows, visibility
 from unbackdoor.commands.workspace import Run, remove_work, report_folder
 from unbackdoor.data import ImageSet, balanced_rows, read_images
 from unbackdoor.errors import InputError, UnbackdoorError
 from unbackdoor.folder import PAGE, WORK
 from unbackdoor.models import Network
-from unbackdoor.report import Gallery, Report, write_report
+from unbackdoor.report import Gallery, Report, trigger_gallery, write_report
 from unbackdoor.training import Recipe, Runtime, check_fits, fit, new_network
 
 CHOICES = {"model": NETWORK}

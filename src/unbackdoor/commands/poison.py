@@ -16,7 +16,6 @@ from unbackdoor.attacks import ATTACKS, COVER, POISON, Attack, FittedAttack, Onl
 from unbackdoor.commands.attack import poisoned
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import NETWORK, Choice
-from unbackdoor.commands.pictures import trigger_gallery
 from unbackdoor.commands.stealth import stealth_facts, stealth_rows, visibility
 from unbackdoor.commands.workspace import Run, remove_work, report_folder
 from unbackdoor.data import ImageSet, read_images
@@ -24,7 +23,7 @@ from unbackdoor.data.parquet_writer import write_parquet
 from unbackdoor.errors import OutputError
 from unbackdoor.folder import ATTACK, PAGE, RUN, WORK
 from unbackdoor.options import files_of, options_of
-from unbackdoor.report import Report, Verdict, write_report
+from unbackdoor.report import Report, Verdict, trigger_gallery, write_report
 from unbackdoor.training import Runtime, check_fits, network_options, new_network
 
 CHOICES = {"attack": Choice(ATTACKS, "BadNets"), "model": NETWORK}

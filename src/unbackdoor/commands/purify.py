@@ -11,8 +11,6 @@ from pathlib import Path
 
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
-from unbackdoor.commands.pictures import found_gallery, loss_chart
-from unbackdoor.commands.scan import scan_verdict, verdict_word
 from unbackdoor.commands.workspace import Run, new_folder, open_for_defense, percent, save_trained
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError, UnbackdoorError
@@ -22,7 +20,16 @@ from unbackdoor.models import LoadedModel, Network
 from unbackdoor.models.mark import notes_of, repaired_mark
 from unbackdoor.options import options_of
 from unbackdoor.purify import PURIFIERS, Purifier
-from unbackdoor.report import Metric, Report, anomaly_chart, write_report
+from unbackdoor.report import (
+    Metric,
+    Report,
+    finding_chart,
+    finding_verdict,
+    found_gallery,
+    loss_chart,
+    verdict_word,
+    write_report,
+)
 from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import History, Runtime
 
@@ -58,28 +65,28 @@ def run(
     clock = Run("purify", runtime)
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
     samples = data.need_clean(type(method).__name__)
-    folder = new_folder(out or Path("runs") / f"purify-{loaded.sha256[:8]}", clock.command)
-    repaired, history = method.purify(loaded.network, data, runtime, folder / RESUME)
-    before = evaluate(loaded.network, samples, runtime).acc
-    after = evaluate(repaired, samples, runtime).acc
-    finding, unscanned = scan_repaired(scanner, repaired, data, runtime) if rescan else (None, "not asked for")
-    clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest()}
-    clock.options = {"method": options_of(method), "rounds run": history.epochs}
-    if rescan:
-        clock.options["scanner"] = options_of(scanner)
-    page = partial(
-        purify_page, clock, model.name, loaded, method, scanner, (before, after), history, finding, unscanned
-    )
-    unwritten = _write_page(folder / PAGE, page)
-    measured = {
-        "clean_accuracy": {"before": before.to_json(), "after": after.to_json()},
-        "rescan": None if finding is None else finding.to_json(),
-        "not_rescanned": unscanned or None,
-    }
-    clock.write(folder, **measured, clean_rows=rows)
-    provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
-    mark = repaired_mark(loaded.backdoored)
-    save_trained(folder / MODEL, repaired, folder / RESUME, provenance=provenance, backdoored=mark)
+    with new_folder(out or Path("runs") / f"purify-{loaded.sha256[:8]}", clock.command) as folder:
+        repaired, history = method.purify(loaded.network, data, runtime, folder / RESUME)
+        before = evaluate(loaded.network, samples, runtime).acc
+        after = evaluate(repaired, samples, runtime).acc
+        finding, unscanned = scan_repaired(scanner, repaired, data, runtime) if rescan else (None, "not asked for")
+        clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest()}
+        clock.options = {"method": options_of(method), "rounds run": history.epochs}
+        if rescan:
+            clock.options["scanner"] = options_of(scanner)
+        page = partial(
+            purify_page, clock, model.name, loaded, method, scanner, (before, after), history, finding, unscanned
+        )
+        unwritten = _write_page(folder / PAGE, page)
+        measured = {
+            "clean_accuracy": {"before": before.to_json(), "after": after.to_json()},
+            "rescan": None if finding is None else finding.to_json(),
+            "not_rescanned": unscanned or None,
+        }
+        clock.write(folder, **measured, clean_rows=rows)
+        provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
+        mark = repaired_mark(loaded.backdoored)
+        save_trained(folder / MODEL, repaired, folder / RESUME, provenance=provenance, backdoored=mark)
     return Outcome(
         title=f"{type(method).__name__} on {model.name}",
         rows=[
@@ -133,12 +140,12 @@ def purify_page(
     charts = [loss_chart(history, "round", "loss")]
     galleries = []
     if finding is not None:
-        charts.append(anomaly_chart(class_names, finding.anomaly.tolist(), finding.threshold, list(finding.suspected)))
+        charts.append(finding_chart(finding, class_names))
         gallery = found_gallery(finding, class_names)
         galleries = [] if gallery is None else [gallery]
     return Report(
         title=f"{type(method).__name__} on {name}",
-        verdict=None if finding is None else scan_verdict(finding, scanner, class_names),
+        verdict=None if finding is None else finding_verdict(finding, scanner, class_names),
         metrics=[
             Metric(
                 name="Accuracy on the clean samples",

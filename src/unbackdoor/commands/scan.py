@@ -9,13 +9,12 @@ from pathlib import Path
 
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
-from unbackdoor.commands.pictures import found_gallery
 from unbackdoor.commands.workspace import Run, open_for_defense, report_folder
 from unbackdoor.folder import PAGE
 from unbackdoor.models import LoadedModel
 from unbackdoor.models.mark import is_repaired, mark_sentence, notes_of
 from unbackdoor.options import options_of
-from unbackdoor.report import Report, Verdict, anomaly_chart, write_report
+from unbackdoor.report import Report, finding_chart, finding_verdict, found_gallery, verdict_word, write_report
 from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import Runtime
 
@@ -85,32 +84,6 @@ def exit_code(finding: Finding) -> int:
     return BACKDOORED if finding.backdoored else NO_EVIDENCE
 
 
-def verdict_word(finding: Finding) -> str:
-    """Return the verdict in a word or three; never "safe"."""
-    if finding.backdoored is None:
-        return "inconclusive"
-    return "backdoored" if finding.backdoored else "no evidence found"
-
-
-def scan_verdict(finding: Finding, scanner: Scanner, names: tuple[str, ...]) -> Verdict:
-    """Return the banner of a finding."""
-    method = type(scanner).__name__
-    if finding.backdoored is None:
-        return Verdict(
-            level="inconclusive", headline="The scan is inconclusive.", detail=finding.reason, calibrated=True
-        )
-    if finding.backdoored:
-        suspected = " and ".join(names[c] for c in finding.suspected)
-        headline = f"This model looks backdoored, towards class {suspected}."
-        return Verdict(level="backdoored", headline=headline, detail=finding.reason, calibrated=finding.calibrated)
-    return Verdict(
-        level="no evidence",
-        headline=f"No evidence of a backdoor found by {method}.",
-        detail=finding.reason,
-        calibrated=finding.calibrated,
-    )
-
-
 def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, finding: Finding) -> Report:
     """Return the report of a scan."""
     names = loaded.network.description.class_names
@@ -129,10 +102,10 @@ def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, find
     }
     return Report(
         title=f"Scan of {name}",
-        verdict=scan_verdict(finding, scanner, names),
+        verdict=finding_verdict(finding, scanner, names),
         galleries=[] if gallery is None else [gallery],
         charts=[
-            anomaly_chart(names, finding.anomaly.tolist(), finding.threshold, list(finding.suspected)),
+            finding_chart(finding, names),
         ],
         facts=clock.facts(),
         next_steps=steps[finding.backdoored],

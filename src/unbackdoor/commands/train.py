@@ -15,14 +15,13 @@ from torch import nn
 from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import NETWORK
-from unbackdoor.commands.pictures import loss_chart
 from unbackdoor.commands.workspace import Run, evaluation_rows, new_folder, save_trained
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME
 from unbackdoor.options import options_of
-from unbackdoor.report import Report, evaluation_metrics, write_report
+from unbackdoor.report import Report, evaluation_metrics, loss_chart, write_report
 from unbackdoor.training import Recipe, Runtime, check_fits, fit, network_options, new_network
 
 CHOICES = {"model": NETWORK}
@@ -47,27 +46,27 @@ def run(
     """
     clock = Run("train", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
-    folder = new_folder(out, clock.command)
-    network = new_network(model, train, runtime)
-    check_fits(network, train, test)
-    attack = known_attack(Path(data), train)
-    history = fit(network, train, recipe, runtime, resume=folder / RESUME)
-    trigger, criterion = (attack.trigger, attack.criterion) if attack else (None, None)
-    evaluation = evaluate(network, test, runtime, trigger, criterion)
-    clock.inputs = {train.name: train.digest(), test.name: test.digest()}
-    if attack:
-        clock.inputs[ATTACK] = attack.sha256
-    clock.options = {"model": network_options(network), "recipe": options_of(recipe)}
-    page = Report(
-        title=f"{network.description.architecture} on {train.name}",
-        metrics=evaluation_metrics(evaluation, None),
-        charts=[loss_chart(history, "epoch", "training loss")],
-        facts=clock.facts(),
-    )
-    write_report(folder / PAGE, page)
-    clock.write(folder, evaluation=evaluation.to_json(), loss=history.loss)
-    mark = {"attack": attack.options, "criterion": attack.criterion.to_json()} if attack else None
-    save_trained(folder / MODEL, network, folder / RESUME, provenance=clock.record(), backdoored=mark)
+    with new_folder(out, clock.command) as folder:
+        network = new_network(model, train, runtime)
+        check_fits(network, train, test)
+        attack = known_attack(Path(data), train)
+        history = fit(network, train, recipe, runtime, resume=folder / RESUME)
+        trigger, criterion = (attack.trigger, attack.criterion) if attack else (None, None)
+        evaluation = evaluate(network, test, runtime, trigger, criterion)
+        clock.inputs = {train.name: train.digest(), test.name: test.digest()}
+        if attack:
+            clock.inputs[ATTACK] = attack.sha256
+        clock.options = {"model": network_options(network), "recipe": options_of(recipe)}
+        page = Report(
+            title=f"{network.description.architecture} on {train.name}",
+            metrics=evaluation_metrics(evaluation, None),
+            charts=[loss_chart(history, "epoch", "training loss")],
+            facts=clock.facts(),
+        )
+        write_report(folder / PAGE, page)
+        clock.write(folder, evaluation=evaluation.to_json(), loss=history.loss)
+        mark = {"attack": attack.options, "criterion": attack.criterion.to_json()} if attack else None
+        save_trained(folder / MODEL, network, folder / RESUME, provenance=clock.record(), backdoored=mark)
     return Outcome(
         title=page.title,
         rows=[

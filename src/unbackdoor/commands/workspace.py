@@ -8,17 +8,19 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from unbackdoor.attacks.preparation import STATES
 from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
 from unbackdoor.errors import OutputError, UnknownClassesError
 from unbackdoor.evaluate import Evaluation, Proportion
-from unbackdoor.files import write_json
-from unbackdoor.folder import MODEL, RESUME, RUN, WORK
+from unbackdoor.files import unlock, write_json
+from unbackdoor.folder import LOCK, MODEL, RESUME, RUN, WORK
 from unbackdoor.models import LoadedModel, Network, load_model, save_model
 from unbackdoor.report import Fact
 from unbackdoor.training import Runtime, check_fits
@@ -64,29 +66,57 @@ def open_for_defense(
     return loaded, DefenderData(clean=images.subset(rows)), rows.tolist()
 
 
-def new_folder(out: Path, command: str) -> Path:
-    """Return `out` as a folder for a new model.
+@contextlib.contextmanager
+def new_folder(out: Path, command: str) -> Iterator[Path]:
+    """Yield `out` as a folder for a new model; no other process may use it meanwhile.
 
     Raises:
-        OutputError: it holds a finished result or another command's already, or cannot be made.
+        OutputError: it holds a finished result or another command's, is in use, or cannot be made.
     """
+    _refuse_finished(out)
+    _refuse_others(out, command)
+    lock = _locked(writable_folder(out))
+    try:
+        # Whoever had it until now may have finished.
+        _refuse_finished(out)
+        yield out
+    finally:
+        unlock(lock)
+
+
+def _refuse_finished(out: Path) -> None:
     if (out / MODEL).exists():
         raise OutputError(f"{out} holds a finished result; choose another --out, or remove it first")
-    _refuse_others(out, command)
-    return writable_folder(out)
 
 
 def report_folder(out: Path, command: str) -> Path:
     """Return `out` as a folder for a result of a command that replaces its own earlier ones.
 
     Raises:
-        OutputError: it holds the result of another command, finished or not, or cannot be made.
+        OutputError: it holds the result of another command, finished or not, is in use, or cannot be made.
     """
     for name in (MODEL, RESUME):
         if (out / name).exists():
             raise OutputError(f"{out} holds the {name} of another command; choose another --out, or remove it first")
     _refuse_others(out, command)
-    return writable_folder(out)
+    unlock(_locked(writable_folder(out)))
+    return out
+
+
+def _locked(out: Path) -> FileLock:
+    """Return the lock of a folder, held by this process.
+
+    Raises:
+        OutputError: another one holds it, or the file system has no locks.
+    """
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise OutputError(f"another run works in {out}; wait for it, or choose another --out") from error
+    except OSError as error:
+        raise OutputError(f"cannot lock {out}: {error.strerror}; choose another --out") from error
+    return lock
 
 
 def _refuse_others(out: Path, command: str) -> None:

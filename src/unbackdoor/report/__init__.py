@@ -12,10 +12,12 @@ from unbackdoor.report.content import (
     Report,
     Verdict,
 )
-from unbackdoor.report.measured import evaluation_metrics
+from unbackdoor.report.finding import finding_chart, finding_verdict, found_gallery, verdict_word
+from unbackdoor.report.measured import evaluation_metrics, loss_chart
 from unbackdoor.report.page import render, write_report
 from unbackdoor.report.pictures import amplified_difference
 from unbackdoor.report.text import short_path
+from unbackdoor.report.trigger import trigger_gallery
 
 __all__ = [
     "Chart",
@@ -31,8 +33,14 @@ __all__ = [
     "anomaly_chart",
     "curve_chart",
     "evaluation_metrics",
+    "finding_chart",
+    "finding_verdict",
+    "found_gallery",
+    "loss_chart",
     "metric_chart",
     "render",
     "short_path",
+    "trigger_gallery",
+    "verdict_word",
     "write_report",
 ]

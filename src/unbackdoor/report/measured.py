@@ -1,11 +1,13 @@
-"""What an evaluation measured, as a page shows it."""
+"""What an evaluation and a training measured, as a page shows it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from unbackdoor.evaluate import Evaluation
-from unbackdoor.report.content import Metric
+from unbackdoor.report.charts import curve_chart
+from unbackdoor.report.content import Chart, Metric
+from unbackdoor.training import History
 
 
 def evaluation_metrics(before: Evaluation | None, after: Evaluation | None) -> list[Metric]:
@@ -27,3 +29,8 @@ def evaluation_metrics(before: Evaluation | None, after: Evaluation | None) -> l
             better: Any = "lower" if field.startswith("asr") else "higher"
             rows.append(Metric(name=name, explanation=explanation, before=old, after=new, better=better))
     return rows
+
+
+def loss_chart(history: History, unit: str, name: str) -> Chart:
+    """Return the mean loss over the epochs of a run, called `name` and counted in `unit`."""
+    return curve_chart(range(1, len(history.loss) + 1), history.loss, unit, name)

@@ -56,7 +56,7 @@ class Runtime:
         device: "auto" (a CUDA GPU if there is one), "cpu" or "cuda".
         precision: "bf16" (automatic mixed precision in bfloat16) or "fp32".
         threads: CPU threads; 0 chooses by measuring.
-        seed: every random draw derives from it; 0 or more.
+        seed: every random draw derives from it; 0 to 2^63 - 1.
         budget: minutes that one method may take; schedules are shortened to fit. None: the paper's schedule.
         progress: how progress is shown.
 
@@ -72,8 +72,11 @@ class Runtime:
     progress: Progress = field(default_factory=Silent, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.threads < 0 or self.seed < 0:
-            raise InputError(f"threads and seed must be 0 or more, found {self.threads} and {self.seed}")
+        if self.threads < 0:
+            raise InputError(f"threads must be 0 or more, found {self.threads}")
+        # What PyTorch's generators take.
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"a seed lies between 0 and 2^63 - 1, found {self.seed}")
         if self.budget is not None and not self.budget > 0:
             raise InputError(f"a budget is a positive number of minutes, found {self.budget}")
         if self.device not in ("auto", "cpu", "cuda") or self.precision not in ("bf16", "fp32"):

@@ -175,7 +175,9 @@ function chosenCells() {
   const fits = board.filters.map(([, , values, place], n) => {
     const wanted = values[state.filters[n] - 1];
     if (wanted === undefined) return () => true;
-    return row => typeof row[place] === "number" ? row[place] === Number(wanted) : (row[place] ?? "none") === wanted;
+    // The numbers of cells are rounded.
+    const near = value => Math.abs(value - Number(wanted)) < 1e-6;
+    return row => typeof row[place] === "number" ? near(row[place]) : (row[place] ?? "none") === wanted;
   });
   const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
   const found = (row, n) => words.every(word => textOf(row, n).includes(word));

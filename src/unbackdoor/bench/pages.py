@@ -1,0 +1,100 @@
+"""The page of each cell of image classifiers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unbackdoor.attacks import FittedAttack, SavedAttack
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.evaluate import Evaluation
+from unbackdoor.report import (
+    Fact,
+    Report,
+    evaluation_metrics,
+    finding_chart,
+    finding_verdict,
+    found_gallery,
+    loss_chart,
+    trigger_gallery,
+    write_report,
+)
+from unbackdoor.scan import Finding, Scanner
+from unbackdoor.training import History, Runtime
+
+logger = logging.getLogger(__name__)
+
+Made = FittedAttack | SavedAttack
+
+
+def victim_page(
+    title: str,
+    test: ImageSet,
+    attack: Made | None,
+    evaluation: Evaluation,
+    history: History,
+    facts: Mapping[str, list[Fact]],
+) -> Report:
+    """Return the page of a victim; without an attack it is a clean model."""
+    return Report(
+        title=title,
+        metrics=evaluation_metrics(evaluation, None),
+        galleries=[trigger_gallery(test, attack.trigger, attack.criterion)] if attack else [],
+        charts=[loss_chart(history, "epoch", "training loss")],
+        facts=facts,
+    )
+
+
+def repair_page(
+    title: str, before: Evaluation, after: Evaluation, history: History, facts: Mapping[str, list[Fact]]
+) -> Report:
+    """Return the page of a repair."""
+    return Report(
+        title=title,
+        metrics=evaluation_metrics(before, after),
+        charts=[loss_chart(history, "round", "loss")],
+        facts=facts,
+    )
+
+
+def scan_page(
+    title: str,
+    scanner: Scanner,
+    finding: Finding,
+    names: tuple[str, ...],
+    attack: Made | None,
+    facts: Mapping[str, list[Fact]],
+) -> Report:
+    """Return the page of a scan, with the true trigger beside the one that was found."""
+    gallery = found_gallery(finding, names, attack.trigger if attack else None)
+    return Report(
+        title=title,
+        verdict=finding_verdict(finding, scanner, names),
+        galleries=[gallery] if gallery else [],
+        charts=[finding_chart(finding, names)],
+        facts=facts,
+        notes=["The model is backdoored." if attack else "The model is not backdoored."],
+    )
+
+
+def written_page(path: Path, page: Callable[[], Report]) -> dict[str, Path]:
+    """Make and write a page; return its file by its name, or nothing: hours of work are not lost for a drawing."""
+    try:
+        write_report(path, page())
+    except InputError as error:
+        logger.warning("there is no page: %s", error)
+        return {}
+    return {path.name: path}
+
+
+def facts(runtime: Runtime, **groups: Mapping[str, Any]) -> dict[str, list[Fact]]:
+    """Return what was run, in groups, and on what it ran."""
+    named = {name.capitalize().replace("_", " "): values for name, values in groups.items()}
+    return {name: _facts(values) for name, values in {**named, "What was run": runtime.describe()}.items()}
+
+
+def _facts(values: Mapping[str, Any]) -> list[Fact]:
+    return [Fact(name=name, value=str(value)) for name, value in values.items()]

@@ -1,0 +1,78 @@
+"""What a scanner found, as a page shows it."""
+
+from __future__ import annotations
+
+import torch
+
+from unbackdoor.attacks import Trigger
+from unbackdoor.report.charts import anomaly_chart
+from unbackdoor.report.content import Chart, Gallery, Picture, Verdict
+from unbackdoor.scan import Finding, Reconstruction, Scanner
+
+MOST_CLASSES = 4
+"""Whose triggers are shown."""
+
+
+def verdict_word(finding: Finding) -> str:
+    """Return the verdict in a word or three; never "safe"."""
+    if finding.backdoored is None:
+        return "inconclusive"
+    return "backdoored" if finding.backdoored else "no evidence found"
+
+
+def finding_verdict(finding: Finding, scanner: Scanner, names: tuple[str, ...]) -> Verdict:
+    """Return the banner of a finding."""
+    method = type(scanner).__name__
+    if finding.backdoored is None:
+        return Verdict(
+            level="inconclusive", headline="The scan is inconclusive.", detail=finding.reason, calibrated=True
+        )
+    if finding.backdoored:
+        suspected = " and ".join(names[c] for c in finding.suspected)
+        headline = f"This model looks backdoored, towards class {suspected}."
+        return Verdict(level="backdoored", headline=headline, detail=finding.reason, calibrated=finding.calibrated)
+    return Verdict(
+        level="no evidence",
+        headline=f"No evidence of a backdoor found by {method}.",
+        detail=finding.reason,
+        calibrated=finding.calibrated,
+    )
+
+
+def finding_chart(finding: Finding, names: tuple[str, ...]) -> Chart:
+    """Return how unusual each class is."""
+    return anomaly_chart(names, finding.anomaly.tolist(), finding.threshold, list(finding.suspected))
+
+
+def found_gallery(finding: Finding, class_names: tuple[str, ...], true: Trigger | None = None) -> Gallery | None:
+    """Return the triggers as found: of the suspected classes, or of the least unusual ones beside nothing.
+
+    Args:
+        finding: of a scanner that reconstructs triggers; None is returned for others.
+        class_names: of the model.
+        true: the attack's own trigger, shown beside where it is known; on a grey image.
+    """
+    if not finding.reconstructions:
+        return None
+    order = finding.suspected or (int(finding.anomaly.argmax()),)
+    pictures = [picture for c in order[:MOST_CLASSES] for picture in _found(finding.reconstructions[c], class_names[c])]
+    if true is not None:
+        grey = finding.reconstructions[0].pattern.new_full(finding.reconstructions[0].pattern.shape, 0.5)
+        shown = true(grey[None])[0].clamp(0, 1)
+        # One that bends or filters an image does nothing to a flat one.
+        if not torch.allclose(shown, grey, atol=1 / 255):
+            pictures.append(Picture(caption="the true trigger, on grey", image=shown))
+    return Gallery(
+        title="The trigger as found",
+        explanation="Reconstructed from the model and clean samples alone, by optimisation: the true one may look"
+        " different and still share its effect.",
+        pictures=pictures,
+    )
+
+
+def _found(found: Reconstruction, name: str) -> list[Picture]:
+    """Return mask, and mask times pattern, of one class."""
+    return [
+        Picture(caption=f"mask for {name} ({found.size:.1f} pixels)", image=found.mask),
+        Picture(caption=f"trigger for {name}", image=found.mask * found.pattern),
+    ]
