@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
-from record import HERE, machines
+from record import HERE, chromium, machines
 
 from unbackdoor.bench.cell import Cell, Domain, Result
 from unbackdoor.bench.engine import Engine
@@ -165,16 +165,6 @@ def seconds_to_open(folder: Path) -> dict[str, float]:
         opened = time.perf_counter() - begin
         browser.close()
     return {"to make its page, seconds": made, "to open it, seconds": opened, "its size, MB": path.stat().st_size / 1e6}
-
-
-def chromium() -> str:
-    """Return the browser of this machine."""
-    import shutil
-
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        raise SystemExit("there is no Chromium here")
-    return found
 
 
 def trainings(folder: Path) -> Iterator[tuple[str, float]]:

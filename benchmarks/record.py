@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from unbackdoor.bench.worker import Cost, measured
 
-__all__ = ["HERE", "Rows", "machines", "measured", "share"]
+__all__ = ["HERE", "Rows", "chromium", "machines", "measured", "share"]
 
 HERE = Path(__file__).parent
 
@@ -56,6 +57,14 @@ def share(value: dict[str, float] | None) -> str:
     if value is None:
         return ""
     return f"{100 * value['value']:.2f} [{100 * value['low']:.2f}, {100 * value['high']:.2f}]"
+
+
+def chromium() -> str:
+    """Return the browser of this machine."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        raise SystemExit("there is no Chromium here")
+    return found
 
 
 def _commit() -> str:
