@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from tests.processes import children_of
+from unbackdoor.bench.engine import SETTINGS
 from unbackdoor.bench.store import Store
 from unbackdoor.cli import main
 
@@ -213,29 +214,46 @@ def test_a_killed_grid_goes_on_and_repeats_nothing(tmp_path: Path, store_tables:
     assert before < after, "what was done is still the same run"
 
 
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100_000_000}
+cluster = Cluster(initialize_head=True, head_node_args={**node, "ray_client_server_port": int(sys.argv[1])})
+print("started", flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+
 @pytest.mark.slow
 def test_a_grid_runs_on_a_cluster_that_is_reached_from_outside(tmp_path: Path, store_tables: Path) -> None:
     """By Ray's client: this machine is not one of the cluster's, and has the store."""
-    from ray.cluster_utils import Cluster
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (tmp_path / "grid.yaml").write_text(SMALL.replace(", Blended", ""))
     work = made(tmp_path / "work", store_tables)
-    node = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "ray_client_server_port": port})
-    try:
-        words = ["bench", str(tmp_path / "grid.yaml"), "--work", str(work), "--address", f"ray://127.0.0.1:{port}"]
+    # Without this, the server of Ray's client now and then hangs where it starts a process (Ray 2.60).
+    environment = {**os.environ, **SETTINGS, "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    words = ["bench", str(tmp_path / "grid.yaml"), "--work", str(work), "--address", f"ray://127.0.0.1:{port}"]
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER, str(port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    ) as cluster:
+        assert cluster.stdout
+        assert b"started" in cluster.stdout.readline()
         ran = subprocess.run(
             [sys.executable, "-m", "unbackdoor.cli", *words, "--json"],
             check=False,
             capture_output=True,
             timeout=300,
             text=True,
+            env=environment,
         )
-    finally:
-        cluster.shutdown()
+        cluster.communicate()
     assert ran.returncode == 0, ran.stderr
     answer = json.loads(ran.stdout)
     assert (answer["done"], answer["failed"]) == (2, {})

@@ -244,7 +244,7 @@ def test_configuration_file_never_imports_what_it_names(tmp_path: Path, capsys: 
         (["attack", "--atack.target", "1"], "did you mean --attack.target?"),
         (["scan", "--clean", "digits"], "model"),
         (["attack", "--data", "digits", "--out", "x", "--seed", "many"], "seed"),
-        (["attack", "--data", "digits", "--out", "x", "--seed", "-1"], "0 or more"),
+        (["attack", "--data", "digits", "--out", "x", "--seed", "-1"], "a seed lies between 0 and"),
         (["attack", "--data", "no/such/folder", "--out", "x"], "no/such/folder"),
         (
             ["attack", "--data", "digits", "--out", "x", "--attack.target", "10"],
