@@ -1,11 +1,10 @@
 """How long the full published protocol would take: 3 data sets x 8 attacks x 3 rates x 14 defences x 3 seeds.
 
-Nothing is trained here. The cells of results/small/ say how much work a victim and a repair are, counted in training
-steps of one image, by the speed of the bare step in results/training_speed.json. The same count at another speed is the
-time on another machine, beside what a cell costs in any case: reading, measuring, saving.
-results/training_speed-cuda.json has the speed of a GPU once it was measured; until then the speeds are assumptions, and
-the table says so. The cells are then handed out as the bench does it, a victim before what needs it. Writes
-results/scale.md.
+Nothing is trained here. The cells of results/main_job.jsonl say how much work a victim and a repair are, counted in
+training steps of one image, by the speed of the bare step in results/training_speed.json. The same count at another
+speed is the time on another machine. results/training_speed-cuda.json has the speed of a GPU once that was measured;
+until then the speeds are assumptions, and the table says so. The cells are then handed out as the bench does it, a
+victim before what needs it. Writes results/scale.md.
 
     python benchmarks/scale.py
 """
@@ -15,12 +14,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import json
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-from record import HERE
+from record import HERE, Rows
 
 from unbackdoor.bench.cell import Cell, Domain, Result
 from unbackdoor.bench.located import Located
@@ -30,6 +30,12 @@ from unbackdoor.training import Recipe, Runtime
 RESULTS = HERE / "results"
 ATTACKS, RATES, DEFENCES, SEEDS = 8, 3, 14, 3
 WIDTH = 64
+KINDS = ("victim", "FTSAM", "SAU")
+"""What was measured."""
+
+ALONE = 1.05
+"""Times the processor's time that the clock may show."""
+
 MACHINES = (1, 8, 64, 512)
 ASSUMED = (5_000, 20_000, 80_000)
 """Images/s of the bare step at full width, where no GPU was measured."""
@@ -58,9 +64,9 @@ class Data:
 
 
 PROTOCOL = {
-    "CIFAR-10": Data(50_000, 32, 100, {"FT": 100, "FTSAM": 100, "SAU": 100}),
-    "GTSRB": Data(39_209, 32, 50, {"FT": 50, "FTSAM": 50, "SAU": 100}),
-    "Tiny-ImageNet": Data(100_000, 64, 200, {"FT": 100, "FTSAM": 100, "SAU": 20}),
+    "CIFAR-10": Data(50_000, 32, 100, {"FTSAM": 100, "SAU": 100}),
+    "GTSRB": Data(39_209, 32, 50, {"FTSAM": 50, "SAU": 100}),
+    "Tiny-ImageNet": Data(100_000, 64, 200, {"FTSAM": 100, "SAU": 20}),
 }
 
 
@@ -137,20 +143,21 @@ def chain(cells: Sequence[tuple[Cell, float]]) -> float:
     return max(took + seconds.get(cell.needed, 0.0) for cell, took in cells)
 
 
-def measured_steps() -> tuple[dict[str, float], float, str]:
-    """Return the training steps of one image of a round, by kind; a cell's other seconds; and the machine."""
-    cells = pd.read_csv(RESULTS / "small" / "cells.csv")
+def measured_steps() -> tuple[dict[str, float], str]:
+    """Return the training steps of one image of a round, by kind, and the machine.
+
+    Rows that others disturbed are left out: there the clock and the processor's time differ.
+    """
     speeds = json.loads((RESULTS / "training_speed.json").read_text())
     bare = {row["width"]: row["images_per_second"]["bare"] for row in speeds["rows"]}[16]
-    (device,) = cells["device"].unique()
-    if device != speeds["machine"]["device"]:
-        raise SystemExit(f"the cells ran on {device}, and the speed is that of {speeds['machine']['device']}")
-    # The clock of a cell that went on after an interruption knows its last part only.
-    cells = cells[cells["seconds"].notna()]
-    what = cells["method"].str.split().str[0].fillna("victim")
-    rounds = (cells["seconds"] / cells["rounds"] * bare).groupby(what, sort=False).mean()
-    rest = float((cells["duration"] - cells["seconds"]).mean())
-    return {str(name): float(value) for name, value in rounds.items()}, rest, device
+    rounds = defaultdict(list)
+    for row in Rows(RESULTS / "main_job.jsonl").read():
+        alone = row["seconds"] * int(row["threads"]) < ALONE * row["cpu_seconds"]
+        if alone and not row.get("resumed") and row["job"] in KINDS:
+            if row["device"] != speeds["machine"]["device"]:
+                raise SystemExit(f"a cell ran on {row['device']}, the speed is that of {speeds['machine']['device']}")
+            rounds[row["job"]].append(row["seconds"] / row["rounds"] * bare)
+    return {kind: statistics.median(rounds[kind]) for kind in KINDS}, speeds["machine"]["device"]
 
 
 def speeds() -> tuple[dict[str, float], str]:
@@ -167,18 +174,18 @@ def speeds() -> tuple[dict[str, float], str]:
 
 def main() -> None:
     """Write the table."""
-    steps, rest, where = measured_steps()
+    steps, where = measured_steps()
     overhead = json.loads((RESULTS / "bench_overhead.json").read_text())["a cell that does nothing, seconds"]
     named, sentence = speeds()
     lines = [
         "# The full published protocol",
         "",
-        f"Made by `python benchmarks/scale.py` from the cells of `small/` (measured on {where}): {len(PROTOCOL)} data"
-        f" sets x {ATTACKS} attacks x {RATES} rates x {DEFENCES} defences x {SEEDS} seeds, PreActResNet18 of width"
-        f" {WIDTH}, one cell a GPU at a time. Beside its steps a cell costs {rest:.0f} s as measured here (reading,"
-        f" measuring on test images, saving), and {overhead:g} s of the one process that hands cells out. What"
-        " compiling costs on a GPU is not in it. Attacks that search or train before they poison are taken to cost what"
-        " the measured ones do, and defences what one of the measured ones does.",
+        f"Made by `python benchmarks/scale.py` from `main_job.jsonl` (measured on {where}): {len(PROTOCOL)} data sets x"
+        f" {ATTACKS} attacks x {RATES} rates x {DEFENCES} defences x {SEEDS} seeds, PreActResNet18 of width {WIDTH},"
+        f" one cell a GPU at a time. Beside its steps a cell costs {overhead:g} s of the one process that hands cells"
+        " out. What it costs to read, to measure on test images, to save and to compile is not in it. Attacks that"
+        " search or train before they poison are taken to cost what the measured ones do, and defences what one of the"
+        " measured ones does.",
         "",
         "One round, counted in training steps of one 32 x 32 image on CIFAR-10:",
         "",
@@ -190,13 +197,13 @@ def main() -> None:
         "",
     ]
     for published in (False, True):
-        lines += section(work(steps, published=published), named, rest, overhead, published=published)
+        lines += section(work(steps, published=published), named, overhead, published=published)
     (RESULTS / "scale.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 def section(
-    cells: list[tuple[Cell, float]], named: Mapping[str, float], rest: float, overhead: float, *, published: bool
+    cells: list[tuple[Cell, float]], named: Mapping[str, float], overhead: float, *, published: bool
 ) -> list[str]:
     """Return what one way of training victims costs."""
     total = sum(took for _, took in cells)
@@ -218,7 +225,7 @@ def section(
         f"|---|{'---:|' * (len(MACHINES) + 1)}",
     ]
     for name, speed in named.items():
-        timed = [(cell, took / speed + rest) for cell, took in cells]
+        timed = [(cell, took / speed) for cell, took in cells]
         hours = [schedule(timed, count, overhead) / 3600 for count in MACHINES]
         lines.append(f"| {name} | {' | '.join(f'{one:,.1f}' for one in hours)} | {chain(timed) / 3600:,.1f} |")
     return [*lines, ""]
