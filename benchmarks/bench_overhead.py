@@ -49,7 +49,7 @@ data: digits
 attacks: [BadNets, Blended, SIG, WaNet, LF, SSBA, TrojanNN, InputAware, BPP, FTrojan]
 poison_rates: [0.01, 0.05, 0.1]
 purify: [FT, FTSAM, SAU, {name: FT, epochs: 50}, {name: FTSAM, epochs: 50}, {name: SAU, rounds: 50}]
-clean_sizes: [100, 500, 2500]
+clean_sizes: [100, 500, 1000]
 seeds: [%s]
 """
 """19 cells for each attack, poison rate and seed; the attacks without a poison rate once."""

@@ -221,13 +221,13 @@ def section(
         f" {', '.join(f'defences like {name}: {share(took, total)}' for name, took in repairs.items())}. Tiny-ImageNet:"
         f" {share(large, total)}. If every defence trained its own victims, it would be {own:.1f} times as much.",
         "",
-        f"| a GPU | {' | '.join(f'{count} GPUs, h' for count in MACHINES)} | longest chain, h |",
+        f"| a GPU | {' | '.join(f'GPUs: {count}, h' for count in MACHINES)} | longest chain, h |",
         f"|---|{'---:|' * (len(MACHINES) + 1)}",
     ]
     for name, speed in named.items():
         timed = [(cell, took / speed) for cell, took in cells]
         hours = [schedule(timed, count, overhead) / 3600 for count in MACHINES]
-        lines.append(f"| {name} | {' | '.join(f'{one:,.1f}' for one in hours)} | {chain(timed) / 3600:,.1f} |")
+        lines.append(f"| {name} | {' | '.join(f'{one:.3g}' for one in hours)} | {chain(timed) / 3600:.3g} |")
     return [*lines, ""]
 
 
