@@ -39,6 +39,7 @@ from unbackdoor.attacks import (
 from unbackdoor.commands.workspace import remove_work
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.evaluate import evaluate, triggered_images
+from unbackdoor.folder import RESUME
 from unbackdoor.models import Network, save_model
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.options import options_of
@@ -156,7 +157,7 @@ class Bench:
                 recipe,
                 runtime,
                 hook=fitted.hook if fitted else None,
-                resume=work / "resume.pt",
+                resume=work / RESUME,
                 description=cell.name,
             )
         # Measured as it is kept: with weights of 16 bits.
@@ -175,6 +176,7 @@ class Bench:
                 made_by = {"program": "benchmarks/attacks.py", "seed": cell.seed, "recipe": options_of(recipe)}
                 save_model(VICTIMS / f"{cell.name}-0.safetensors", network.half(), provenance=made_by, backdoored=mark)
         finished = self.rows.add(row, cost)
+        (work / RESUME).unlink(missing_ok=True)
         remove_work(work)
         return finished
 
