@@ -6,7 +6,7 @@ training: a look at them, not a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,14 +84,18 @@ def run(
     remove_work(folder / WORK)
     return Outcome(
         title=page.title,
-        rows=[
-            *((name, ", ".join(f"{what} {value}" for what, value in stealth_rows(one))) for name, one in seen.items()),
-            *((name, f"not shown: {reason}") for name, reason in refused.items()),
-            ("time", f"{clock.seconds:.0f} s"),
-        ],
+        rows=[*_rows(seen, refused), ("time", f"{clock.seconds:.0f} s")],
         result={"stealth": {name: one.to_json() for name, one in seen.items()}, "refused": refused},
         page=folder / PAGE,
     )
+
+
+def _rows(seen: Mapping[str, Stealth], refused: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Return what the table says of each attack."""
+    return [
+        *((name, ", ".join(f"{what} {value}" for what, value in stealth_rows(one))) for name, one in seen.items()),
+        *((name, f"not shown: {reason}") for name, reason in refused.items()),
+    ]
 
 
 def shown(method: type[Attack], images: ImageSet) -> Attack:

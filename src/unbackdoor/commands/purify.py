@@ -90,10 +90,7 @@ def run(
     return Outcome(
         title=f"{type(method).__name__} on {model.name}",
         rows=[
-            ("clean samples, before", percent(before)),
-            ("clean samples, after", percent(after)),
-            ("scan of the result", f"none: {unscanned}" if finding is None else verdict_word(finding)),
-            *([("report", f"none: {unwritten}")] if unwritten else []),
+            *_rows((before, after), finding, unscanned, unwritten),
             ("rounds", str(history.epochs)),
             ("time", f"{clock.seconds:.0f} s"),
             ("model", str(folder / MODEL)),
@@ -102,6 +99,17 @@ def run(
         sentence="Accuracy is on the very samples that the repair used; `unbackdoor evaluate` measures on test data.",
         page=None if unwritten else folder / PAGE,
     )
+
+
+def _rows(
+    accuracy: tuple[Proportion, Proportion], finding: Finding | None, unscanned: str, unwritten: str
+) -> list[tuple[str, str]]:
+    """Return what the table says of a repair; the last two say why there is no finding and no page, if so."""
+    return [
+        *zip(("clean samples, before", "clean samples, after"), map(percent, accuracy), strict=True),
+        ("scan of the result", f"none: {unscanned}" if finding is None else verdict_word(finding)),
+        *([("report", f"none: {unwritten}")] if unwritten else []),
+    ]
 
 
 def scan_repaired(
