@@ -36,7 +36,7 @@ def test_a_repair_is_saved_though_the_result_cannot_be_scanned(
     assert "needs at least 3" in " ".join(out.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("part", ["write_report", "loss_chart"])
+@pytest.mark.parametrize("part", ["write_report", "repair_charts"])
 def test_a_repair_is_saved_though_its_page_cannot_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
 ) -> None:

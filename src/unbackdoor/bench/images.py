@@ -27,6 +27,7 @@ from unbackdoor.options import bound_options, files_of, options_of, short_name
 from unbackdoor.purify import Purifier
 from unbackdoor.scan import Scanner
 from unbackdoor.training import Recipe, Runtime, fit, new_network
+from unbackdoor.training.resume import states
 
 Method = Attack | Scanner | Purifier
 Told = tuple[str, Mapping[str, Any]]
@@ -171,7 +172,7 @@ def purify_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, r
     train, test = treatment.setting.data()
     loaded = load_model(given / MODEL)
     resume = folder / RESUME
-    resumed = resume.exists()
+    resumed = bool(states(resume))
     with measured() as cost:
         clean = draw_clean(train, treatment.clean_size, runtime.seed)
         data = DefenderData(clean=clean)
@@ -193,7 +194,8 @@ def purify_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, r
     save_model(folder / MODEL, repaired, provenance=made_by, backdoored=repaired_mark(loaded.backdoored))
     told = facts(runtime, options=options_of(treatment.method), inputs=made_by)
     page = written_page(folder / PAGE, partial(repair_page, cell.title, before, after, history, told))
-    details = {"evaluation": after.to_json(), "loss": history.loss}
+    sweeps = [sweep.to_json() for sweep in history.sweeps]
+    details = {"evaluation": after.to_json(), "loss": history.loss, "sweeps": sweeps, "notes": list(history.notes)}
     files = {MODEL: folder / MODEL, **page}
     return Result(metrics=metrics, details=details, files=files, optional=frozenset({MODEL}))
 

@@ -19,6 +19,7 @@ from unbackdoor.report import (
     finding_verdict,
     found_gallery,
     loss_chart,
+    repair_charts,
     trigger_gallery,
     write_report,
 )
@@ -55,8 +56,9 @@ def repair_page(
     return Report(
         title=title,
         metrics=evaluation_metrics(before, after),
-        charts=[loss_chart(history, "round", "loss")],
+        charts=repair_charts(history),
         facts=facts,
+        notes=list(history.notes),
     )
 
 

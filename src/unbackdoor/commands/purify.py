@@ -26,7 +26,7 @@ from unbackdoor.report import (
     finding_chart,
     finding_verdict,
     found_gallery,
-    loss_chart,
+    repair_charts,
     verdict_word,
     write_report,
 )
@@ -82,6 +82,8 @@ def run(
             "clean_accuracy": {"before": before.to_json(), "after": after.to_json()},
             "rescan": None if finding is None else finding.to_json(),
             "not_rescanned": unscanned or None,
+            "sweeps": [sweep.to_json() for sweep in history.sweeps],
+            "notes": list(history.notes),
         }
         clock.write(folder, **measured, clean_rows=rows)
         provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
@@ -145,7 +147,7 @@ def purify_page(
     """Return the report of a repair of the model that was loaded; `unscanned` says why there is no finding."""
     class_names = loaded.network.description.class_names
     before, after = accuracy
-    charts = [loss_chart(history, "round", "loss")]
+    charts = repair_charts(history)
     galleries = []
     if finding is not None:
         charts.append(finding_chart(finding, class_names))
@@ -171,6 +173,7 @@ def purify_page(
             "The verdict is a scan of the repaired model."
             if finding is not None
             else f"There is no scan of the repaired model: {unscanned}.",
+            *history.notes,
             *(f"The model before: {note}" for note in notes_of(loaded)),
         ],
     )

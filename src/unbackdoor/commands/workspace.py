@@ -24,6 +24,7 @@ from unbackdoor.folder import LOCK, MODEL, RESUME, RUN, WORK
 from unbackdoor.models import LoadedModel, Network, load_model, save_model
 from unbackdoor.report import Fact
 from unbackdoor.training import Runtime, check_fits
+from unbackdoor.training.resume import states
 
 
 def open_model(model: Path, arch: str | None, source: str, split: str) -> tuple[LoadedModel, ImageSet]:
@@ -95,9 +96,11 @@ def report_folder(out: Path, command: str) -> Path:
     Raises:
         OutputError: it holds the result of another command, finished or not, is in use, or cannot be made.
     """
-    for name in (MODEL, RESUME):
-        if (out / name).exists():
-            raise OutputError(f"{out} holds the {name} of another command; choose another --out, or remove it first")
+    for path in (*states(out / RESUME), out / MODEL):
+        if path.exists():
+            raise OutputError(
+                f"{out} holds the {path.name} of another command; choose another --out, or remove it first"
+            )
     _refuse_others(out, command)
     unlock(_locked(writable_folder(out)))
     return out
@@ -156,7 +159,7 @@ def save_trained(
     Args:
         path: of the model's file.
         network: the model.
-        resume: the file that `fit` was given. The folder `WORK` beside it goes too.
+        resume: the file that `fit` was given; those of its stages and the folder `WORK` beside it go too.
         provenance: see `save_model`.
         backdoored: see `save_model`.
 
@@ -164,7 +167,8 @@ def save_trained(
         OutputError: the model cannot be written; the state is still there.
     """
     save_model(path, network, provenance=provenance, backdoored=backdoored)
-    resume.unlink(missing_ok=True)
+    for state in states(resume):
+        state.unlink(missing_ok=True)
     remove_work(resume.parent / WORK)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -55,3 +56,18 @@ def clean_rows(train: ImageSet, size: int, seed: int) -> Int[Tensor, "m"]:
 def draw_clean(train: ImageSet, size: int, seed: int) -> ImageSet:
     """Return a defender's clean samples: the images at `clean_rows`."""
     return train.subset(clean_rows(train, size, seed))
+
+
+def hold_out(clean: ImageSet, seed: int, share: float = 0.2) -> tuple[ImageSet, ImageSet]:
+    """Divide clean samples into those to repair with and those to judge by, class-balanced.
+
+    Args:
+        clean: 2 or more images.
+        seed: decides the division.
+        share: to judge by, at least one image and never all.
+    """
+    size = min(max(1, round(share * len(clean))), len(clean) - 1)
+    held = balanced_rows(clean.labels, size, seed)
+    kept = torch.ones(len(clean), dtype=torch.bool)
+    kept[held] = False
+    return clean.subset(kept.nonzero().squeeze(1)), clean.subset(held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from unbackdoor.evaluate import Evaluation
@@ -34,3 +35,12 @@ def evaluation_metrics(before: Evaluation | None, after: Evaluation | None) -> l
 def loss_chart(history: History, unit: str, name: str) -> Chart:
     """Return the mean loss over the epochs of a run, called `name` and counted in `unit`."""
     return curve_chart(range(1, len(history.loss) + 1), history.loss, unit, name)
+
+
+def repair_charts(history: History) -> list[Chart]:
+    """Return the loss over the rounds of a repair, if it has any, and what it chose by clean samples."""
+    charts = [loss_chart(history, "round", "loss")] if history.loss else []
+    for sweep in history.sweeps:
+        chart = curve_chart(sweep.values, sweep.accuracy, sweep.name, "accuracy on held-out clean samples")
+        charts.append(replace(chart, explanation=f"Chosen: {sweep.chosen:g}. {sweep.rule}"))
+    return charts

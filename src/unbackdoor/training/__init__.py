@@ -2,11 +2,13 @@
 
 from unbackdoor.training.budget import affordable
 from unbackdoor.training.fits import check_fits
+from unbackdoor.training.history import History, Sweep
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.inference import logits_of
-from unbackdoor.training.loop import History, fit
+from unbackdoor.training.loop import fit
 from unbackdoor.training.new import UserNetwork, network_options, new_network
 from unbackdoor.training.recipe import Recipe
+from unbackdoor.training.resume import stage
 from unbackdoor.training.runtime import Progress, Runtime, Silent
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Recipe",
     "Runtime",
     "Silent",
+    "Sweep",
     "UserNetwork",
     "affordable",
     "check_fits",
@@ -24,4 +27,5 @@ __all__ = [
     "logits_of",
     "network_options",
     "new_network",
+    "stage",
 ]

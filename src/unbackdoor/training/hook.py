@@ -61,6 +61,10 @@ class Hook:
         optimizer.step()
         return loss.detach()
 
+    def finished(self, model: nn.Module) -> bool:
+        """Return whether training ends with the epoch that was just done, before the schedule's end."""
+        return False
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the model: tensors, numbers and strings only."""
         return {}

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from unbackdoor.errors import UnbackdoorError
 from unbackdoor.training.average import Average
 from unbackdoor.training.budget import affordable
 from unbackdoor.training.fits import check_takes, refusal
+from unbackdoor.training.history import History
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.recipe import Recipe
 from unbackdoor.training.resume import Resume
@@ -29,19 +30,6 @@ from unbackdoor.training.schedule import schedule_named
 
 LOW_RESOLUTION = 0.75
 """Share of the side that images keep in the low-resolution epochs."""
-
-
-@dataclass(kw_only=True)
-class History:
-    """What happened in training.
-
-    Attributes:
-        epochs: how many the run has in all, after a budget shortened it.
-        loss: mean loss of each finished epoch.
-    """
-
-    epochs: int
-    loss: list[float] = field(default_factory=list)
 
 
 def fit(
@@ -93,8 +81,12 @@ def fit(
                     f"{description}: the loss is no longer a number in epoch {epoch + 1}; lower the learning rate"
                 )
             run.history.loss.append(loss)
+            if run.hook.finished(model):
+                run.history.epochs = epoch + 1
             if saved:
                 saved.write(run.state_dict())
+            if epoch + 1 == run.history.epochs:
+                break
     if run.average:
         model.load_state_dict(run.average.model.state_dict())
     model.eval()

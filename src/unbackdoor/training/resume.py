@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 from pathlib import Path
@@ -18,6 +19,17 @@ DIGEST_BYTES = 32
 def sealed(payload: bytes) -> bytes:
     """Return `payload` with its SHA-256 before it, by which a change of any byte is noticed."""
     return hashlib.sha256(payload).digest() + payload
+
+
+def stage(resume: Path | None, name: str) -> Path | None:
+    """Return the file of one stage of a method that has several; None stays None."""
+    return None if resume is None else resume.with_stem(f"{resume.stem}-{name}")
+
+
+def states(resume: Path) -> list[Path]:
+    """Return the states of interrupted runs that are there: the file itself and those of its stages."""
+    stages = sorted(resume.parent.glob(f"{glob.escape(resume.stem)}-*{glob.escape(resume.suffix)}"))
+    return [path for path in (resume, *stages) if path.exists()]
 
 
 class Resume:

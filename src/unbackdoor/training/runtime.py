@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -102,6 +102,15 @@ class Runtime:
             devices=1,
             precision="bf16-mixed" if self.precision == "bf16" else "32-true",
         )
+
+    def part(self, share: float) -> Runtime:
+        """Return the same runtime with that share of the budget, for one of several stages of a method."""
+        if self.budget is None:
+            return self
+        part = replace(self, budget=self.budget * share)
+        # Not measured again: another number of threads would add up in another order.
+        part.__dict__["fabric"] = self.fabric
+        return part
 
     @property
     def place(self) -> torch.device:
