@@ -2,6 +2,7 @@
 
 from unbackdoor.models.build import NETWORKS, build_network
 from unbackdoor.models.checkpoint import LoadedModel, load_model, save_model
+from unbackdoor.models.edits import Edit, insert_plug
 from unbackdoor.models.network import Description, Network, Normalize
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.models.resnet18 import ResNet18
@@ -13,6 +14,7 @@ __all__ = [
     "NETWORKS",
     "VGG19BN",
     "Description",
+    "Edit",
     "LoadedModel",
     "Network",
     "Normalize",
@@ -20,6 +22,7 @@ __all__ = [
     "ResNet18",
     "WRN16x1",
     "build_network",
+    "insert_plug",
     "load_model",
     "save_model",
     "tapped",

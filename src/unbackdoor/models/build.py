@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from unbackdoor.errors import CheckpointError, InputError
+from unbackdoor.models.edits import make_edit
 from unbackdoor.models.huggingface import HuggingFace
 from unbackdoor.models.metadata import check_description
 from unbackdoor.models.network import Description, Network
@@ -45,8 +46,8 @@ def build_network(description: Description, seed: int | None = None) -> Network:
             weights are drawn from the global random state.
 
     Raises:
-        InputError: an unknown architecture or argument, one that cannot be built, or a description with which the
-            model could be saved but not loaded.
+        InputError: an unknown architecture or argument, one that cannot be built or edited, or a description with
+            which the model could be saved but not loaded.
     """
     try:
         check_description(description)
@@ -72,7 +73,7 @@ def find_architecture(name: str) -> Callable[..., Any]:
 
 
 def build_body(description: Description) -> nn.Module:
-    """Build the architecture alone, on the current default device (see `build_network`)."""
+    """Build the architecture alone, with its edits, on the current default device (see `build_network`)."""
     name, arguments = description.architecture, description.arguments
     factory = find_architecture(name)
     channels, classes = description.image_shape[0], len(description.class_names)
@@ -86,6 +87,8 @@ def build_body(description: Description) -> nn.Module:
         ) from error
     if not isinstance(body, nn.Module):
         raise InputError(f"{name} returned {type(body).__name__}; it must return a torch.nn.Module")
+    for edit in description.edits:
+        make_edit(body, edit)
     return body
 
 

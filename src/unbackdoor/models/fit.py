@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unbackdoor.errors import CheckpointError, InputError, UnknownClassesError
 from unbackdoor.models.build import build_body, build_network, is_code
+from unbackdoor.models.edits import make_edit
 from unbackdoor.models.guess import ENDS, Guess, guess, measure, shapes_of
 from unbackdoor.models.limits import check_buffers, check_class_names, check_finite, check_image_shape, check_scaling
 from unbackdoor.models.network import Description, Network
@@ -85,6 +86,7 @@ def complete(stored: Stored, asked: Asked) -> tuple[Description, tuple[str, ...]
         image_shape=shape,
         mean=mean,
         std=std,
+        edits=stored.edits,
     )
     return description, tuple(notes)
 
@@ -111,6 +113,13 @@ def fit(description: Description, state: Mapping[str, Tensor], *, trusted: bool)
                 body = build_body(description)
             _compare(description, shapes_of(body), state)
             check_buffers(body, sum(tensor.numel() for tensor in state.values()))
+        elif description.edits:
+            # The user's code may not work without memory, but the edits are the file's.
+            body = build_body(replace(description, edits=()))
+            with torch.device("meta"):
+                for edit in description.edits:
+                    make_edit(body, edit)
+            _compare(description, shapes_of(body), state)
         network = build_network(description, seed=0)
     except InputError as error:
         if trusted:

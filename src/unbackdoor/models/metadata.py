@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unbackdoor.errors import CheckpointError
 from unbackdoor.files import without_nan
+from unbackdoor.models.edits import MAX_EDITS, read_edits
 from unbackdoor.models.limits import check_class_names, check_image_shape, check_scaling, unwrap_names
 from unbackdoor.models.network import Description
 from unbackdoor.models.safetensors_file import json_object
@@ -24,6 +25,7 @@ MAX_PROVENANCE = 2**19
 MAX_MARK = 2**16
 
 _DESCRIPTION = frozenset({"architecture", "arguments", "class_names", "image_shape", "mean", "std"})
+_EDITS = "edits"
 
 
 def note_of(description: Description, provenance: dict[str, Any], backdoored: dict[str, Any] | None) -> str:
@@ -41,13 +43,15 @@ def check_description(description: Description) -> None:
     """Refuse to describe a model in a way in which no file that holds it would be read.
 
     Raises:
-        CheckpointError: class names, image shape or normalisation out of range.
+        CheckpointError: class names, image shape, normalisation or the number of edits out of range.
     """
     names = check_class_names(description.class_names)
     channels, _, _ = check_image_shape(description.image_shape)
     check_scaling(description.mean, description.std, channels)
     if len(json.dumps(names)) > MAX_CLASS_NAMES:
         raise CheckpointError(f"its class names are longer than {MAX_CLASS_NAMES} characters all told")
+    if len(description.edits) > MAX_EDITS:
+        raise CheckpointError(f"its description names {len(description.edits)} edits; at most {MAX_EDITS} are accepted")
 
 
 def _bounded(content: dict[str, Any], limit: int) -> dict[str, Any]:
@@ -85,7 +89,7 @@ def read_stored(state: dict[str, Tensor], metadata: dict[str, str]) -> Stored:
         raise CheckpointError("it was written by another version of unbackdoor; update unbackdoor")
     description, provenance, backdoored = (note.get(key) for key in ("description", "provenance", "backdoored"))
     right = isinstance(provenance, dict) and (backdoored is None or isinstance(backdoored, dict))
-    if not right or not isinstance(description, dict) or set(description) != _DESCRIPTION:
+    if not right or not isinstance(description, dict) or set(description) - {_EDITS} != _DESCRIPTION:
         raise CheckpointError(f"its metadata entry {KEY!r} lacks parts or has unknown ones; save the model again")
     architecture, arguments = description["architecture"], description["arguments"]
     if not isinstance(architecture, str) or not isinstance(arguments, dict):
@@ -101,6 +105,7 @@ def read_stored(state: dict[str, Tensor], metadata: dict[str, str]) -> Stored:
         image_shape=shape,
         mean=mean,
         std=std,
+        edits=read_edits(description[_EDITS]) if _EDITS in description else (),
         provenance=provenance or {},
         backdoored=backdoored,
     )

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
+from unbackdoor.models.edits import Edit
 
 
 class Normalize(nn.Module):
@@ -47,6 +48,7 @@ class Description:
         image_shape: channels, height, width that the model was trained on.
         mean: per channel, pixel units [0, 1].
         std: per channel, pixel units.
+        edits: made to the architecture after it was built, in this order; see `insert_plug`.
     """
 
     architecture: str
@@ -55,10 +57,14 @@ class Description:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    edits: tuple[Edit, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
+        """Return the fields as JSON values; `edits` only if there are any, for those who do not know of them."""
+        content = asdict(self)
+        if not self.edits:
+            del content["edits"]
+        return content
 
 
 class Network(nn.Module):

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from unbackdoor.models.edits import Edit
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
@@ -22,6 +24,7 @@ class Stored:
         image_shape: channels, height, width.
         mean: per channel, pixel units [0, 1].
         std: per channel, pixel units.
+        edits: made to the architecture.
         provenance: where the model came from, as its writer told it.
         backdoored: the mark of a model that was backdoored on purpose.
         notes: sentences that a report must show.
@@ -36,6 +39,7 @@ class Stored:
     image_shape: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    edits: tuple[Edit, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     backdoored: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()

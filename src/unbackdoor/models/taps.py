@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from unbackdoor.errors import InputError
+from unbackdoor.models.names import module_named
 from unbackdoor.models.network import Network
 
 
@@ -30,16 +29,11 @@ def tapped(model: nn.Module, *names: str) -> Iterator[dict[str, Tensor]]:
         InputError: there is no module of that name.
     """
     root = model.body if isinstance(model, Network) else model
-    modules = dict(root.named_modules())
     outputs: dict[str, Tensor] = {}
     with ExitStack() as hooks:
         for name in names:
-            if name not in modules or not name:
-                close = difflib.get_close_matches(name, filter(None, modules), n=1, cutoff=0)
-                hint = f"; did you mean {close[0]!r}?" if close else "; it has no modules inside"
-                raise InputError(f"{type(root).__name__} has no module {name!r}{hint}")
             # The handle is a context manager: leaving the stack removes the hook.
-            hooks.enter_context(_last(modules[name]).register_forward_hook(_keep(outputs, name)))
+            hooks.enter_context(_last(module_named(root, name)).register_forward_hook(_keep(outputs, name)))
         yield outputs
 
 
