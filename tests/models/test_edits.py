@@ -296,6 +296,13 @@ def rewritten(path: Path, network: Network, change: Any, **tensors: torch.Tensor
     return path
 
 
+def nested(depth: int) -> list[Any]:
+    content: list[Any] = []
+    for _ in range(depth):
+        content = [content]
+    return content
+
+
 GOOD = {"kind": "convbn", "before": PLACE, "residual": False, "size": None}
 
 
@@ -321,7 +328,9 @@ def test_the_rewritten_file_itself_is_accepted(tmp_path: Path) -> None:
         ([{**GOOD, "kind": "\x1b[2Jconv"}], "no plug 'conv'"),
         ([{**GOOD, "kind": ["convbn"]}], "no plug"),
         ([{**GOOD, "kind": {}}], "no plug"),
-        ([{**GOOD, "kind": None}], "no plug 'None'"),
+        ([{**GOOD, "kind": None}], "no plug 'NoneType'"),
+        ([{**GOOD, "kind": nested(900)}], "no plug 'list'"),
+        ([{**GOOD, "kind": "mlp", "size": nested(900)}], "two numbers of 1 or more"),
         ([{**GOOD, "before": ""}], "1 to 256 characters"),
         ([{**GOOD, "before": "a" * 300}], "1 to 256 characters"),
         ([{**GOOD, "before": 3}], "1 to 256 characters"),

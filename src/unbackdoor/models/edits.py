@@ -7,7 +7,7 @@ module's name: a file brings no code.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -47,7 +47,9 @@ class Edit:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise InputError(f"there is no plug {clean_text(str(self.kind), 40)!r} (known: {', '.join(KINDS)})")
+            # Not the text of what is none: a file can nest it without end.
+            shown = clean_text(self.kind, 40) if isinstance(self.kind, str) else type(self.kind).__name__
+            raise InputError(f"there is no plug {shown!r} (known: {', '.join(KINDS)})")
         if not isinstance(self.before, str) or not 1 <= len(self.before) <= MAX_NAME:
             raise InputError(f"a plug stands before a module, whose name has 1 to {MAX_NAME} characters")
         if type(self.residual) is not bool:
@@ -56,10 +58,6 @@ class Edit:
             raise InputError(f"the plugs {' and '.join(sorted(SIZED))} need the size of the features, others have none")
         if self.size is not None and not _is_size(self.size):
             raise InputError(f"the size of a plug must be two numbers of 1 or more, {MAX_PLACES} places at most")
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values."""
-        return asdict(self)
 
 
 _FIELDS = frozenset(field.name for field in fields(Edit))
