@@ -506,7 +506,8 @@ def test_kept_features_lead_to_the_same_weights_as_none(before: str, cut: str, m
 
 
 def test_clean_images_pass_the_frozen_layers_once() -> None:
-    model, images = staged(), []
+    model = staged()
+    images: list[int] = []
     model.body.get_submodule("conv1").register_forward_pre_hook(lambda module, inputs: images.append(len(inputs[0])))
     repair(model, warm_up_epochs=3, epochs=2, steps=1)
     # One image to find the place, one for its size, one at the start of each stage; all clean images once; and in each
