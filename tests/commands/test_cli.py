@@ -74,7 +74,7 @@ def test_methods_lists_everything_as_json(capsys: pytest.CaptureFixture[str]) ->
     assert code == 0
     found = json.loads(out)
     assert {"BadNets", "Blended", "SIG"} <= set(found["attack"])
-    assert {"FT", "FTSAM", "SAU"} <= set(found["purifier"])
+    assert {"FT", "FTSAM", "NAD", "SAU"} <= set(found["purifier"])
 
 
 def test_attack_writes_a_marked_model_and_what_made_it(victim: Path) -> None:

@@ -2,11 +2,16 @@
 
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.ft import FT
+from unbackdoor.purify.ft_init import FTInit
 from unbackdoor.purify.ft_sam import FTSAM
+from unbackdoor.purify.i_bau import IBAU
+from unbackdoor.purify.mcr import MCR
+from unbackdoor.purify.nad import NAD
+from unbackdoor.purify.nc_unlearning import NCUnlearning
 from unbackdoor.purify.sau import SAU
 from unbackdoor.registry import Registry
 
-PURIFIERS: Registry[Purifier] = Registry("purifier", FT, FTSAM, SAU)
+PURIFIERS: Registry[Purifier] = Registry("purifier", FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, SAU)
 """All purifiers, by name."""
 
-__all__ = ["FT", "FTSAM", "PURIFIERS", "SAU", "Purifier"]
+__all__ = ["FT", "FTSAM", "IBAU", "MCR", "NAD", "PURIFIERS", "SAU", "FTInit", "NCUnlearning", "Purifier"]
