@@ -24,20 +24,18 @@ from unbackdoor.purify.i_bau import _Unlearning, gradient_step, hypergradient
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime
 
-GENERATOR = torch.Generator().manual_seed(0)
 
-
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=GENERATOR, dtype=torch.float64)
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class Quadratic:
     """L_in = d'A d / 2 - d'B w, so that d(w) = A^-1 B w; L_out = |d - c|^2 / 2 + |w|^2 / 2."""
 
     def __init__(self) -> None:
-        root = drawn(4, 4)
+        root = drawn(0, 4, 4)
         self.a = root @ root.T + 0.5 * torch.eye(4, dtype=torch.float64)
-        self.b, self.c, self.w = drawn(4, 3), drawn(4), drawn(3).requires_grad_(True)
+        self.b, self.c, self.w = drawn(1, 4, 3), drawn(2, 4), drawn(3, 3).requires_grad_(True)
         solved = torch.linalg.solve(self.a, self.b @ self.w)
         self.d = solved.detach().requires_grad_(True)
         self.rate = 0.1 / float(torch.linalg.matrix_norm(self.a, 2))
@@ -72,7 +70,7 @@ def tiny_problem() -> tuple[Tensor, Tensor, nn.Module, nn.Module]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
-    return drawn(12, 4), torch.arange(12) % 3, model, copy.deepcopy(model)
+    return drawn(0, 12, 4), torch.arange(12) % 3, model, copy.deepcopy(model)
 
 
 def solved(model: nn.Module, images: Tensor, labels: Tensor, penalty: float, rate: float) -> Tensor:

@@ -169,7 +169,7 @@ def test_the_end_is_fine_tuned_on_what_is_not_held_out(monkeypatch: pytest.Monke
 
 
 def test_held_out_images_decide_nothing_but_the_position() -> None:
-    suspect, clean = network(0), pictures(40, 3)
+    suspect, clean = planted(1).suspect, pictures(40, 3)
     _, held = hold_out(clean, 0)
     spoiled = clean.images.clone()
     for image in held.images:
