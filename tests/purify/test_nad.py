@@ -174,7 +174,7 @@ def test_defaults_are_those_of_the_benchmark() -> None:
 @pytest.mark.parametrize("seed", [1, 4, 8])
 def test_a_planted_backdoor_is_weakened_and_accuracy_kept(seed: int) -> None:
     models = planted(seed)
-    method = NAD(teacher_epochs=20, epochs=20, batch_size=16, learning_rate=0.1, augmentation="crop")
+    method = NAD(teacher_epochs=20, epochs=40, batch_size=16, augmentation="crop")
     repaired, _ = method.purify(models.suspect, models.data, runtime(seed))
     before, after, nothing = (
         evaluate(model, models.test, runtime(), models.fitted.trigger, models.fitted.criterion)
