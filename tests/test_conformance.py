@@ -39,7 +39,9 @@ FEW = {"poison_rate": 0.1, "cover_rate": 0.1}
 OWN: dict[str, dict[str, Any]] = {
     "AdaptiveBlend": FEW,
     "AdaptivePatch": FEW,
+    "MCR": {"end_epochs": 2},
     "MESAPatch": {"poison_rate": 0.1},
+    "NAD": {"teacher_epochs": 2},
     "TaCT": {**FEW, "covers": (2,)},
 }
 

@@ -3,6 +3,7 @@
 from unbackdoor.models.build import NETWORKS, build_network
 from unbackdoor.models.checkpoint import LoadedModel, load_model, save_model
 from unbackdoor.models.edits import Edit, insert_plug
+from unbackdoor.models.feature_maps import feature_map_names, last_linear
 from unbackdoor.models.network import Description, Network, Normalize
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.models.resnet18 import ResNet18
@@ -22,7 +23,9 @@ __all__ = [
     "ResNet18",
     "WRN16x1",
     "build_network",
+    "feature_map_names",
     "insert_plug",
+    "last_linear",
     "load_model",
     "save_model",
     "tapped",

@@ -2,12 +2,17 @@
 
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.ft import FT
+from unbackdoor.purify.ft_init import FTInit
 from unbackdoor.purify.ft_sam import FTSAM
+from unbackdoor.purify.i_bau import IBAU
+from unbackdoor.purify.mcr import MCR
+from unbackdoor.purify.nad import NAD
+from unbackdoor.purify.nc_unlearning import NCUnlearning
 from unbackdoor.purify.npd import NPD
 from unbackdoor.purify.sau import SAU
 from unbackdoor.registry import Registry
 
-PURIFIERS: Registry[Purifier] = Registry("purifier", FT, FTSAM, NPD, SAU)
+PURIFIERS: Registry[Purifier] = Registry("purifier", FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, SAU)
 """All purifiers, by name."""
 
-__all__ = ["FT", "FTSAM", "NPD", "PURIFIERS", "SAU", "Purifier"]
+__all__ = ["FT", "FTSAM", "IBAU", "MCR", "NAD", "NPD", "PURIFIERS", "SAU", "FTInit", "NCUnlearning", "Purifier"]

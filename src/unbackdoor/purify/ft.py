@@ -34,15 +34,28 @@ class FT(Purifier):
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Fine-tune `model` in place (see `Purifier.repair`)."""
-        recipe = Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            nesterov=False,
-            schedule="cosine",
-            label_smoothing=0.0,
-            ema=0.0,
-            augmentation=self.augmentation,
-            low_resolution=0.0,
-        )
+        recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
         return fit(model, data.need_clean("FT"), recipe, runtime, resume=resume, description="FT")
+
+
+def fine_tuning(
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    augmentation: str,
+    schedule: str = "cosine",
+    weight_decay: float = 5e-4,
+) -> Recipe:
+    """Return the recipe of plain fine-tuning, which is also a stage of other methods (see `Recipe`)."""
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        nesterov=False,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        label_smoothing=0.0,
+        ema=0.0,
+        augmentation=augmentation,
+        low_resolution=0.0,
+    )

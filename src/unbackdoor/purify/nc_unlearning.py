@@ -1,0 +1,141 @@
+"""Unlearning by Neural Cleanse: fine-tune on clean samples, some of which carry the trigger that a scan found.
+
+Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural
+Networks" (IEEE S&P 2019). The scanner (see `NeuralCleanse`) reconstructs a trigger for each class that it suspects. The
+repair minimises the cross-entropy of clean samples, a share of which is stamped with it and keeps the true label: the
+trigger then means nothing. If no class is suspected there is nothing to unlearn, and the model is left as it is.
+
+BackdoorBench (a) fine-tunes one model and saves another, which is the backdoored one; (b) reads mask and pattern back
+from pictures that were rescaled to their own minimum and maximum; (c) stamps a fixed fifth before crops and flips,
+which move the trigger. Ours is the model that was fine-tuned; triggers stay the tensors that were found, and are
+stamped after the augmentation, on other images each time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbackdoor.data import DefenderData
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.purify.base import Purifier
+from unbackdoor.purify.ft import fine_tuning
+from unbackdoor.scan import Finding, NeuralCleanse
+from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, stage
+from unbackdoor.training.resume import Resume
+
+SCAN = 0.5
+"""Share of a budget that the scan may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NCUnlearning(Purifier):
+    """Find triggers by Neural Cleanse, and fine-tune on clean samples that carry them.
+
+    Attributes:
+        rounds: of the scan; its other options are the defaults of `NeuralCleanse`.
+        epochs: passes over the clean samples.
+        batch_size: images a step.
+        learning_rate: of SGD, at the start of the cosine.
+        stamped: share of each batch that carries a trigger, above 0 and at most 1.
+        augmentation: of the clean samples; see `Recipe`.
+    """
+
+    rounds: int = 80
+    epochs: int = 100
+    batch_size: int = 256
+    learning_rate: float = 0.01
+    stamped: float = 0.2
+    augmentation: str = "crop-flip"
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise InputError(f"NCUnlearning: rounds must be 1 or more, found {self.rounds}")
+        if not 0 < self.stamped <= 1:
+            raise InputError(f"NCUnlearning: the stamped share must be above 0 and at most 1, found {self.stamped}")
+
+    def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
+        """Scan, and fine-tune `model` in place if a class is suspected (see `Purifier.repair`)."""
+        clean = data.need_clean("NC unlearning")
+        found = self._scan(model, data, runtime.part(SCAN), stage(resume, "scan"))
+        if not found.masks:
+            return History(epochs=0, notes=(found.note,))
+        recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
+        part = runtime.part(1 - SCAN)
+        hook = _Stamping(self, found)
+        history = fit(model, clean, recipe, part, hook=hook, resume=resume, description="NC unlearning")
+        return replace(history, notes=(found.note,))
+
+    def _scan(self, model: Network, data: DefenderData, runtime: Runtime, path: Path | None) -> _Found:
+        """Return what Neural Cleanse finds; kept in `path`, since a scan of other length or threads finds others."""
+        saved = Resume(path, self._key(model, data, runtime)) if path else None
+        state = saved.read() if saved else None
+        if state is None:
+            finding = NeuralCleanse(rounds=self.rounds).scan(model, data, runtime)
+            # An inconclusive finding suspects nobody.
+            chosen = [finding.reconstructions[number] for number in finding.suspected]
+            state = {
+                "masks": [one.mask for one in chosen],
+                "patterns": [one.pattern for one in chosen],
+                "note": _note(finding),
+            }
+            if saved:
+                saved.write(state)
+        return _Found(**state)
+
+    def _key(self, model: Network, data: DefenderData, runtime: Runtime) -> str:
+        """Return a digest of everything that decides what is found, but the machine."""
+        words = repr((self, runtime.seed, runtime.precision, runtime.budget, data.need_clean("NC unlearning").digest()))
+        digest = hashlib.sha256(words.encode())
+        for value in model.state_dict().values():
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Found:
+    """Masks and patterns of the suspected classes, most suspicious first, and what a report says of them."""
+
+    masks: list[Float[Tensor, "1 h w"]]
+    patterns: list[Float[Tensor, "c h w"]]
+    note: str
+
+
+def _note(finding: Finding) -> str:
+    if finding.suspected:
+        classes = ", ".join(str(number) for number in finding.suspected)
+        return f"Unlearned the triggers that Neural Cleanse reconstructed for class {classes}: {finding.reason}."
+    verdict = "is inconclusive" if finding.backdoored is None else "suspects no class"
+    return f"The model is unchanged, since Neural Cleanse {verdict}: {finding.reason}."
+
+
+class _Stamping(Hook):
+    """Puts triggers on the first images of each batch, which are drawn anew in each epoch."""
+
+    def __init__(self, options: NCUnlearning, found: _Found) -> None:
+        self.options = options
+        self.masks, self.patterns = torch.stack(found.masks), torch.stack(found.patterns)
+
+    def identity(self) -> object:
+        """Return the options and a digest of the triggers."""
+        content = torch.cat([self.masks.flatten(), self.patterns.flatten()]).cpu().numpy().tobytes()
+        return (self.options, hashlib.sha256(content).hexdigest())
+
+    def begin(self, model: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
+        """Move the triggers to the device."""
+        super().begin(model, recipe, runtime)
+        self.masks, self.patterns = self.masks.to(runtime.place), self.patterns.to(runtime.place)
+
+    def batch(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return the batch with triggers on a share of its images, each trigger in its turn; labels stay."""
+        count = max(1, round(self.options.stamped * len(batch.images)))
+        first = int(torch.randint(len(self.masks), (), generator=generator))
+        turn = (torch.arange(count, device=batch.images.device) + first) % len(self.masks)
+        stamped = torch.lerp(batch.images[:count], self.patterns[turn], self.masks[turn])
+        return replace(batch, images=torch.cat([stamped, batch.images[count:]]))
