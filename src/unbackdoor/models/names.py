@@ -15,7 +15,7 @@ def module_named(root: nn.Module, name: str) -> nn.Module:
     Raises:
         InputError: there is none; the sentence names the closest.
     """
-    modules = dict(root.named_modules())
+    modules: dict[str, nn.Module] = dict(root.named_modules())
     if name not in modules or not name:
         close = difflib.get_close_matches(name, filter(None, modules), n=1, cutoff=0)
         hint = f"; did you mean {close[0]!r}?" if close else "; it has no modules inside"

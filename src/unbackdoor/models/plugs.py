@@ -83,7 +83,8 @@ class Plug(nn.Module):
             changed = maps.squeeze(-1).transpose(1, 2).reshape(features.shape)
         else:
             changed = self.layers(features)
-        return changed + features if self.residual else changed
+        result: Tensor = changed + features if self.residual else changed
+        return result
 
 
 def _layers(kind: str, channels: int, size: tuple[int, int]) -> list[nn.Module]:

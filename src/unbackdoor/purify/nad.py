@@ -116,7 +116,8 @@ class _Distillation(Hook):
 def attention(features: Float[Tensor, "b c h w"], power: float) -> Float[Tensor, "b h w"]:
     """Return where a feature map is active: the sum over channels of |F|^power, divided by its norm + 1e-6."""
     total = features.float().abs().pow(power).sum(1)
-    return total / (torch.linalg.vector_norm(total, dim=(1, 2), keepdim=True) + 1e-6)
+    normalized: Tensor = total / (torch.linalg.vector_norm(total, dim=(1, 2), keepdim=True) + 1e-6)
+    return normalized
 
 
 def attention_loss(

@@ -171,6 +171,8 @@ class _WarmUp(PlugHook):
 class _Polarizing(PlugHook):
     """The search for adversarial images, and the loss on them and on clean ones."""
 
+    options: NPD
+
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return the loss of one batch, at adversarial images found for it."""
         options = self.options
@@ -242,4 +244,5 @@ def projected(delta: Float[Tensor, "b c h w"], bound: float, norm: str) -> Float
     if norm == "Linf":
         return delta.clamp(-bound, bound)
     norms = torch.linalg.vector_norm(delta.flatten(1), dim=1).clamp_min(1e-12)
-    return delta * (bound / norms).clamp_max(1).view(-1, 1, 1, 1)
+    scaled: Tensor = delta * (bound / norms).clamp_max(1).view(-1, 1, 1, 1)
+    return scaled

@@ -24,7 +24,7 @@ def default_place(model: Network, runtime: Runtime) -> str:
     Raises:
         InputError: there are fewer than two.
     """
-    large = {
+    large: dict[str, nn.Module] = {
         name: module
         for name, module in model.body.named_modules()
         if isinstance(module, nn.Conv2d) and max(module.kernel_size) > 1
