@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 import torch
 
-from unbackdoor.data import DefenderData, ImageSet, balanced_rows, draw_clean
+from tests.planted import pictures
+from unbackdoor.data import DefenderData, ImageSet, balanced_rows, draw_clean, hold_out
 from unbackdoor.errors import InputError
 
 
@@ -53,3 +54,17 @@ def test_all_samples_are_taken_where_there_are_not_more(tiny_images: ImageSet, s
 def test_fewer_than_two_samples_are_refused(tiny_images: ImageSet, size: int) -> None:
     with pytest.raises(InputError, match=f"at least 2 clean samples, found a wish for {size}"):
         draw_clean(tiny_images, size, 0)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 1.0])
+def test_held_out_samples_and_the_rest_are_all_samples_once(tiny_images: ImageSet, share: float) -> None:
+    rest, held = hold_out(tiny_images, 3, share)
+    assert len(held) == min(max(1, round(share * len(tiny_images))), len(tiny_images) - 1)
+    together = torch.cat([rest.images, held.images]).flatten(1).tolist()
+    assert sorted(together) == sorted(tiny_images.images.flatten(1).tolist())
+    assert hold_out(tiny_images, 3, share)[1].digest() == held.digest()
+
+
+def test_held_out_samples_are_of_all_classes_alike() -> None:
+    counts = hold_out(pictures(80, 1), 0)[1].class_counts()
+    assert counts.tolist() == [2] * 8
