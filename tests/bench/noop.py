@@ -26,7 +26,7 @@ class Noop(Domain):
     A recipe has the cell's `number` and may have `seconds` (to sleep), `sentence` (of its error), and `fails`: "input"
     (raises an UnbackdoorError), "defect" (a ValueError), "forget" (a file that it promises is not there), "interrupt"
     (the first run is cut off by a KeyboardInterrupt), "die once" (its first run ends the process), "die" (every run
-    does). The work is None, or a file to which every run adds the cell's key.
+    does). The work is None, or a file to which every run adds the cell's key and its process.
     """
 
     alike = (("data", "method"), ("method",))
@@ -40,7 +40,7 @@ class Noop(Domain):
         number, fails = cell.recipe["number"], cell.recipe.get("fails")
         if cell.work is not None:
             with Path(cell.work).open("a") as counted:
-                counted.write(f"{cell.key}\n")
+                counted.write(f"{cell.key} {os.getpid()}\n")
         time.sleep(cell.recipe.get("seconds", 0))
         resumed = (folder / STATE).exists()
         write_bytes(folder / STATE, b"")
@@ -135,7 +135,16 @@ def cells(
 
 def times_run(counted: Path) -> Counter[str]:
     """Return how often each cell began, by key."""
-    return Counter(counted.read_text().split()) if counted.exists() else Counter()
+    return Counter(key for key, _ in _runs(counted))
+
+
+def processes_run(counted: Path) -> list[int]:
+    """Return in which process each cell began, in the order of their beginnings."""
+    return [int(process) for _, process in _runs(counted)]
+
+
+def _runs(counted: Path) -> list[list[str]]:
+    return [line.split() for line in counted.read_text().splitlines()] if counted.exists() else []
 
 
 def outcome(

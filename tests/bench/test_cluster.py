@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench.noop import cells, times_run
+from tests.bench.noop import cells, processes_run, times_run
 from tests.processes import children_of
 from unbackdoor.bench.engine import Engine, cells_on, default_cpus
 from unbackdoor.bench.run import Bench, Summary
@@ -88,14 +88,15 @@ def test_nothing_is_lost_when_a_machine_is_lost(cluster: Any, store: Store, tmp_
 
 
 def lose(cluster: Any, bench: Bench, counted: Path) -> None:
-    """Let the second machine go without a word, and all its processes, when both are at work on a cell."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        done = getattr(bench, "summary", Summary()).done
-        if done and sum(times_run(counted).values()) == done + 2:
-            break
-        time.sleep(0.05)
+    """Let the second machine go without a word, and all its processes, when it has just begun a cell."""
     leader = cluster.second.all_processes["raylet"][0].process.pid
+    seen, deadline = 0, time.monotonic() + 120
+    while time.monotonic() < deadline:
+        begun = processes_run(counted)
+        if getattr(bench, "summary", Summary()).done and children_of(leader).intersection(begun[seen:]):
+            break
+        seen = len(begun)
+        time.sleep(0.05)
     # Its workers would finish their cell and answer, as Ray notices only later that the one who leads them is gone.
     for process in (leader, *children_of(leader)):
         os.kill(process, signal.SIGKILL)
