@@ -18,7 +18,8 @@ from unbackdoor.errors import InputError
 from unbackdoor.evaluate import defense_effectiveness, evaluate
 from unbackdoor.models import Description, Network
 from unbackdoor.purify import FTSAM
-from unbackdoor.purify.ft_sam import _SharpnessAware, adaptive_climb, statistics_kept
+from unbackdoor.purify.ft_sam import _SharpnessAware, adaptive_climb
+from unbackdoor.purify.statistics import statistics_kept
 from unbackdoor.testing.samples import state_of
 from unbackdoor.training import Batch, Recipe, fit
 

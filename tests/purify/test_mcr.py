@@ -20,7 +20,8 @@ from unbackdoor.errors import InputError
 from unbackdoor.evaluate import defense_effectiveness, evaluate
 from unbackdoor.purify import FT, MCR
 from unbackdoor.purify import mcr as module
-from unbackdoor.purify.mcr import _Curve, _Position, bezier, middle_most, put, renew_statistics
+from unbackdoor.purify.mcr import _Curve, _Position, bezier, middle_most, put
+from unbackdoor.purify.statistics import renew_statistics
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime, fit
 

@@ -10,9 +10,10 @@ from unbackdoor.purify.nad import NAD
 from unbackdoor.purify.nc_unlearning import NCUnlearning
 from unbackdoor.purify.npd import NPD
 from unbackdoor.purify.sau import SAU
+from unbackdoor.purify.tsbd import TSBD
 from unbackdoor.registry import Registry
 
-PURIFIERS: Registry[Purifier] = Registry("purifier", FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, SAU)
+PURIFIERS: Registry[Purifier] = Registry("purifier", FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, SAU, TSBD)
 """All purifiers, by name."""
 
-__all__ = ["FT", "FTSAM", "IBAU", "MCR", "NAD", "NPD", "PURIFIERS", "SAU", "FTInit", "NCUnlearning", "Purifier"]
+__all__ = ["FT", "FTSAM", "IBAU", "MCR", "NAD", "NPD", "PURIFIERS", "SAU", "TSBD", "FTInit", "NCUnlearning", "Purifier"]

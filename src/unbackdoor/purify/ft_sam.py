@@ -13,8 +13,6 @@ swings instead of falling once; a schedule by epochs is a different method.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
+from unbackdoor.purify.statistics import statistics_kept
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
 
 
@@ -118,22 +117,3 @@ def adaptive_climb(weights: list[Tensor], gradients: list[Tensor], rho: float) -
     scaled = [weight.abs() * gradient for weight, gradient in zip(weights, gradients)]
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in scaled]))
     return [rho / (norm + 1e-12) * weight.abs() * part for weight, part in zip(weights, scaled)]
-
-
-@contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Let batch normalisation use the statistics of the batch without updating the running ones."""
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [layer.momentum for layer in layers]
-    # The count of batches decides the weight of the next one where momentum is None.
-    counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
-    kept = [count.clone() for count in counts]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, momentum in zip(layers, momenta):
-            layer.momentum = momentum
-        for count, value in zip(counts, kept):
-            count.copy_(value)

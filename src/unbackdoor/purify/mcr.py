@@ -20,13 +20,12 @@ after half of the epochs, ours along half a cosine.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.data import DefenderData, ImageSet, hold_out
@@ -35,8 +34,8 @@ from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.choice import accuracy_on
 from unbackdoor.purify.ft import fine_tuning
+from unbackdoor.purify.statistics import renew_statistics
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, Sweep, fit, stage
-from unbackdoor.training.inference import BATCH
 
 POSITIONS = tuple(number / 10 for number in range(11))
 """On the curve, at which models are tried; the ends are shown and never chosen."""
@@ -192,26 +191,3 @@ def put(model: nn.Module, weights: Sequence[Tensor]) -> None:
     """Give a model these weights, in the order of its parameters."""
     for parameter, value in zip(model.parameters(), weights):
         parameter.copy_(value)
-
-
-@torch.no_grad()
-def renew_statistics(model: nn.Module, images: UInt8[Tensor, "n c h w"], runtime: Runtime) -> None:
-    """Let batch normalisation's running statistics be those of these images; the model is left in evaluation mode."""
-    model.eval()
-    layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    if not layers:
-        return
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        # Without one it is the plain average over all batches.
-        layer.momentum = None
-        layer.train()
-    try:
-        for part in images.tensor_split(math.ceil(len(images) / BATCH)):
-            with runtime.autocast():
-                model(runtime.layout(part).float() / 255)
-    finally:
-        for layer, momentum in zip(layers, momenta):
-            layer.momentum = momentum
-            layer.eval()

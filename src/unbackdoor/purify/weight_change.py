@@ -1,0 +1,169 @@
+"""How much each neuron's weights change when a model unlearns, by which TSBD tells neurons of a backdoor.
+
+Lin, Liu, Chen, Liu, Wei, Wu, Wu, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes
+and Backdoor Activeness" (NeurIPS 2024). A model that unlearns clean samples, by gradient ascent, changes those neurons
+most that a backdoor uses too; they are those that change most when it unlearns triggered ones.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network, last_linear
+from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
+
+SHORTCUTS = ("shortcut", "downsample")
+"""Parts of names of convolutions beside the blocks of residual networks, whose outputs are no neurons of their own."""
+
+CHANCE = 0.1
+"""Accuracy at which a model has unlearned, unless chance is higher."""
+
+
+def unlearned(
+    model: Network,
+    samples: ImageSet,
+    recipe: Recipe,
+    runtime: Runtime,
+    *,
+    resume: Path | None = None,
+    description: str = "unlearning",
+) -> tuple[Network, History]:
+    """Return a copy of the model that has unlearned the samples, and how that went.
+
+    The cross-entropy is maximised until accuracy is down to chance, or 0.1 where there are more than ten classes; it is
+    that of the batches of an epoch as they were met.
+
+    Args:
+        model: not changed.
+        samples: unlearned with the labels that they have.
+        recipe: at most how long.
+        runtime: where.
+        resume: see `fit`.
+        description: for the progress bar.
+
+    Source: section 3 of the paper.
+    """
+    forgetful = copy.deepcopy(model)
+    hook = _Unlearning(max(CHANCE, 1 / samples.classes))
+    return forgetful, fit(forgetful, samples, recipe, runtime, hook=hook, resume=resume, description=description)
+
+
+class _Unlearning(Hook):
+    """Gradient ascent on the cross-entropy, until accuracy is down to chance."""
+
+    def __init__(self, chance: float) -> None:
+        self.chance = chance
+        self.right: list[Tensor] = []
+
+    def identity(self) -> object:
+        """Return the accuracy at which it ends."""
+        return ("unlearning", self.chance)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Return minus the cross-entropy, and count what was right."""
+        logits = model(batch.images)
+        self.right.append((logits.detach().argmax(1) == batch.targets).float().mean())
+        return -F.cross_entropy(logits, batch.targets)
+
+    def finished(self, model: nn.Module) -> bool:
+        """Return whether accuracy was at most that of chance over the epoch's batches."""
+        accuracy = float(torch.stack(self.right).mean())
+        self.right = []
+        return accuracy <= self.chance
+
+
+def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str, nn.Module]:
+    """Return the layers whose outputs are the model's neurons, by name, in order.
+
+    These are its convolutions but those of shortcuts; where most weights are in linear layers, as in transformers,
+    these too, but not the last one, whose outputs are the classes.
+
+    Args:
+        model: any network.
+        images: one or more that it takes, on its device.
+
+    Raises:
+        InputError: there are none.
+    """
+    head = last_linear(model, images)
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+        and module is not head
+        and not any(part in SHORTCUTS for part in name.split("."))
+    }
+    convolutions = {name: module for name, module in found.items() if isinstance(module, nn.Conv2d)}
+    if 2 * _weights(convolutions) >= _weights(found):
+        found = convolutions
+    if not found:
+        raise InputError("TSBD resets neurons of convolutions or linear layers, and this network has none to reset")
+    return found
+
+
+def _weights(layers: Mapping[str, nn.Module]) -> int:
+    return sum(layer.weight.numel() for layer in layers.values() if isinstance(layer.weight, Tensor))
+
+
+@torch.no_grad()
+def weight_changes(before: nn.Module, after: nn.Module, names: Sequence[str]) -> list[Float[Tensor, "neurons weights"]]:
+    """Return the absolute change of each weight of each neuron, for each of the named layers.
+
+    Args:
+        before: a model.
+        after: the same after unlearning.
+        names: of layers with weights of which the first dimension counts neurons.
+    """
+    ends, starts = after.state_dict(), before.state_dict()
+    keys = [f"{name}.weight" for name in names]
+    return [(ends[key].float() - starts[key].float()).abs().flatten(1) for key in keys]
+
+
+def neuron_weight_change(changes: Sequence[Float[Tensor, "neurons weights"]]) -> Float[Tensor, "all"]:
+    """Return the neuron weight change (NWC) of all neurons: the sum of the absolute changes of its weights.
+
+    It is not divided by their number, so neurons with many weights come first. Source: section 3.2 of the paper.
+    """
+    return torch.cat([change.double().sum(1) for change in changes])
+
+
+def reset_masks(
+    changes: Sequence[Float[Tensor, "neurons weights"]], neurons: float, weights: float
+) -> list[Bool[Tensor, "neurons weights"]]:
+    """Return which weights are set to 0: those that changed most in the neurons that changed most.
+
+    Args:
+        changes: of each layer's weights.
+        neurons: n, the share of all neurons; ties go by order.
+        weights: m, the share of the weights of these neurons, by one threshold for all of them.
+    """
+    total = neuron_weight_change(changes)
+    order = total.sort(descending=True, stable=True).indices
+    chosen = torch.zeros(len(total), dtype=torch.bool, device=total.device)
+    # A hair more: 0.3 * 10 is less than 3 to a computer.
+    chosen[order[: int(neurons * len(total) + 1e-9)]] = True
+    rows = chosen.split([len(change) for change in changes])
+    pool = torch.cat([change[row].flatten() for change, row in zip(changes, rows)])
+    count = int(weights * len(pool) + 1e-9)
+    if not count:
+        return [torch.zeros_like(change, dtype=torch.bool) for change in changes]
+    threshold = pool.kthvalue(len(pool) - count + 1).values
+    # What did not change at all is nothing of the backdoor's, however low the threshold.
+    return [(change >= threshold) & (change > 0) & row.unsqueeze(1) for change, row in zip(changes, rows)]
+
+
+@torch.no_grad()
+def reset(model: nn.Module, names: Sequence[str], masks: Sequence[Bool[Tensor, "neurons weights"]]) -> None:
+    """Set these weights of the named layers to 0; in place."""
+    for name, mask in zip(names, masks):
+        weight = model.get_parameter(f"{name}.weight")
+        weight.masked_fill_(mask.view_as(weight), 0)
