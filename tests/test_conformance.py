@@ -42,6 +42,7 @@ OWN: dict[str, dict[str, Any]] = {
     "MCR": {"end_epochs": 2},
     "MESAPatch": {"poison_rate": 0.1},
     "NAD": {"teacher_epochs": 2},
+    "TSBD": {"unlearning_epochs": 2, "neurons": (0.1, 0.5)},
     "TaCT": {**FEW, "covers": (2,)},
 }
 

@@ -1,6 +1,6 @@
 """TSBD: reset the neurons that clean unlearning changes most, and fine-tune against active ones.
 
-Lin, Liu, Chen, Liu, Wei, Wu, Wu, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes
+Lin, Liu, Wei, Li, Xiong, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes
 and Backdoor Activeness" (NeurIPS 2024).
 
 1. Unlearn the clean samples with a copy of the suspect, and sum each neuron's weight changes (see `weight_change`).

@@ -1,6 +1,6 @@
 """How much each neuron's weights change when a model unlearns, by which TSBD tells neurons of a backdoor.
 
-Lin, Liu, Chen, Liu, Wei, Wu, Wu, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes
+Lin, Liu, Wei, Li, Xiong, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes
 and Backdoor Activeness" (NeurIPS 2024). A model that unlearns clean samples, by gradient ascent, changes those neurons
 most that a backdoor uses too; they are those that change most when it unlearns triggered ones.
 """
