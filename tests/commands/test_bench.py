@@ -115,6 +115,30 @@ def test_another_option_is_another_victim_and_another_seed_too(
         assert answer["of unknown length"] == 0, f"{change}: something of the same method was done before"
 
 
+@pytest.mark.slow
+def test_a_model_that_is_there_already_is_repaired_without_training_one(
+    victim: Path, tmp_path: Path, store_tables: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "grid.yaml").write_text(
+        f"data: digits\nmodels: {victim}\npurify: {{name: FT, epochs: 1}}\nscan: {{name: NeuralCleanse, rounds: 1}}\n"
+        "clean_sizes: 100\n"
+    )
+    work = made(tmp_path / "work", store_tables)
+    assert main(["bench", str(tmp_path / "grid.yaml"), "--work", str(work)]) == 0
+    records = {record.kind: record for record in Store(None, work).records()}
+    assert set(records) == {"victim", "purify", "scan"}
+    assert records["victim"].labels["training"] == f"given: {victim.name}"
+    assert records["victim"].duration < 60, "nothing was trained"
+    capsys.readouterr()
+    words = ["evaluate", "--model", str(victim / "model.safetensors"), "--attack", str(victim), "--data", "digits"]
+    assert main([*words, "--out", str(tmp_path / "evaluated"), "--json"]) == 0
+    expected = json.loads(capsys.readouterr().out)["evaluation"]
+    for share in ("acc", "asr", "ra"):
+        assert records["victim"].metrics[share] == pytest.approx(expected[share]["value"])
+    assert records["purify"].metrics["der"] > 0
+    assert records["scan"].metrics["backdoored"] == 1
+
+
 def test_the_leaderboard_has_every_method_and_every_cell(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

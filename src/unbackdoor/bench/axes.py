@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from unbackdoor.attacks import ATTACKS, Attack
+from unbackdoor.bench.given import NO_ATTACK, GivenModel, given_model
 from unbackdoor.bench.located import Located
 from unbackdoor.data import read_images
 from unbackdoor.errors import UnbackdoorError
@@ -33,6 +34,7 @@ NAMES = (
     "data",
     "networks",
     "attacks",
+    "models",
     "poison_rates",
     "recipe",
     "scan",
@@ -43,9 +45,6 @@ NAMES = (
     "budget",
 )
 """All that can stand in a grid."""
-
-NO_ATTACK = "None"
-"""The attack of models that are trained on clean data."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,7 @@ class Axes:
         sources: data sets.
         networks: classes of networks with their options.
         attacks: one for each attack and poison rate; None: trained on clean data.
+        models: that are there already.
         recipe: how victims are trained.
         scan: scanners that judge each victim.
         purify: purifiers that repair each victim.
@@ -89,6 +89,7 @@ class Axes:
     sources: tuple[Source, ...]
     networks: tuple[partial[nn.Module], ...]
     attacks: tuple[Attack | None, ...]
+    models: tuple[GivenModel, ...]
     recipe: Recipe
     scan: tuple[Scanner, ...]
     purify: tuple[Purifier, ...]
@@ -105,17 +106,19 @@ def read_axes(grid: Located) -> Axes:
         InputError: something in it is wrong; the message names the line.
     """
     axes = grid.items(NAMES)
-    for name in ("data", "attacks"):
-        if name not in axes:
-            raise grid.error(f"the grid has no {name!r}, which it needs")
+    if "data" not in axes:
+        raise grid.error("the grid has no 'data', which it needs")
+    if not {"attacks", "models"} & set(axes):
+        raise grid.error("the grid has no 'attacks' and no 'models'; it needs at least one of them")
     sources = _values(axes["data"], _source)
     most = min(source.rows for source in sources)
     rates = _values_of(axes, "poison_rates", _rate, ())
-    attacks = _values(axes["attacks"], partial(_attacks, sources, rates))
+    attacks = _values_of(axes, "attacks", partial(_attacks, sources, rates), ())
     return Axes(
         sources=sources,
         networks=_values_of(axes, "networks", partial(_network, sources), (partial(NETWORKS["PreActResNet18"]),)),
         attacks=tuple(itertools.chain(*attacks)),
+        models=_values_of(axes, "models", partial(given_model, sources), ()),
         recipe=_recipe(axes["recipe"]) if "recipe" in axes else Recipe(),
         scan=_values_of(axes, "scan", partial(_method, SCANNERS), ()),
         purify=_values_of(axes, "purify", partial(_method, PURIFIERS), ()),

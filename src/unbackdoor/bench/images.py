@@ -5,28 +5,38 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from unbackdoor.attacks import AllToOne, Attack, load_attack, save_attack
-from unbackdoor.bench.axes import NO_ATTACK, Axes, Precision, Source, read_axes
+from unbackdoor.attacks import AllToOne, Attack, load_attack
+from unbackdoor.bench.axes import Axes, read_axes
 from unbackdoor.bench.cell import Cell, Domain, Label, Result
+from unbackdoor.bench.given import NO_ATTACK
 from unbackdoor.bench.located import Located
-from unbackdoor.bench.pages import facts, repair_page, scan_page, victim_page, written_page
-from unbackdoor.bench.worker import Cost, details_of, measured
-from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
+from unbackdoor.bench.pages import facts, repair_page, scan_page, written_page
+from unbackdoor.bench.victims import (
+    Given,
+    Trained,
+    Victim,
+    attack_name,
+    make_victim,
+    recipe_of,
+    shares,
+    take_victim,
+    times,
+)
+from unbackdoor.bench.worker import details_of, measured
+from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
-from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME, WORK
+from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME
 from unbackdoor.models import load_model, save_model
 from unbackdoor.models.mark import repaired_mark
-from unbackdoor.options import bound_options, files_of, options_of, short_name
+from unbackdoor.options import bound_options, options_of, short_name
 from unbackdoor.purify import Purifier
 from unbackdoor.scan import Scanner
-from unbackdoor.training import Recipe, Runtime, fit, new_network
+from unbackdoor.training import Runtime
 from unbackdoor.training.resume import states
 
 Method = Attack | Scanner | Purifier
@@ -35,34 +45,10 @@ Told = tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What all cells on one victim have in common."""
-
-    source: Source
-    network: partial[nn.Module]
-    attack: Attack | None
-    recipe: Recipe
-    seed: int
-    precision: Precision
-
-    def data(self) -> tuple[ImageSet, ImageSet]:
-        """Return training and test images.
-
-        Raises:
-            InputError: they are others than when the grid was read.
-        """
-        return _read(self.source)
-
-    def runtime(self, given: Runtime) -> Runtime:
-        """Return a runtime with this setting's seed and precision."""
-        return replace(given, seed=self.seed, precision=self.precision)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Treatment:
     """What is done with a victim."""
 
-    setting: Setting
+    setting: Victim
     method: Scanner | Purifier
     clean_size: int
     budget: float | None
@@ -92,7 +78,7 @@ class Images(Domain):
                 cells.setdefault(cell.key, cell)
         return list(cells.values())
 
-    def _on_victim(self, setting: Setting, axes: Axes, told: Mapping[Method, Told]) -> Iterator[Cell]:
+    def _on_victim(self, setting: Victim, axes: Axes, told: Mapping[Method, Told]) -> Iterator[Cell]:
         labels = _labels(setting, told)
         recipe = _victim_recipe(setting, told)
         victim = Cell(domain=self, kind="victim", labels=labels, recipe=recipe, work=setting)
@@ -113,49 +99,15 @@ class Images(Domain):
     def run(self, cell: Cell, given: Path, folder: Path, runtime: Runtime) -> Result:
         """Train, scan or repair a victim (see `Domain.run`)."""
         match cell:
-            case Cell(kind="victim", work=Setting() as setting):
+            case Cell(kind="victim", work=Trained() as setting):
                 return make_victim(cell, setting, folder, setting.runtime(runtime))
+            case Cell(kind="victim", work=Given() as setting):
+                return take_victim(cell, setting, folder, setting.runtime(runtime))
             case Cell(kind="scan", work=Treatment(method=Scanner()) as treatment):
                 return scan_victim(cell, treatment, given, folder, treatment.runtime(runtime))
             case Cell(kind="purify", work=Treatment(method=Purifier()) as treatment):
                 return purify_victim(cell, treatment, given, folder, treatment.runtime(runtime))
         raise InputError(f"a cell of kind {cell.kind!r} is none of image classifiers")
-
-
-def make_victim(cell: Cell, setting: Setting, folder: Path, runtime: Runtime) -> Result:
-    """Train a victim and measure it.
-
-    Args:
-        cell: with the hashes of files that were seen when the grid was read.
-        setting: which victim.
-        folder: for its files and for the states of an interrupted training.
-        runtime: device, seed, precision.
-    """
-    if setting.attack and recipe_of(setting.attack) != cell.recipe["attack"]:
-        raise InputError(f"{attack_name(setting.attack)}: a file that its options name is another one here")
-    train, test = setting.data()
-    resume, preparation = folder / RESUME, folder / WORK
-    resumed = resume.exists() or preparation.exists()
-    build = partial(new_network, setting.network, train, runtime)
-    network = build()
-    with measured() as cost:
-        fitted = setting.attack.prepare(train, build, runtime, preparation) if setting.attack else None
-        data, hook = (fitted.train, fitted.hook) if fitted else (train, None)
-        history = fit(network, data, setting.recipe, runtime, hook=hook, resume=resume)
-    trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
-    evaluation = evaluate(network, test, runtime, trigger, criterion)
-    files, mark = {MODEL: folder / MODEL}, None
-    if fitted and setting.attack:
-        options = options_of(setting.attack)
-        save_attack(folder / ATTACK, fitted, options)
-        files[ATTACK] = folder / ATTACK
-        mark = {"attack": options, "criterion": fitted.criterion.to_json()}
-    save_model(folder / MODEL, network, provenance={"bench cell": cell.key}, backdoored=mark)
-    told = facts(runtime, network=bound_options(setting.network), training=options_of(setting.recipe))
-    page = partial(victim_page, cell.title, test, fitted, evaluation, history, told)
-    files |= written_page(folder / PAGE, page)
-    metrics = {**shares(evaluation), "rounds": history.epochs, **times(cost, resumed)}
-    return Result(metrics=metrics, details={"evaluation": evaluation.to_json()}, files=files)
 
 
 def purify_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, runtime: Runtime) -> Result:
@@ -222,7 +174,7 @@ def scan_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, run
         clean = draw_clean(train, treatment.clean_size, runtime.seed)
         finding = treatment.method.scan(loaded.network, DefenderData(clean=clean), runtime)
     # From here on nothing reaches the method.
-    attack = load_attack(given / ATTACK) if treatment.setting.attack else None
+    attack = load_attack(given / ATTACK) if (given / ATTACK).exists() else None
     metrics = {**cost.to_metrics(), "anomaly": float(finding.anomaly.max()), "backdoored": float(attack is not None)}
     if finding.backdoored is not None:
         metrics["flagged"] = float(finding.backdoored)
@@ -236,49 +188,26 @@ def scan_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, run
     return Result(metrics=metrics, details={"finding": finding.to_json()}, files=files)
 
 
-def times(cost: Cost, resumed: bool) -> dict[str, float]:
-    """Return what a piece of work cost; of one that went on after an interruption only that it did."""
-    return {"resumed": 1.0} if resumed else cost.to_metrics()
-
-
-def shares(evaluation: Evaluation) -> dict[str, float]:
-    """Return the measured shares and the ends of their intervals, by name."""
-    found: dict[str, float] = {}
-    for name, share in evaluation.to_json().items():
-        found |= {name: share["value"], f"{name}_low": share["low"], f"{name}_high": share["high"]}
-    return found
-
-
 def _told(method: Method) -> Told:
     name = attack_name(method) if isinstance(method, Attack) else short_name(method)
     return name, recipe_of(method)
 
 
-def recipe_of(method: Method) -> dict[str, Any]:
-    """Return the name of a method, its options, and the SHA-256 of the files that these name."""
-    return {**options_of(method), "files": files_of(method)}
+def _settings(axes: Axes) -> Iterator[Victim]:
+    for seed, source in itertools.product(axes.seeds, axes.sources):
+        for network, attack in itertools.product(axes.networks, axes.attacks):
+            yield Trained(
+                source=source, network=network, attack=attack, recipe=axes.recipe, seed=seed, precision=axes.precision
+            )
+        for model in axes.models:
+            yield Given(source=source, model=model, seed=seed, precision=axes.precision)
 
 
-def attack_name(attack: Attack | None) -> str:
-    """Return the attack with the options that are not its defaults, but the poison rate."""
-    return short_name(attack, frozenset({"poison_rate"})) if attack else NO_ATTACK
-
-
-def _settings(axes: Axes) -> Iterator[Setting]:
-    for seed, source, network, attack in itertools.product(axes.seeds, axes.sources, axes.networks, axes.attacks):
-        yield Setting(
-            source=source, network=network, attack=attack, recipe=axes.recipe, seed=seed, precision=axes.precision
-        )
-
-
-def _labels(setting: Setting, told: Mapping[Method, Told]) -> dict[str, Label]:
+def _labels(setting: Victim, told: Mapping[Method, Told]) -> dict[str, Label]:
     """Return the labels of a victim; what is done with it has a method and what it is given, too."""
     return {
         "data": setting.source.name,
-        "network": short_name(setting.network),
-        "attack": told[setting.attack][0] if setting.attack else NO_ATTACK,
-        "poison_rate": getattr(setting.attack, "poison_rate", None),
-        "training": short_name(setting.recipe).removeprefix("Recipe").strip() or "default",
+        **_made(setting, told),
         "precision": setting.precision,
         "method": None,
         "clean_size": None,
@@ -287,21 +216,32 @@ def _labels(setting: Setting, told: Mapping[Method, Told]) -> dict[str, Label]:
     }
 
 
-def _victim_recipe(setting: Setting, told: Mapping[Method, Told]) -> dict[str, Any]:
-    return {
-        "data": setting.source.digests,
-        "network": bound_options(setting.network),
-        "attack": told[setting.attack][1] if setting.attack else None,
-        "recipe": options_of(setting.recipe),
-        "seed": setting.seed,
-        "precision": setting.precision,
-    }
+def _made(setting: Victim, told: Mapping[Method, Told]) -> dict[str, Label]:
+    """Return the labels that say how a victim came to be."""
+    match setting:
+        case Trained():
+            return {
+                "network": short_name(setting.network),
+                "attack": told[setting.attack][0] if setting.attack else NO_ATTACK,
+                "poison_rate": getattr(setting.attack, "poison_rate", None),
+                "training": short_name(setting.recipe).removeprefix("Recipe").strip() or "default",
+            }
+        case Given(model=model):
+            return {
+                "network": model.network,
+                "attack": model.attack_name,
+                "poison_rate": model.poison_rate,
+                "training": f"given: {model.name}",
+            }
 
 
-@lru_cache(maxsize=2)
-def _read(source: Source) -> tuple[ImageSet, ImageSet]:
-    """Read a data set once for all cells of a process."""
-    train, test = read_images(source.source, "train"), read_images(source.source, "test")
-    if (train.digest(), test.digest()) != source.digests:
-        raise InputError(f"{source.source} has other images here than where the grid was read")
-    return train, test
+def _victim_recipe(setting: Victim, told: Mapping[Method, Told]) -> dict[str, Any]:
+    """Return all that decides what a victim is."""
+    common = {"data": setting.source.digests, "seed": setting.seed, "precision": setting.precision}
+    match setting:
+        case Trained():
+            attack = told[setting.attack][1] if setting.attack else None
+            network, recipe = bound_options(setting.network), options_of(setting.recipe)
+            return {**common, "network": network, "attack": attack, "recipe": recipe}
+        case Given(model=model):
+            return {**common, "model": model.model_sha256, "given attack": model.attack_sha256}

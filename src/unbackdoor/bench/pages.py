@@ -36,15 +36,15 @@ def victim_page(
     test: ImageSet,
     attack: Made | None,
     evaluation: Evaluation,
-    history: History,
+    history: History | None,
     facts: Mapping[str, list[Fact]],
 ) -> Report:
-    """Return the page of a victim; without an attack it is a clean model."""
+    """Return the page of a victim; without an attack it is a clean model, without a history it was given."""
     return Report(
         title=title,
         metrics=evaluation_metrics(evaluation, None),
         galleries=[trigger_gallery(test, attack.trigger, attack.criterion)] if attack else [],
-        charts=[loss_chart(history, "epoch", "training loss")],
+        charts=[loss_chart(history, "epoch", "training loss")] if history else [],
         facts=facts,
     )
 
