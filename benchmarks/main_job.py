@@ -18,7 +18,7 @@ from typing import Any
 
 from record import HERE, Rows, machines, measured, share
 
-from unbackdoor.attacks import SIG, Attack, BadNets, Blended
+from unbackdoor.attacks import SIG, Attack, BadNets, Blended, save_attack
 from unbackdoor.commands.workspace import save_trained
 from unbackdoor.data import DefenderData, draw_clean, read_images
 from unbackdoor.evaluate import defense_effectiveness, evaluate
@@ -121,10 +121,17 @@ class Bench:
         mark = {"attack": options_of(ATTACKS[attack]), "criterion": fitted.criterion.to_json()} if fitted else None
         file = _victim_file(attack, runtime.seed)
         save_trained(file, network.half(), resume, provenance=made_by, backdoored=mark)
+        self.keep_attack(attack, runtime)
         victim, _ = self.victim(attack, runtime)
         trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
         evaluation = evaluate(victim, self.test, runtime, trigger, criterion)
         return {**evaluation.to_json(), "rounds": history.epochs, "resumed": resumed}
+
+    def keep_attack(self, attack: str, runtime: Runtime) -> None:
+        """Write the attack beside its victim of seed 0, from where grids read both, unless it is there."""
+        file, recipe = _victim_file(attack, runtime.seed).with_suffix(".attack.safetensors"), ATTACKS[attack]
+        if recipe and runtime.seed == 0 and not file.exists():
+            save_attack(file, self.fitted(attack, runtime), options_of(recipe))
 
     def victim(self, attack: str, runtime: Runtime) -> tuple[Network, Any]:
         """Return a victim made before, and its fitted attack."""
@@ -151,6 +158,7 @@ def main() -> None:
         bench = Bench(arguments.data, arguments.work, arguments.threads)
         for cell in cells():
             if cell in {(row["attack"], row["seed"], row["job"]) for row in ROWS.read()}:
+                bench.keep_attack(cell[0], Runtime(seed=cell[1]))
                 continue
             row = bench.run(cell)
             print(cell, f"{row['seconds']} s", flush=True)
