@@ -1,6 +1,7 @@
 """Purifiers: take the backdoor out of a model."""
 
 from unbackdoor.purify.base import Purifier
+from unbackdoor.purify.clp import CLP
 from unbackdoor.purify.ft import FT
 from unbackdoor.purify.ft_init import FTInit
 from unbackdoor.purify.ft_sam import FTSAM
@@ -12,7 +13,7 @@ from unbackdoor.purify.npd import NPD
 from unbackdoor.purify.sau import SAU
 from unbackdoor.registry import Registry
 
-PURIFIERS: Registry[Purifier] = Registry("purifier", FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, SAU)
+PURIFIERS: Registry[Purifier] = Registry("purifier", CLP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, SAU)
 """All purifiers, by name."""
 
-__all__ = ["FT", "FTSAM", "IBAU", "MCR", "NAD", "NPD", "PURIFIERS", "SAU", "FTInit", "NCUnlearning", "Purifier"]
+__all__ = ["CLP", "FT", "FTSAM", "IBAU", "MCR", "NAD", "NPD", "PURIFIERS", "SAU", "FTInit", "NCUnlearning", "Purifier"]
