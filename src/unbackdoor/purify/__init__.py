@@ -1,5 +1,6 @@
 """Purifiers: take the backdoor out of a model."""
 
+from unbackdoor.purify.anp import ANP
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.clp import CLP
 from unbackdoor.purify.ft import FT
@@ -13,7 +14,23 @@ from unbackdoor.purify.npd import NPD
 from unbackdoor.purify.sau import SAU
 from unbackdoor.registry import Registry
 
-PURIFIERS: Registry[Purifier] = Registry("purifier", CLP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, SAU)
+PURIFIERS: Registry[Purifier] = Registry(
+    "purifier", ANP, CLP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, SAU
+)
 """All purifiers, by name."""
 
-__all__ = ["CLP", "FT", "FTSAM", "IBAU", "MCR", "NAD", "NPD", "PURIFIERS", "SAU", "FTInit", "NCUnlearning", "Purifier"]
+__all__ = [
+    "ANP",
+    "CLP",
+    "FT",
+    "FTSAM",
+    "IBAU",
+    "MCR",
+    "NAD",
+    "NPD",
+    "PURIFIERS",
+    "SAU",
+    "FTInit",
+    "NCUnlearning",
+    "Purifier",
+]
