@@ -43,6 +43,7 @@ OWN: dict[str, dict[str, Any]] = {
     "MCR": {"end_epochs": 2},
     "MESAPatch": {"poison_rate": 0.1},
     "NAD": {"teacher_epochs": 2},
+    "RNP": {"unlearning_epochs": 2},
     "TaCT": {**FEW, "covers": (2,)},
 }
 

@@ -16,7 +16,16 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.channels import norm_layers
 from unbackdoor.purify.choice import accuracy_on
-from unbackdoor.purify.masked import GRIDS, By, MaskedNetwork, MaskHook, check_values, mask_recipe, prune_by_mask
+from unbackdoor.purify.masked import (
+    THRESHOLDS,
+    By,
+    MaskedNetwork,
+    MaskHook,
+    check_values,
+    mask_recipe,
+    numbers,
+    prune_by_mask,
+)
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Runtime, fit
 
@@ -147,10 +156,12 @@ def test_with_no_allowance_and_useless_masks_the_model_may_stay_as_it_was(by: By
     assert same_state(state_of(model), state_of(models.suspect))
 
 
-def test_the_values_tried_are_those_of_published_code() -> None:
-    assert GRIDS["threshold"][:3] == (0.0, 0.05, 0.1)
-    assert GRIDS["threshold"][-1] == 0.9
-    assert GRIDS["number"] == tuple(range(0, 1001, 20))
+def test_the_values_tried_are_those_of_published_code_and_finer_in_small_networks() -> None:
+    assert THRESHOLDS[:3] == (0.0, 0.05, 0.1)
+    assert THRESHOLDS[-1] == 0.9
+    assert numbers(4800) == numbers(1000) == tuple(range(0, 1001, 20))
+    assert numbers(60) == tuple(range(61))
+    assert numbers(130) == tuple(range(0, 131, 2))
 
 
 @pytest.mark.parametrize("values", [(0.2, 0.1), (0.1, 0.1), (-0.1, 0.2), (float("nan"),), (float("inf"),)])

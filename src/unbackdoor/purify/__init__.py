@@ -11,11 +11,12 @@ from unbackdoor.purify.mcr import MCR
 from unbackdoor.purify.nad import NAD
 from unbackdoor.purify.nc_unlearning import NCUnlearning
 from unbackdoor.purify.npd import NPD
+from unbackdoor.purify.rnp import RNP
 from unbackdoor.purify.sau import SAU
 from unbackdoor.registry import Registry
 
 PURIFIERS: Registry[Purifier] = Registry(
-    "purifier", ANP, CLP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, SAU
+    "purifier", ANP, CLP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU
 )
 """All purifiers, by name."""
 
@@ -29,6 +30,7 @@ __all__ = [
     "NAD",
     "NPD",
     "PURIFIERS",
+    "RNP",
     "SAU",
     "FTInit",
     "NCUnlearning",

@@ -53,7 +53,8 @@ class ANP(Purifier):
         bounded: whether perturbations are kept within epsilon; the published code does not.
         alpha: weight of the loss without perturbations, 0 to 1.
         by: whether "threshold" on the mask or "number" of channels is chosen.
-        values: of the threshold or number that are tried, ascending; if empty, 0 to 0.9 by 0.05 or 0 to 1000 by 20.
+        values: of the threshold or number that are tried, ascending; if empty, 0 to 0.9 by 0.05 or 0 to 1000 by 20
+            (by less in a network with fewer channels).
         allowance: accuracy on held-out clean samples that may be lost, 0 to 1.
         augmentation: of the clean samples; see `Recipe`.
     """

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,11 @@ from unbackdoor.training import Batch, Hook, Recipe, Runtime, Sweep
 
 By = Literal["threshold", "number"]
 
-GRIDS: dict[str, tuple[float, ...]] = {
-    "threshold": tuple(round(0.05 * number, 2) for number in range(19)),
-    "number": tuple(float(20 * number) for number in range(51)),
-}
-"""Values that are tried: those of published code."""
+THRESHOLDS = tuple(round(0.05 * number, 2) for number in range(19))
+"""That are tried; those of published code."""
+
+MOST, STEPS = 1000, 50
+"""Largest number of channels that is tried, and steps to it; those of published code."""
 
 
 class MaskedNetwork(nn.Module):
@@ -127,7 +127,7 @@ def mask_recipe(epochs: int, batch_size: int, learning_rate: float, augmentation
 
 def check_values(method: str, by: str, values: tuple[float, ...]) -> None:
     """Refuse an unknown way to prune, and values that do not ascend from 0 or more."""
-    if by not in GRIDS:
+    if by not in get_args(By):
         raise InputError(f"{method}: channels are pruned by threshold or number, found {by!r}")
     ascending = all(one < other for one, other in itertools.pairwise(values))
     if not ascending or not all(0 <= value < math.inf for value in values):
@@ -162,11 +162,20 @@ def prune_by_mask(
         The curve with the choice, and a note on how many channels went.
     """
     scores, name = mask.detach(), "mask below which a channel is pruned"
+    tried = values or THRESHOLDS
     if by == "number":
         # The place of each channel in the order of masks.
         scores, name = scores.argsort(stable=True).argsort().to(scores.dtype), "number of channels pruned"
-    # Below 0 is no mask: the curve begins with the model as it was.
-    tried = sorted({0.0, *(value for value in values or GRIDS[by] if by == "threshold" or value <= len(mask))})
+        tried = tuple(value for value in values or numbers(len(mask)) if value <= len(mask))
+    # There is no mask below 0: the curve begins with the model as it was.
+    tried = tuple(sorted({0.0, *tried}))
     sweep = sweep_below(name, model, layers, scores, tried, held, allowance, runtime, bias=False)
     count = switch_off_below(layers, scores, sweep.chosen, bias=False)
     return sweep, note_on(method, count, len(mask))
+
+
+def numbers(channels: int) -> tuple[float, ...]:
+    """Return the numbers of channels that are tried: 0 to 1000 by 20, and by less in a network with fewer channels."""
+    most = min(MOST, channels)
+    step = max(1, most // STEPS)
+    return tuple(float(number) for number in range(0, most + 1, step))
