@@ -107,7 +107,9 @@ def test_a_name_like_no_other_gets_no_hint() -> None:
 
 def test_the_registries_hold_the_methods_under_the_names_of_the_literature() -> None:
     assert {"BadNets", "Blended", "SIG"} <= set(ATTACKS)
-    assert {"ANP", "CLP", "FT", "FTInit", "FTSAM", "IBAU", "MCR", "NAD", "NCUnlearning", "NPD", "RNP", "SAU"} <= set(PURIFIERS)
+    assert {"ANP", "CLP", "FT", "FTInit", "FTSAM", "IBAU", "MCR", "NAD", "NCUnlearning", "NPD", "RNP", "SAU"} <= set(
+        PURIFIERS
+    )
     assert set(SCANNERS) >= {"NeuralCleanse"}
     assert ATTACKS["BadNets"] is BadNets
 

@@ -2,6 +2,7 @@
 
 from unbackdoor.purify.anp import ANP
 from unbackdoor.purify.base import Purifier
+from unbackdoor.purify.bnp import BNP
 from unbackdoor.purify.clp import CLP
 from unbackdoor.purify.ft import FT
 from unbackdoor.purify.ft_init import FTInit
@@ -16,12 +17,13 @@ from unbackdoor.purify.sau import SAU
 from unbackdoor.registry import Registry
 
 PURIFIERS: Registry[Purifier] = Registry(
-    "purifier", ANP, CLP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU
+    "purifier", ANP, BNP, CLP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU
 )
 """All purifiers, by name."""
 
 __all__ = [
     "ANP",
+    "BNP",
     "CLP",
     "FT",
     "FTSAM",
