@@ -42,9 +42,11 @@ def perturbed(plain: nn.Module, weights: Tensor, biases: Tensor) -> nn.Module:
     """Return a copy whose weights and biases of batch normalisation are multiplied."""
     model = copy.deepcopy(plain)
     with torch.no_grad():
-        for layer, weight, bias in zip(layers_of(model), weights.split([12, 24, 24]), biases.split([12, 24, 24])):
-            layer.weight *= weight
-            layer.bias *= bias
+        for layer, weight, bias in zip(
+            layers_of(model), weights.split_with_sizes([12, 24, 24]), biases.split_with_sizes([12, 24, 24])
+        ):
+            layer.weight.mul_(weight)
+            layer.bias.mul_(bias)
     return model
 
 
@@ -65,7 +67,7 @@ def test_signed_steps_equal_those_of_a_plain_copy_and_are_not_cut_back(steps: in
     mask, change = masked.mask.detach(), hook.start.clone()
     for _ in range(steps):
         model = perturbed(plain, mask + change[0], 1 + change[1])
-        F.cross_entropy(model(batch.images), batch.targets).backward()
+        F.cross_entropy(model(batch.images), batch.targets).backward()  # type: ignore[no-untyped-call]
         gradients = [
             torch.cat([layer.weight.grad * old.weight for layer, old in zip(layers_of(model), layers_of(plain))]),  # type: ignore[operator]
             torch.cat([layer.bias.grad * old.bias for layer, old in zip(layers_of(model), layers_of(plain))]),  # type: ignore[operator]

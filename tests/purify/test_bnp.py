@@ -68,7 +68,7 @@ def test_statistics_are_those_of_all_images_and_positions_in_evaluation_mode(
     assert hooks_on(model) == 0
     assert same_state(before, state_of(model)), "running statistics stay"
     features: Tensor = models.suspect.normalize(clean.images.float() / 255)
-    for number, part in enumerate(models.suspect.body):  # type: ignore[arg-type]
+    for number, part in enumerate(models.suspect.body):  # type: ignore[arg-type, var-annotated]
         if number in (1, 4, 7):
             mean, variance = found[layers[number // 3]]
             values = features.detach().double().transpose(0, 1).flatten(1)
@@ -139,9 +139,9 @@ def test_dead_channels_give_numbers(dead: str) -> None:
     model = network(0)
     with torch.no_grad():
         if dead != "on clean samples":
-            model.body[1].running_var[:2] = 0  # type: ignore[index, operator, union-attr]
+            model.body[1].running_var[:2] = 0  # type: ignore[index]
         if dead != "in training":
-            model.body[0].weight[:2] = 0  # type: ignore[index, operator, union-attr]
+            model.body[0].weight[:2] = 0  # type: ignore[index]
     repaired, history = BNP().purify(model, DefenderData(clean=pictures(24, 3)), runtime())
     assert all(bool(value.isfinite().all()) for value in state_of(repaired).values())
     assert all(np.isfinite(history.sweeps[0].values))

@@ -55,7 +55,8 @@ def lipschitz_by_hand(convolution: nn.Conv2d, layer: nn.BatchNorm2d) -> np.ndarr
     weights = convolution.weight.detach().double().numpy()
     norms = np.array([np.linalg.svd(one.reshape(len(one), -1), compute_uv=False)[0] for one in weights])
     gamma = layer.weight.detach().double().numpy()
-    return norms * np.abs(gamma) / np.sqrt(layer.running_var.double().numpy() + layer.eps)
+    bounds: np.ndarray = norms * np.abs(gamma) / np.sqrt(layer.running_var.double().numpy() + layer.eps)
+    return bounds
 
 
 @pytest.mark.parametrize("u", [1.0, 2.0])

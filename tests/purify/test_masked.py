@@ -60,17 +60,19 @@ def test_logits_are_those_of_a_copy_whose_weights_and_biases_are_multiplied(trai
     plain.train(training)
     assert torch.equal(masked(images()), plain(images())), "masks of 1 change nothing"
     with torch.no_grad():
-        for layer, weight, bias in zip(layers_of(plain), weights.split([12, 24, 24]), biases.split([12, 24, 24])):
-            layer.weight *= weight
-            layer.bias *= bias
+        for layer, weight, bias in zip(
+            layers_of(plain), weights.split_with_sizes([12, 24, 24]), biases.split_with_sizes([12, 24, 24])
+        ):
+            layer.weight.mul_(weight)
+            layer.bias.mul_(bias)
     torch.testing.assert_close(masked.scaled(images(), weights, biases), plain(images()))
 
 
 def test_the_gradient_of_a_mask_is_its_weight_times_that_of_the_weight_and_there_is_no_other() -> None:
     masked, plain = masked_copy()
     labels = pictures(16, 3).labels
-    F.cross_entropy(masked(images()), labels).backward()
-    F.cross_entropy(plain(images()), labels).backward()
+    F.cross_entropy(masked(images()), labels).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(plain(images()), labels).backward()  # type: ignore[no-untyped-call]
     expected = [layer.weight * layer.weight.grad for layer in layers_of(plain) if layer.weight.grad is not None]
     assert masked.mask.grad is not None
     torch.testing.assert_close(masked.mask.grad, torch.cat(expected).detach(), rtol=1e-4, atol=1e-6)
@@ -84,10 +86,10 @@ def test_masks_learn_as_in_a_plain_loop_and_are_cut_to_the_unit_interval() -> No
     weights = [layer.weight.detach().clone() for layer in layers_of(plain)]
     mask, moving = torch.ones(60), torch.zeros(60)
     for _ in range(4):
-        for layer, weight, part in zip(layers_of(plain), weights, mask.split([12, 24, 24])):
+        for layer, weight, part in zip(layers_of(plain), weights, mask.split_with_sizes([12, 24, 24])):
             layer.weight.data = weight * part
         plain.train().zero_grad()
-        (0.5 * F.cross_entropy(plain(clean.images.float() / 255), clean.labels)).backward()
+        (0.5 * F.cross_entropy(plain(clean.images.float() / 255), clean.labels)).backward()  # type: ignore[no-untyped-call]
         gradients = [layer.weight.grad for layer in layers_of(plain)]
         gradient = torch.cat([w * g for w, g in zip(weights, gradients) if g is not None])
         moving = 0.9 * moving + gradient

@@ -95,7 +95,7 @@ def test_without_clean_samples_the_given_u_decides_layer_by_layer() -> None:
 def test_with_clean_samples_u_is_the_least_that_keeps_accuracy() -> None:
     models = planted(1)
     model, held = copy.deepcopy(models.suspect), models.data.need_clean("Test")
-    scores = list(random_scores().split([layer.num_features for layer in layers_of(model)]))
+    scores = list(random_scores().split_with_sizes([layer.num_features for layer in layers_of(model)]))
     # One that no u of BackdoorBench's range would keep, did the range not begin above it.
     scores[2][3] = 100.0
     (sweep,), note = prune_outliers("Test", model, layers_of(model), scores, 7.0, held, 0.05, runtime())

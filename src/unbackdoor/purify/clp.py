@@ -98,4 +98,5 @@ def spectral_norms(filters: Float[Tensor, "o i h w"]) -> Float[Tensor, "o"]:
     matrices = filters.double().flatten(2)
     if matrices.shape[1] < matrices.shape[2]:
         matrices = matrices.mT
-    return torch.linalg.eigvalsh(matrices.mT @ matrices)[:, -1].clamp_min(0).sqrt()
+    norms: Tensor = torch.linalg.eigvalsh(matrices.mT @ matrices)[:, -1].clamp_min(0).sqrt()
+    return norms

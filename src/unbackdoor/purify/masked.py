@@ -56,10 +56,11 @@ class MaskedNetwork(nn.Module):
     ) -> Float[Tensor, "b k"]:
         """Return logits with the channels' weights and biases multiplied by these numbers."""
         changed = {
-            f"{name}.weight": layer.weight * part for (name, layer), part in zip(self.layers, weights.split(self.sizes))
+            f"{name}.weight": layer.weight * part
+            for (name, layer), part in zip(self.layers, weights.split_with_sizes(self.sizes))
         }
         if biases is not None:
-            for (name, layer), part in zip(self.layers, biases.split(self.sizes)):
+            for (name, layer), part in zip(self.layers, biases.split_with_sizes(self.sizes)):
                 changed[f"{name}.bias"] = layer.bias * part
         logits: Tensor = torch.func.functional_call(self.frozen[0], changed, (images,))
         return logits

@@ -42,7 +42,7 @@ def switch_off_below(
         bias: see `switch_off`.
     """
     off = scores < value
-    for layer, channels in zip(layers, off.split([layer.num_features for layer in layers])):
+    for layer, channels in zip(layers, off.split_with_sizes([layer.num_features for layer in layers])):
         switch_off(layer, channels.to(layer.weight.device), bias)
     return int(off.sum())
 
