@@ -37,11 +37,13 @@ SHORT = {"epochs": 2, "rounds": 2, "steps": 2, "batch_size": 16, "mask_epochs": 
 FEW = {"poison_rate": 0.1, "cover_rate": 0.1}
 """Rates of attacks whose own are no image of the few that are used here."""
 OWN: dict[str, dict[str, Any]] = {
+    "ANP": {"iterations": 4},
     "AdaptiveBlend": FEW,
     "AdaptivePatch": FEW,
     "MCR": {"end_epochs": 2},
     "MESAPatch": {"poison_rate": 0.1},
     "NAD": {"teacher_epochs": 2},
+    "RNP": {"unlearning_epochs": 2},
     "TSBD": {"unlearning_epochs": 2, "neurons": (0.1, 0.5)},
     "TaCT": {**FEW, "covers": (2,)},
 }

@@ -107,7 +107,22 @@ def test_a_name_like_no_other_gets_no_hint() -> None:
 
 def test_the_registries_hold_the_methods_under_the_names_of_the_literature() -> None:
     assert {"BadNets", "Blended", "SIG"} <= set(ATTACKS)
-    assert {"FT", "FTInit", "FTSAM", "IBAU", "MCR", "NAD", "NCUnlearning", "NPD", "SAU", "TSBD"} <= set(PURIFIERS)
+    assert {
+        "ANP",
+        "BNP",
+        "CLP",
+        "FT",
+        "FTInit",
+        "FTSAM",
+        "IBAU",
+        "MCR",
+        "NAD",
+        "NCUnlearning",
+        "NPD",
+        "RNP",
+        "SAU",
+        "TSBD",
+    } <= set(PURIFIERS)
     assert set(SCANNERS) >= {"NeuralCleanse"}
     assert ATTACKS["BadNets"] is BadNets
 

@@ -1,6 +1,9 @@
 """Purifiers: take the backdoor out of a model."""
 
+from unbackdoor.purify.anp import ANP
 from unbackdoor.purify.base import Purifier
+from unbackdoor.purify.bnp import BNP
+from unbackdoor.purify.clp import CLP
 from unbackdoor.purify.ft import FT
 from unbackdoor.purify.ft_init import FTInit
 from unbackdoor.purify.ft_sam import FTSAM
@@ -9,11 +12,31 @@ from unbackdoor.purify.mcr import MCR
 from unbackdoor.purify.nad import NAD
 from unbackdoor.purify.nc_unlearning import NCUnlearning
 from unbackdoor.purify.npd import NPD
+from unbackdoor.purify.rnp import RNP
 from unbackdoor.purify.sau import SAU
 from unbackdoor.purify.tsbd import TSBD
 from unbackdoor.registry import Registry
 
-PURIFIERS: Registry[Purifier] = Registry("purifier", FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, SAU, TSBD)
+PURIFIERS: Registry[Purifier] = Registry(
+    "purifier", ANP, BNP, CLP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU, TSBD
+)
 """All purifiers, by name."""
 
-__all__ = ["FT", "FTSAM", "IBAU", "MCR", "NAD", "NPD", "PURIFIERS", "SAU", "TSBD", "FTInit", "NCUnlearning", "Purifier"]
+__all__ = [
+    "ANP",
+    "BNP",
+    "CLP",
+    "FT",
+    "FTSAM",
+    "IBAU",
+    "MCR",
+    "NAD",
+    "NPD",
+    "PURIFIERS",
+    "RNP",
+    "SAU",
+    "TSBD",
+    "FTInit",
+    "NCUnlearning",
+    "Purifier",
+]
