@@ -95,14 +95,14 @@ def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str,
         InputError: there are none.
     """
     head = last_linear(model, images)
-    found = {
+    found: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
         and module is not head
         and not any(part in SHORTCUTS for part in name.split("."))
     }
-    convolutions = {name: module for name, module in found.items() if isinstance(module, nn.Conv2d)}
+    convolutions: dict[str, nn.Module] = {name: module for name, module in found.items() if isinstance(module, nn.Conv2d)}
     if 2 * _weights(convolutions) >= _weights(found):
         found = convolutions
     if not found:
@@ -151,7 +151,7 @@ def reset_masks(
     chosen = torch.zeros(len(total), dtype=torch.bool, device=total.device)
     # A hair more: 0.3 * 10 is less than 3 to a computer.
     chosen[order[: int(neurons * len(total) + 1e-9)]] = True
-    rows = chosen.split([len(change) for change in changes])
+    rows = torch.split(chosen, [len(change) for change in changes])
     pool = torch.cat([change[row].flatten() for change, row in zip(changes, rows)])
     count = int(weights * len(pool) + 1e-9)
     if not count:
