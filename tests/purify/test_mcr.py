@@ -124,32 +124,6 @@ def test_positions_are_drawn_anew_for_each_step_all_along_the_curve() -> None:
     assert float((values - (torch.arange(200) + 0.5) / 200).abs().max()) < 0.1, "uniform between 0 and 1"
 
 
-@pytest.mark.parametrize("batch", [500, 9])
-def test_statistics_are_the_averages_over_the_images_given(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", batch)
-    clean = pictures(18, 3)
-    model = network(0).train()
-    model(torch.rand(4, 3, 12, 12))
-    renew_statistics(model, clean.images, runtime())
-    values = model.body[0](model.normalize(clean.images.float() / 255))  # type: ignore[index, operator]
-    parts = values.split(18 if batch == 500 else 9)
-    layer = model.body[1]  # type: ignore[index]
-    means = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
-    variances = torch.stack([part.var((0, 2, 3)) for part in parts]).mean(0)
-    torch.testing.assert_close(layer.running_mean, means, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(layer.running_var, variances, rtol=1e-3, atol=1e-5)
-    assert layer.momentum == 0.1
-    assert not any(one.training for one in model.modules())
-
-
-def test_a_model_without_batch_normalisation_has_no_statistics_to_renew() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(432, 8)).train()
-    before = state_of(model)
-    renew_statistics(model, pictures(8, 3).images, runtime())
-    assert same_state(before, state_of(model))
-    assert not model.training
-
-
 SHORT = MCR(end_epochs=2, epochs=2, batch_size=12)
 
 

@@ -102,7 +102,9 @@ def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str,
         and module is not head
         and not any(part in SHORTCUTS for part in name.split("."))
     }
-    convolutions: dict[str, nn.Module] = {name: module for name, module in found.items() if isinstance(module, nn.Conv2d)}
+    convolutions: dict[str, nn.Module] = {
+        name: module for name, module in found.items() if isinstance(module, nn.Conv2d)
+    }
     if 2 * _weights(convolutions) >= _weights(found):
         found = convolutions
     if not found:
