@@ -18,9 +18,9 @@ from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify import RNP
-from unbackdoor.purify import rnp as module
 from unbackdoor.purify.ft import fine_tuning
-from unbackdoor.purify.rnp import _Unlearning
+from unbackdoor.purify.rnp import LATE
+from unbackdoor.purify.unlearning import Unlearning
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, History, Runtime, fit
 
@@ -28,19 +28,18 @@ SMALL = RNP(batch_size=64, epochs=5, learning_rate=0.05, by="number", augmentati
 """Of 60 channels, those of the planted networks, thresholds on masks take too many at once."""
 
 
-def unlearn(model: Network, **options: Any) -> tuple[_Unlearning, History]:
+def unlearn(model: Network, longest: float = 20.0, **options: Any) -> tuple[Unlearning, History]:
     """Unlearn 48 pictures in place, all in one batch."""
     method = RNP(batch_size=48, augmentation="none", **options)
-    hook = _Unlearning(method, runtime())
+    hook = Unlearning(method.unlearned, longest, LATE, runtime())
     recipe = fine_tuning(method.unlearning_epochs, 48, method.unlearning_rate, "none", "constant")
     return hook, fit(model, pictures(48, 3), recipe, runtime(), hook=hook)
 
 
 @pytest.mark.parametrize("longest", [20.0, 0.05])
 def test_unlearning_equals_a_plain_loop_uphill_whose_rate_falls_after_half(
-    longest: float, monkeypatch: pytest.MonkeyPatch
+    longest: float,
 ) -> None:
-    monkeypatch.setattr(module, "LONGEST", longest)
     model, clean = copy.deepcopy(planted(1).suspect), pictures(48, 3)
     plain = copy.deepcopy(model).train()
     moving = [torch.zeros_like(parameter) for parameter in plain.parameters()]
@@ -53,7 +52,7 @@ def test_unlearning_equals_a_plain_loop_uphill_whose_rate_falls_after_half(
             uphill = -parameter.grad * min(1.0, longest / norm)
             moved.mul_(0.9).add_(uphill + 5e-4 * parameter.detach())
             parameter.data -= (0.05 if step < 2 else 0.005) * moved
-    unlearn(model, unlearning_epochs=4, unlearning_rate=0.05, unlearned=0.0)
+    unlearn(model, longest, unlearning_epochs=4, unlearning_rate=0.05, unlearned=0.0)
     for name, value in state_of(plain).items():
         torch.testing.assert_close(state_of(model)[name], value, rtol=1e-3, atol=1e-4)
 
@@ -66,7 +65,7 @@ def test_gradients_are_cut_before_the_step() -> None:
     before = [parameter.detach().clone() for parameter in model.parameters()]
     clean = pictures(16, 3)
     batch = Batch(images=clean.images.float() / 255, targets=clean.labels, rows=torch.arange(16))
-    hook = _Unlearning(RNP(), runtime())
+    hook = Unlearning(0.2, 20.0, LATE, runtime())
     hook.begin(model.train(), fine_tuning(1, 16, 1.0, "none"), runtime())
     hook.update(model, batch, torch.optim.SGD(model.parameters(), 1.0))
     gone = torch.stack([(a - b).norm() for a, b in zip(model.parameters(), before)]).norm()

@@ -100,7 +100,7 @@ def test_the_share_of_neurons_is_chosen_on_clean_samples_and_the_whole_curve_is_
     assert last > 1, "otherwise this test sees no choice"
     assert min(sweep.accuracy[: last + 1]) >= floor
     assert last + 1 == len(sweep.values) or sweep.accuracy[last + 1] < floor
-    assert f"{100 * sweep.chosen:g} % of the neurons" in history.notes[0]
+    assert f"{100 * sweep.chosen:g} % of the neurons" in history.notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_the_largest_share_before_accuracy_falls_below_the_floor_is_chosen(
     method = replace(SHORT, neurons=(0.1, 0.2, 0.3), keeps=keeps, epochs=1, unlearning_epochs=1)
     _, history = method.purify(network(0), DefenderData(clean=pictures(24, 3)), runtime())
     assert history.sweeps[0].chosen == chosen
-    assert f"of {100 * chosen:g} % of the neurons" in history.notes[0]
+    assert f"of {100 * chosen:g} % of the neurons" in history.notes[-1]
 
 
 @pytest.mark.parametrize("seed", [1, 4, 8])

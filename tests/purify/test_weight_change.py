@@ -17,12 +17,12 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import NETWORKS, Description, Network
 from unbackdoor.purify.choice import accuracy_on
 from unbackdoor.purify.ft import fine_tuning
+from unbackdoor.purify.unlearning import unlearned
 from unbackdoor.purify.weight_change import (
     neuron_layers,
     neuron_weight_change,
     reset,
     reset_masks,
-    unlearned,
     weight_changes,
 )
 from unbackdoor.testing.samples import same_state, state_of
@@ -121,14 +121,14 @@ def test_reset_sets_just_these_weights_of_the_original_to_zero() -> None:
 
 def unlearning(samples: ImageSet, model: Network, epochs: int, rate: float = 1e-3) -> tuple[Network, int]:
     recipe = fine_tuning(epochs, 60, rate, "none", "constant", 0.0)
-    forgetful, history = unlearned(model, samples, recipe, runtime())
+    forgetful, history = unlearned(model, samples, recipe, runtime(), enough=0.125)
     return forgetful, history.epochs
 
 
 def test_one_step_of_unlearning_is_one_of_ascent() -> None:
     model, clean = network(0), pictures(24, 3)
     recipe = fine_tuning(1, 24, 0.1, "none", "constant", 0.0)
-    forgetful, _ = unlearned(model, clean, recipe, runtime())
+    forgetful, _ = unlearned(model, clean, recipe, runtime(), enough=0.0)
     plain = network(0).train()
     loss = nn.functional.cross_entropy(plain(clean.images.float() / 255), clean.labels)
     loss.backward()

@@ -21,18 +21,11 @@ held-out clean samples falls by more than `allowance`.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
-
-from unbackdoor.data import DefenderData, ImageSet, hold_out
+from unbackdoor.data import DefenderData, hold_out
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
@@ -40,7 +33,8 @@ from unbackdoor.purify.channels import norm_layers
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.masked import By, MaskedNetwork, MaskHook, check_values, mask_recipe, prune_by_mask
 from unbackdoor.purify.pruning import check_allowance
-from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, stage
+from unbackdoor.purify.unlearning import unlearned
+from unbackdoor.training import History, Runtime, fit, stage
 
 LONGEST = 20.0
 """Norm of all gradients together to which those of unlearning are cut; the authors'."""
@@ -97,88 +91,25 @@ class RNP(Purifier):
         layers = list(norm_layers(runtime.settle(model), "RNP").values())
         # The masks' epochs need no gradients of weights.
         share = 3 * self.unlearning_epochs / (3 * self.unlearning_epochs + 2 * self.epochs)
-        unlearned = copy.deepcopy(model)
-        accuracy = self._unlearn(unlearned, kept, runtime.part(share), stage(resume, "unlearned"))
-        masked = MaskedNetwork(unlearned, norm_layers(unlearned, "RNP"))
+        first = fine_tuning(
+            self.unlearning_epochs, self.batch_size, self.unlearning_rate, self.augmentation, "constant"
+        )
+        forgetful, unlearning = unlearned(
+            model,
+            kept,
+            first,
+            runtime.part(share),
+            enough=self.unlearned,
+            longest=LONGEST,
+            late=LATE,
+            resume=stage(resume, "unlearning"),
+            description="RNP's unlearning",
+        )
+        masked = MaskedNetwork(forgetful, norm_layers(forgetful, "RNP"))
         recipe = mask_recipe(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
         hook = MaskHook(self, masked, weight=self.alpha)
         history = fit(masked, kept, recipe, runtime.part(1 - share), hook=hook, resume=resume, description="RNP")
         sweep, note = prune_by_mask(
             "RNP", model, layers, masked.mask, self.by, self.values, held, self.allowance, runtime
         )
-        notes = (*_warning(accuracy, self.unlearned), note)
-        return replace(history, sweeps=(sweep,), notes=notes)
-
-    def _unlearn(self, model: Network, kept: ImageSet, runtime: Runtime, resume: Path | None) -> float:
-        """Let a model unlearn the clean samples; return its accuracy in the last epoch."""
-        recipe = fine_tuning(
-            self.unlearning_epochs, self.batch_size, self.unlearning_rate, self.augmentation, "constant"
-        )
-        hook = _Unlearning(self, runtime)
-        fit(model, kept, recipe, runtime, hook=hook, resume=resume, description="RNP's unlearning")
-        return hook.accuracy
-
-
-def _warning(accuracy: float, wanted: float) -> tuple[str, ...]:
-    """Return what a report says of an unlearning that ended too early, if it did."""
-    if accuracy <= wanted:
-        return ()
-    return (
-        f"RNP's unlearning ended at an accuracy of {100 * accuracy:.1f} % on clean samples, above the"
-        f" {100 * wanted:.1f} % wanted; its masks tell less.",
-    )
-
-
-class _Unlearning(Hook):
-    """Climbs the cross-entropy, and ends with the epoch in which accuracy is low enough.
-
-    Attributes:
-        accuracy: over the last epoch, counted while it went on.
-    """
-
-    def __init__(self, options: RNP, runtime: Runtime) -> None:
-        self.options = options
-        self.accuracy = 1.0
-        self.right = torch.zeros((), device=runtime.place)
-        self.seen = 0
-
-    def identity(self) -> object:
-        """Return the options."""
-        return "unlearning", self.options
-
-    def begin(self, model: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
-        """Keep the model, whose gradients are cut."""
-        super().begin(model, recipe, runtime)
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-    def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-        """Do one step uphill and return the loss before it."""
-        with self.runtime.autocast():
-            logits = model(batch.images)
-            loss = F.cross_entropy(logits, batch.targets)
-        self.right += (logits.detach().argmax(1) == batch.targets).sum()
-        self.seen += len(batch.images)
-        optimizer.zero_grad(set_to_none=True)
-        (-loss).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.parameters, LONGEST)
-        if batch.progress >= 0.5:
-            # Set anew for each step.
-            for group in optimizer.param_groups:
-                group["lr"] *= LATE
-        optimizer.step()
-        return loss.detach()
-
-    def finished(self, model: nn.Module) -> bool:
-        """Return whether accuracy in the epoch that was just done is low enough."""
-        self.accuracy = float(self.right) / self.seen
-        self.right.zero_()
-        self.seen = 0
-        return self.accuracy <= self.options.unlearned
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the accuracy of the last epoch."""
-        return {"accuracy": self.accuracy}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back the accuracy."""
-        self.accuracy = state["accuracy"]
+        return replace(history, sweeps=(sweep,), notes=(*unlearning.notes, note))

@@ -36,10 +36,13 @@ from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.choice import accuracy_on, furthest
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.statistics import renew_statistics, statistics_kept
-from unbackdoor.purify.weight_change import neuron_layers, reset, reset_masks, unlearned, weight_changes
+from unbackdoor.purify.unlearning import unlearned
+from unbackdoor.purify.weight_change import neuron_layers, reset, reset_masks, weight_changes
 from unbackdoor.training import Batch, History, Hook, Runtime, Sweep, fit, stage
 from unbackdoor.training.fits import check_takes
 
+CHANCE = 0.1
+"""Accuracy at which a model has unlearned, unless chance is higher; the authors'."""
 UNLEARNING = 0.35
 """Share of a budget that unlearning may take."""
 CHOICE = 0.1
@@ -102,7 +105,13 @@ class TSBD(Purifier):
         slow = replace(recipe, epochs=self.unlearning_epochs, learning_rate=self.unlearning_rate)
         part = runtime.part(UNLEARNING)
         forgetful, unlearning = unlearned(
-            model, kept, slow, part, resume=stage(resume, "unlearning"), description="TSBD's unlearning"
+            model,
+            kept,
+            slow,
+            part,
+            enough=max(CHANCE, 1 / clean.classes),
+            resume=stage(resume, "unlearning"),
+            description="TSBD's unlearning",
         )
         changes = weight_changes(model, forgetful, names)
         sweep = self._choose(model, names, changes, kept, held, runtime)
@@ -114,7 +123,7 @@ class TSBD(Purifier):
             f"TSBD unlearned the clean samples in {unlearning.epochs} epochs, and reset {100 * self.weights:g} % of the"
             f" weights of {100 * sweep.chosen:g} % of the neurons."
         )
-        return replace(history, sweeps=(sweep,), notes=(note,))
+        return replace(history, sweeps=(sweep,), notes=(*unlearning.notes, note))
 
     def _choose(
         self,

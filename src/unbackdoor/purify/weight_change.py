@@ -7,78 +7,17 @@ most that a backdoor uses too; they are those that change most when it unlearns 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network, last_linear
-from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
 
 SHORTCUTS = ("shortcut", "downsample")
 """Parts of names of convolutions beside the blocks of residual networks, whose outputs are no neurons of their own."""
-
-CHANCE = 0.1
-"""Accuracy at which a model has unlearned, unless chance is higher."""
-
-
-def unlearned(
-    model: Network,
-    samples: ImageSet,
-    recipe: Recipe,
-    runtime: Runtime,
-    *,
-    resume: Path | None = None,
-    description: str = "unlearning",
-) -> tuple[Network, History]:
-    """Return a copy of the model that has unlearned the samples, and how that went.
-
-    The cross-entropy is maximised until accuracy is down to chance, or 0.1 where there are more than ten classes; it is
-    that of the batches of an epoch as they were met.
-
-    Args:
-        model: not changed.
-        samples: unlearned with the labels that they have.
-        recipe: at most how long.
-        runtime: where.
-        resume: see `fit`.
-        description: for the progress bar.
-
-    Source: section 3 of the paper.
-    """
-    forgetful = copy.deepcopy(model)
-    hook = _Unlearning(max(CHANCE, 1 / samples.classes))
-    return forgetful, fit(forgetful, samples, recipe, runtime, hook=hook, resume=resume, description=description)
-
-
-class _Unlearning(Hook):
-    """Gradient ascent on the cross-entropy, until accuracy is down to chance."""
-
-    def __init__(self, chance: float) -> None:
-        self.chance = chance
-        self.right: list[Tensor] = []
-
-    def identity(self) -> object:
-        """Return the accuracy at which it ends."""
-        return ("unlearning", self.chance)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Return minus the cross-entropy, and count what was right."""
-        logits = model(batch.images)
-        self.right.append((logits.detach().argmax(1) == batch.targets).float().mean())
-        return -F.cross_entropy(logits, batch.targets)
-
-    def finished(self, model: nn.Module) -> bool:
-        """Return whether accuracy was at most that of chance over the epoch's batches."""
-        accuracy = float(torch.stack(self.right).mean())
-        self.right = []
-        return accuracy <= self.chance
 
 
 def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str, nn.Module]:
