@@ -82,26 +82,19 @@ class _SharpnessAware(Hook):
 
     def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
         """Do one sharpness-aware step and return the loss at its start."""
-        loss = self._backward(model, batch, optimizer)
+        loss = self.backward(model, batch, optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         before = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
             climb = adaptive_climb(before, [p.grad for p in parameters if p.grad is not None], self.rho)
             torch._foreach_add_(parameters, climb)
         with statistics_kept(model):
-            self._backward(model, batch, optimizer)
+            self.backward(model, batch, optimizer)
         with torch.no_grad():
             for parameter, value in zip(parameters, before):
                 parameter.copy_(value)
         optimizer.step()
         return loss
-
-    def _backward(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-        with self.runtime.autocast():
-            loss = self.loss(model, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
 
 
 def adaptive_climb(weights: list[Tensor], gradients: list[Tensor], rho: float) -> list[Tensor]:

@@ -18,6 +18,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.pruning import note_on, sweep_below, switch_off_below
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, Sweep
+from unbackdoor.training.resume import hash_state
 
 By = Literal["threshold", "number"]
 
@@ -84,8 +85,7 @@ class MaskHook(Hook):
         self.options = options
         self.weight = weight
         digest = hashlib.sha256()
-        for value in masked.frozen[0].state_dict().values():
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        hash_state(digest, masked.frozen[0])
         self.network = digest.hexdigest()
 
     def identity(self) -> object:

@@ -28,7 +28,7 @@ from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.scan import Finding, NeuralCleanse
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, stage
-from unbackdoor.training.resume import Resume
+from unbackdoor.training.resume import Resume, hash_state
 
 SCAN = 0.5
 """Share of a budget that the scan may take."""
@@ -93,8 +93,7 @@ class NCUnlearning(Purifier):
         """Return a digest of everything that decides what is found, but the machine."""
         words = repr((self, runtime.seed, runtime.precision, runtime.budget, data.need_clean("NC unlearning").digest()))
         digest = hashlib.sha256(words.encode())
-        for value in model.state_dict().values():
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        hash_state(digest, model)
         return digest.hexdigest()
 
 

@@ -161,14 +161,14 @@ class _AgainstActiveNeurons(Hook):
 
     def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
         """Do one step and return the loss at its start."""
-        loss = self._backward(model, batch, optimizer)
+        loss = self.backward(model, batch, optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         first = [p.grad.clone() for p in parameters if p.grad is not None]
         before = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
             torch._foreach_add_(parameters, ascent(first, self.radius))
         with statistics_kept(model):
-            self._backward(model, batch, optimizer)
+            self.backward(model, batch, optimizer)
         with torch.no_grad():
             for parameter, value, gradient in zip(parameters, before, first):
                 parameter.copy_(value)
@@ -176,13 +176,6 @@ class _AgainstActiveNeurons(Hook):
                     parameter.grad.mul_(self.alpha).add_(gradient, alpha=1 - self.alpha)
         optimizer.step()
         return loss
-
-    def _backward(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
-        with self.runtime.autocast():
-            loss = self.loss(model, batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
 
 
 def ascent(gradients: Sequence[Tensor], radius: float) -> list[Tensor]:

@@ -54,11 +54,16 @@ class Hook:
 
     def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
         """Do one step and return the loss before it, detached."""
+        loss = self.backward(model, batch, optimizer)
+        optimizer.step()
+        return loss
+
+    def backward(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
+        """Leave the loss's gradients in the parameters, for a step; return the loss, detached."""
         with self.runtime.autocast():
             loss = self.loss(model, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
         return loss.detach()
 
     def finished(self, model: nn.Module) -> bool:

@@ -24,7 +24,7 @@ from unbackdoor.training.fits import check_takes, refusal
 from unbackdoor.training.history import History
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.recipe import Recipe
-from unbackdoor.training.resume import Resume
+from unbackdoor.training.resume import Resume, hash_state
 from unbackdoor.training.runtime import Runtime
 from unbackdoor.training.schedule import schedule_named
 
@@ -198,9 +198,7 @@ class _Run:
         runtime = (self.runtime.seed, self.runtime.precision, self.runtime.budget)
         digest.update(repr((self.recipe, runtime, self.hook.identity())).encode())
         digest.update(self.data.digest().encode())
-        for name, value in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        hash_state(digest, self.model)
         return digest.hexdigest()
 
 

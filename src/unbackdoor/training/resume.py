@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
@@ -19,6 +20,13 @@ DIGEST_BYTES = 32
 def sealed(payload: bytes) -> bytes:
     """Return `payload` with its SHA-256 before it, by which a change of any byte is noticed."""
     return hashlib.sha256(payload).digest() + payload
+
+
+def hash_state(digest: hashlib._Hash, model: nn.Module) -> None:
+    """Add a model's state to a digest, names and values."""
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def stage(resume: Path | None, name: str) -> Path | None:
