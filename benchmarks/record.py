@@ -33,14 +33,16 @@ class Rows:
 
     def add(self, row: dict[str, Any], cost: Cost) -> dict[str, Any]:
         """Append a row, with its cost, the date and the commit; return it."""
-        complete = {
-            **row,
+        costs = {
             "seconds": round(cost.seconds, 1),
             "cpu_seconds": round(cost.cpu_seconds, 1),
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": _commit(),
         }
+        return self.append({**row, **costs})
+
+    def append(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append a row, with the date and the commit; return it."""
+        complete = {**row, "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(complete) + "\n")

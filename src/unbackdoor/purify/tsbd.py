@@ -10,7 +10,7 @@ and Backdoor Activeness" (NeurIPS 2024).
    (1 - alpha) g1 + alpha g2; lambda = alpha r.
 
 Published code runs all values of n and tests each on test data and the attack; nothing chooses one. Ours is chosen by
-clean samples alone: after each reset the running statistics of batch normalisation are counted anew, one pass without
+clean samples alone: after each reset the running statistics of batch normalisation are counted anew on some, without
 gradients, and the largest n is taken before the accuracy on held-out clean samples falls below a floor, the share
 `keeps` of what it was. As in the published code the step to w' is divided by the norm of each tensor by itself, not of
 all; the paper writes one norm. A tensor without gradient stays where it is (published: NaN), each step runs two passes
@@ -47,6 +47,8 @@ UNLEARNING = 0.35
 """Share of a budget that unlearning may take."""
 CHOICE = 0.1
 """Share of a budget that is left for choosing n, which has no schedule to shorten."""
+RENEWAL = 1024
+"""Images, at most, by which batch normalisation's statistics are counted anew for each n that is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,8 @@ class TSBD(Purifier):
     ) -> Sweep:
         """Return the sweep over n, the share of the neurons that are reset; the model is left as it is."""
         trial = copy.deepcopy(model)
-        images = kept.to(runtime.place).images
+        # Every k-th, since samples may lie sorted by class.
+        images = kept.to(runtime.place).images[:: math.ceil(len(kept) / RENEWAL)]
         accuracy = [accuracy_on(model, held, runtime)]
         for share in self.neurons:
             trial.load_state_dict(model.state_dict())
