@@ -68,3 +68,9 @@ def test_held_out_samples_and_the_rest_are_all_samples_once(tiny_images: ImageSe
 def test_held_out_samples_are_of_all_classes_alike() -> None:
     counts = hold_out(pictures(80, 1), 0)[1].class_counts()
     assert counts.tolist() == [2] * 8
+
+
+def test_missing_untrusted_data_are_said_with_the_method(tiny_images: ImageSet) -> None:
+    assert DefenderData(untrusted=tiny_images).need_untrusted("X") is tiny_images
+    with pytest.raises(InputError, match="^Some Method needs .* --untrusted"):
+        DefenderData(clean=tiny_images).need_untrusted("Some Method")

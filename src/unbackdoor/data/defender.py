@@ -36,6 +36,16 @@ class DefenderData:
             raise InputError(f"{self.clean.name}: all clean samples are of one class; at least two are needed")
         return self.clean
 
+    def need_untrusted(self, method: str) -> ImageSet:
+        """Return the training data as found.
+
+        Raises:
+            InputError: there are none.
+        """
+        if self.untrusted is None:
+            raise InputError(f"{method} needs the training data that the model was trained on; give it with --untrusted")
+        return self.untrusted
+
 
 def clean_rows(train: ImageSet, size: int, seed: int) -> Int[Tensor, "m"]:
     """Draw the rows of a defender's clean samples: class-balanced, without replacement, fixed by the seed.
