@@ -88,7 +88,8 @@ def main() -> None:
     bench = Bench(arguments.grid, arguments.work, arguments.device, arguments.threads)
     if not arguments.table:
         for cell in bench.left():
-            print(cell.title, f"{bench.run(cell)['seconds']} s", flush=True)
+            bench.run(cell)
+            print(cell.title, flush=True)
             bench.write()
     bench.write()
     print(bench.table)
@@ -132,7 +133,9 @@ def _der(rows: Iterable[dict[str, Any]], group: tuple[Any, ...]) -> float:
 
 def _mean(rows: Sequence[dict[str, Any]]) -> str:
     """Return the line of one method: its means over victims."""
-    mean = {name: statistics.mean(row[name] for row in rows) for name in ("acc", "asr", "ra", "der", "seconds")}
+    mean = {name: statistics.mean(row[name] for row in rows) for name in ("acc", "asr", "ra", "der")}
+    # The clock of a resumed cell knows its last part only, so that it has none.
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
     fell = statistics.mean(row["before"]["acc"] - row["acc"] for row in rows)
     best = statistics.mean((1 + row["before"]["asr"]) / 2 for row in rows)
     worst = max(rows, key=lambda row: row["asr"])
@@ -142,7 +145,7 @@ def _mean(rows: Sequence[dict[str, Any]]) -> str:
         *(f"{100 * value:.2f}" for value in percents),
         f"{100 * worst['asr']:.2f} ({worst['attack']})",
         *(f"{100 * value:.2f}" for value in (mean["ra"], mean["der"], best)),
-        *(f"{mean['seconds']:.0f}", f"{max(row['peak_mb'] for row in rows):.0f}"),
+        *(f"{statistics.mean(seconds):.0f}" if seconds else "", f"{max(row['peak_mb'] for row in rows):.0f}"),
     ]
     return f"| {' | '.join(fields)} |"
 
@@ -152,7 +155,10 @@ def _cells(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
         fields = [
             *(row["attack"], row["method"], f"{row['clean_size']:g}", str(row["seed"])),
             *(f"{100 * row[name]:.2f}" for name in ("acc", "asr", "ra", "der")),
-            *(f"{row[name]:.0f}" for name in ("rounds", "seconds", "cpu_seconds", "peak_mb")),
+            *(
+                f"{row[name]:.0f}" if name in row else "resumed"
+                for name in ("rounds", "seconds", "cpu_seconds", "peak_mb")
+            ),
         ]
         yield f"| {' | '.join(fields)} |"
 

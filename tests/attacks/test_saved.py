@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,31 @@ def test_what_was_written_is_read(tmp_path: Path, attack: Attack, shape: tuple[i
     assert torch.equal(saved.original_labels, train.labels)
     assert saved.image_shape == shape
     assert saved.options == options
+
+
+@pytest.mark.parametrize(
+    "attack", [BadNets(), BadNets(labels="all-to-all", cover_rate=0.2), Blended(target=1), SIG(target=3)]
+)
+def test_poisoned_training_data_are_made_again(tmp_path: Path, attack: Attack) -> None:
+    train = some(shape=(3, 16, 16))
+    fitted = attack.prepare(train, lambda: pytest.fail("no model is needed"), runtime())
+    save_attack(tmp_path / "a.safetensors", fitted, {})
+    again = load_attack(tmp_path / "a.safetensors").poison(train)
+    assert torch.equal(again.images, fitted.train.images)
+    assert torch.equal(again.labels, fitted.train.labels)
+    assert not torch.equal(again.images, train.images)
+
+
+def test_other_images_or_an_attack_on_batches_have_no_poisoned_training_data(tmp_path: Path) -> None:
+    train = some(shape=(3, 16, 16))
+    fitted = BadNets().prepare(train, lambda: pytest.fail("no model is needed"), runtime())
+    save_attack(tmp_path / "a.safetensors", fitted, {})
+    with pytest.raises(InputError, match="its labels are others"):
+        load_attack(tmp_path / "a.safetensors").poison(train.subset(torch.arange(len(train) - 1)))
+    untouched = replace(fitted, kinds=torch.zeros_like(fitted.kinds))
+    save_attack(tmp_path / "b.safetensors", untouched, {})
+    with pytest.raises(InputError, match="poisons batches"):
+        load_attack(tmp_path / "b.safetensors").poison(train)
 
 
 class File:

@@ -68,3 +68,36 @@ def test_a_repair_without_out_goes_to_a_folder_named_after_the_model_and_records
     options = json.loads((folder / "run.json").read_text())["options"]
     assert options["scanner"]["name"] == "NeuralCleanse"
     assert options["scanner"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--method", "FT"], "FT needs clean samples; give a few hundred with --clean DATA"),
+        (["--method", "EP", "--clean", "digits"], "EP needs the data that the model was trained on; give them with"),
+    ],
+)
+def test_missing_data_are_said_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    code, _, err = run(capsys, "purify", "--model", str(tmp_path / "none"), *words, "--out", str(tmp_path / "o"))
+    assert code == 2
+    assert sentence in " ".join(err.split())
+    assert not (tmp_path / "o").exists()
+
+
+def test_methods_that_need_no_clean_samples_run_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_model(tmp_path / "m.safetensors", tiny_network(), provenance={})
+    words = ["purify", "--model", str(tmp_path / "m.safetensors"), *SHORT_SCAN, "--json"]
+    for method, given in (("CLP", []), ("EP", ["--untrusted", "digits"])):
+        folder = tmp_path / method
+        code, out, err = run(capsys, *words, "--method", method, *given, "--out", str(folder))
+        assert code == 0, err
+        load_model(folder / "model.safetensors")
+        result, record = json.loads(out), json.loads((folder / "run.json").read_text())
+        assert result["clean_accuracy"] is None
+        assert "clean samples" in result["not_rescanned"]
+        assert len(record["inputs"]) == 1 + len(given) // 2
+        assert "Accuracy on the clean samples" not in (folder / "report.html").read_text()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from unbackdoor.attacks.base import COVER, FittedAttack
+from unbackdoor.attacks.base import CLEAN, COVER, POISON, FittedAttack
 from unbackdoor.attacks.bpp import Quantize
 from unbackdoor.attacks.criterion import AllToAll, AllToOne, Criterion, SourceSpecific, criterion_from_json
 from unbackdoor.attacks.input_aware import OwnPatch
@@ -22,6 +22,7 @@ from unbackdoor.attacks.smooth import Stretched
 from unbackdoor.attacks.ssba import HiddenSecret
 from unbackdoor.attacks.trigger import Additive, Stamp, Trigger
 from unbackdoor.attacks.wanet import Warp
+from unbackdoor.data import ImageSet
 from unbackdoor.data.limits import reason_of
 from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.files import read_bytes, sha256, write_bytes
@@ -71,6 +72,28 @@ class SavedAttack:
     image_shape: tuple[int, int, int]
     options: dict[str, Any]
     sha256: str
+
+    def poison(self, train: ImageSet) -> ImageSet:
+        """Return the training data with the trigger on the rows that had it, and the labels that these were given.
+
+        The trigger is that of testing: exact, unless the attack stamps training images in another way.
+
+        Args:
+            train: the clean images that the attack was made for.
+
+        Raises:
+            InputError: other images, or an attack that poisons batches in training and no data.
+        """
+        if not torch.equal(train.labels.cpu(), self.original_labels):
+            raise InputError(f"{train.name} is not the data that the attack was made for: its labels are others")
+        rows = self.kinds.to(train.device) != CLEAN
+        if not rows.any():
+            raise InputError("the attack poisons batches while it trains: there are no poisoned data to defend with")
+        images, labels = train.images.clone(memory_format=torch.preserve_format), train.labels.clone()
+        images[rows] = self.trigger.to(train.device).stamp(images[rows])
+        poison = self.kinds.to(train.device) == POISON
+        labels[poison] = self.criterion.wanted(labels[poison])
+        return replace(train, images=images, labels=labels)
 
     def check_fits(self, image_shape: tuple[int, int, int], classes: int, where: Path) -> None:
         """Raise InputError unless the attack is on such images and classes; `where` it lies is for the message."""

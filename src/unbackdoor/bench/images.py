@@ -125,13 +125,15 @@ def purify_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, r
     loaded = load_model(given / MODEL)
     resume = folder / RESUME
     resumed = bool(states(resume))
+    attack = load_attack(given / ATTACK) if (given / ATTACK).exists() else None
+    # What a defender finds, made again.
+    untrusted = (attack.poison(train) if attack else train) if "untrusted" in treatment.method.needs else None
     with measured() as cost:
         clean = draw_clean(train, treatment.clean_size, runtime.seed)
-        data = DefenderData(clean=clean)
+        data = DefenderData(clean=clean, untrusted=untrusted)
         repaired, history = treatment.method.purify(loaded.network, data, runtime, resume)
     # From here on nothing reaches the method: measuring is not its work, so its time does not count either.
     before = Evaluation.from_json(details_of(given)["evaluation"])
-    attack = load_attack(given / ATTACK) if before.asr is not None else None
     trigger, criterion = (attack.trigger, attack.criterion) if attack else (None, None)
     after = evaluate(repaired, test, runtime, trigger, criterion)
     metrics = {**shares(after), "rounds": history.epochs, **times(cost, resumed)}
@@ -142,6 +144,7 @@ def purify_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, r
         "method": options_of(treatment.method),
         "seed": runtime.seed,
         "clean samples": clean.digest(),
+        **({"untrusted data": untrusted.digest()} if untrusted else {}),
     }
     save_model(folder / MODEL, repaired, provenance=made_by, backdoored=repaired_mark(loaded.backdoored))
     told = facts(runtime, options=options_of(treatment.method), inputs=made_by)

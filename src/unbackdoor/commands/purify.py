@@ -1,11 +1,11 @@
-"""Take the backdoor out of a model, with clean samples; the model that was given is never changed.
+"""Take the backdoor out of a model, mostly with clean samples; the model that was given is never changed.
 
 Writes model.safetensors, run.json and report.html, after scanning the result again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -39,10 +39,11 @@ CHOICES = {"method": Choice(PURIFIERS, "SAU"), "scanner": Choice(SCANNERS, "Neur
 def run(
     *,
     model: Path,
-    clean: str,
     method: Purifier,
     scanner: Scanner,
     runtime: Runtime,
+    clean: str | None = None,
+    untrusted: str | None = None,
     clean_size: int = 2500,
     rescan: bool = True,
     arch: str | None = None,
@@ -52,10 +53,12 @@ def run(
 
     Args:
         model: checkpoint file, or a Hugging Face folder.
-        clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id.
         method: how.
         scanner: how the result is scanned.
         runtime: device, seed, budget, progress.
+        clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id. All methods but CLP and EP
+            need them, and the scan of the result.
+        untrusted: the data that the model was trained on, poisoned images and all, for methods that need them (EP).
         clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
         rescan: whether to scan the repaired model.
         arch: architecture of a file that does not name one: a network's name or module:function.
@@ -63,23 +66,22 @@ def run(
             the model's SHA-256.
     """
     clock = Run("purify", runtime)
-    loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
-    samples = data.need_clean(type(method).__name__)
+    check_given(method, clean, untrusted)
+    loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime, untrusted)
     with new_folder(out or Path("runs") / f"purify-{loaded.sha256[:8]}", clock.command) as folder:
         repaired, history = method.purify(loaded.network, data, runtime, folder / RESUME)
-        before = evaluate(loaded.network, samples, runtime).acc
-        after = evaluate(repaired, samples, runtime).acc
+        networks = (loaded.network, repaired)
+        accuracy = [evaluate(one, data.clean, runtime).acc for one in networks] if data.clean else []
         finding, unscanned = scan_repaired(scanner, repaired, data, runtime) if rescan else (None, "not asked for")
-        clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest()}
+        given = [images for images in (data.clean, data.untrusted) if images is not None]
+        clock.inputs = {model.name: loaded.sha256, **{images.name: images.digest() for images in given}}
         clock.options = {"method": options_of(method), "rounds run": history.epochs}
         if rescan:
             clock.options["scanner"] = options_of(scanner)
-        page = partial(
-            purify_page, clock, model.name, loaded, method, scanner, (before, after), history, finding, unscanned
-        )
+        page = partial(purify_page, clock, model.name, loaded, method, scanner, accuracy, history, finding, unscanned)
         unwritten = _write_page(folder / PAGE, page)
         measured = {
-            "clean_accuracy": {"before": before.to_json(), "after": after.to_json()},
+            "clean_accuracy": dict(zip(("before", "after"), (one.to_json() for one in accuracy))) or None,
             "rescan": None if finding is None else finding.to_json(),
             "not_rescanned": unscanned or None,
             "sweeps": [sweep.to_json() for sweep in history.sweeps],
@@ -92,23 +94,34 @@ def run(
     return Outcome(
         title=f"{type(method).__name__} on {model.name}",
         rows=[
-            *_rows((before, after), finding, unscanned, unwritten),
+            *_rows(accuracy, finding, unscanned, unwritten),
             ("rounds", str(history.epochs)),
             ("time", f"{clock.seconds:.0f} s"),
             ("model", str(folder / MODEL)),
         ],
         result={"model": str(folder / MODEL), **measured, "rounds": history.epochs},
-        sentence="Accuracy is on the very samples that the repair used; `unbackdoor evaluate` measures on test data.",
+        sentence="Accuracy is on the very samples that the repair used; `unbackdoor evaluate` measures on test data."
+        if accuracy
+        else "`unbackdoor evaluate` measures accuracy on test data.",
         page=None if unwritten else folder / PAGE,
     )
 
 
+def check_given(method: Purifier, clean: str | None, untrusted: str | None) -> None:
+    """Raise InputError if a method needs data that are not given, before anything is read."""
+    name, nothing = type(method).__name__, DefenderData()
+    if "clean" in method.needs and clean is None:
+        nothing.need_clean(name)
+    if "untrusted" in method.needs and untrusted is None:
+        nothing.need_untrusted(name)
+
+
 def _rows(
-    accuracy: tuple[Proportion, Proportion], finding: Finding | None, unscanned: str, unwritten: str
+    accuracy: Sequence[Proportion], finding: Finding | None, unscanned: str, unwritten: str
 ) -> list[tuple[str, str]]:
     """Return what the table says of a repair; the last two say why there is no finding and no page, if so."""
     return [
-        *zip(("clean samples, before", "clean samples, after"), map(percent, accuracy), strict=True),
+        *zip(("clean samples, before", "clean samples, after"), map(percent, accuracy)),
         ("scan of the result", f"none: {unscanned}" if finding is None else verdict_word(finding)),
         *([("report", f"none: {unwritten}")] if unwritten else []),
     ]
@@ -139,14 +152,13 @@ def purify_page(
     loaded: LoadedModel,
     method: Purifier,
     scanner: Scanner,
-    accuracy: tuple[Proportion, Proportion],
+    accuracy: Sequence[Proportion],
     history: History,
     finding: Finding | None,
     unscanned: str,
 ) -> Report:
     """Return the report of a repair of the model that was loaded; `unscanned` says why there is no finding."""
     class_names = loaded.network.description.class_names
-    before, after = accuracy
     charts = repair_charts(history)
     galleries = []
     if finding is not None:
@@ -160,11 +172,13 @@ def purify_page(
             Metric(
                 name="Accuracy on the clean samples",
                 explanation="On the very samples that the repair used, so it flatters the repaired model.",
-                before=before,
-                after=after,
+                before=accuracy[0],
+                after=accuracy[1],
                 better="higher",
             )
-        ],
+        ]
+        if accuracy
+        else [],
         galleries=galleries,
         charts=charts,
         facts=clock.facts(),

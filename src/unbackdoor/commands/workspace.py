@@ -54,17 +54,33 @@ def open_model(model: Path, arch: str | None, source: str, split: str) -> tuple[
 
 
 def open_for_defense(
-    model: Path, arch: str | None, clean: str, size: int, runtime: Runtime
+    model: Path, arch: str | None, clean: str | None, size: int, runtime: Runtime, untrusted: str | None = None
 ) -> tuple[LoadedModel, DefenderData, list[int]]:
-    """Read a model and a defender's clean samples: class-balanced, drawn by the seed from training images.
+    """Read a model and what a defender has: clean samples, the training data as found, both, or nothing.
+
+    Args:
+        model: checkpoint file, or a Hugging Face folder.
+        arch: see `load_model`.
+        clean: source of clean samples, of whose training images `size` are drawn class-balanced by the seed.
+        size: clean samples wanted.
+        runtime: has the seed.
+        untrusted: source of the training data.
 
     Returns:
-        The model, the data, and the rows drawn.
+        The model, the data, and the rows of clean samples drawn.
     """
     # Never the part that `evaluate` reads from the same source.
-    loaded, images = open_model(model, arch, clean, "train")
+    part = "train"
+    if clean is None:
+        if untrusted is None:
+            return load_model(model, arch=arch), DefenderData(), []
+        loaded, images = open_model(model, arch, untrusted, part)
+        return loaded, DefenderData(untrusted=images), []
+    loaded, images = open_model(model, arch, clean, part)
     rows = clean_rows(images, size, runtime.seed)
-    return loaded, DefenderData(clean=images.subset(rows)), rows.tolist()
+    found = read_images(untrusted, part) if untrusted else None
+    check_fits(loaded.network, found)
+    return loaded, DefenderData(clean=images.subset(rows), untrusted=found), rows.tolist()
 
 
 @contextlib.contextmanager

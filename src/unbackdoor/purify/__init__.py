@@ -4,6 +4,8 @@ from unbackdoor.purify.anp import ANP
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.bnp import BNP
 from unbackdoor.purify.clp import CLP
+from unbackdoor.purify.ep import EP
+from unbackdoor.purify.fp import FP
 from unbackdoor.purify.ft import FT
 from unbackdoor.purify.ft_init import FTInit
 from unbackdoor.purify.ft_sam import FTSAM
@@ -18,7 +20,7 @@ from unbackdoor.purify.tsbd import TSBD
 from unbackdoor.registry import Registry
 
 PURIFIERS: Registry[Purifier] = Registry(
-    "purifier", ANP, BNP, CLP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU, TSBD
+    "purifier", ANP, BNP, CLP, EP, FP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU, TSBD
 )
 """All purifiers, by name."""
 
@@ -26,6 +28,8 @@ __all__ = [
     "ANP",
     "BNP",
     "CLP",
+    "EP",
+    "FP",
     "FT",
     "FTSAM",
     "IBAU",

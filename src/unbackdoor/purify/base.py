@@ -6,15 +6,22 @@ import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from unbackdoor.data import DefenderData
 from unbackdoor.models import Network
 from unbackdoor.training import History, Runtime, check_fits
 
+Needed = Literal["clean", "untrusted"]
+"""What of `DefenderData` a method may need."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Purifier(ABC):
     """Base of all purifiers: its fields are its options, nothing else is stored."""
+
+    needs: ClassVar[frozenset[Needed]] = frozenset({"clean"})
+    """Without what it cannot work; it may use the rest where it is there."""
 
     def purify(
         self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None = None

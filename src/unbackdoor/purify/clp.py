@@ -26,6 +26,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
-from unbackdoor.purify.base import Purifier
+from unbackdoor.purify.base import Needed, Purifier
 from unbackdoor.purify.channels import convolutions_before, norm_layers
 from unbackdoor.purify.pruning import check_allowance, prune_outliers
 from unbackdoor.training import History, Runtime
@@ -49,6 +50,8 @@ class CLP(Purifier):
         choose: whether u is chosen by clean samples, if there are any.
         allowance: accuracy on clean samples that may be lost by the choice, 0 to 1.
     """
+
+    needs: ClassVar[frozenset[Needed]] = frozenset()
 
     u: float = 3.0
     choose: bool = True

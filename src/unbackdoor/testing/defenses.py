@@ -86,7 +86,7 @@ def _over_shapes(name: str, check: Callable[[str, Network, CanaryData], None]) -
         state, pixels, training = state_of(model), images.digest(), model.training
         trainable = [parameter.requires_grad for parameter in model.parameters()]
         try:
-            check(f"{name} on {shape}", model, CanaryData(clean=images))
+            check(f"{name} on {shape}", model, CanaryData(clean=images, untrusted=images))
         except InputError:
             continue
         supported += 1
