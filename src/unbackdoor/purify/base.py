@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from unbackdoor.data import DefenderData
 from unbackdoor.models import Network
+from unbackdoor.purify.doubt import doubts_about
 from unbackdoor.training import History, Runtime, check_fits
 
 Needed = Literal["clean", "untrusted"]
@@ -41,8 +42,9 @@ class Purifier(ABC):
         repaired = copy.deepcopy(model)
         for parameter in repaired.parameters():
             parameter.requires_grad_(True)
+        doubts = doubts_about(data.clean, repaired, runtime) if data.clean else ()
         history = self.repair(repaired, data, runtime, resume)
-        return repaired.eval(), history
+        return repaired.eval(), replace(history, notes=(*doubts, *history.notes))
 
     @abstractmethod
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:

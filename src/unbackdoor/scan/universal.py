@@ -1,0 +1,63 @@
+"""Universal perturbations: for each class, one change of all images that leads them there.
+
+Moosavi-Dezfooli, Fawzi, Fawzi, Frossard, "Universal adversarial perturbations" (CVPR 2017), targeted, as scanners use
+them since Wang et al. (ECCV 2020). Every network has them; one with a backdoor has a shorter one for its target. All
+classes are sought together, by steps of steepest descent within a ball of the Euclidean norm.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from unbackdoor.training import Runtime
+
+FIRST_STEP, LAST_STEP = 0.5, 0.02
+"""Lengths of a step as shares of the radius."""
+
+
+def universal_perturbations(
+    model: nn.Module,
+    images: UInt8[Tensor, "n c h w"],
+    classes: int,
+    radius: float,
+    runtime: Runtime,
+    steps: int = 30,
+    batch_size: int = 64,
+) -> Float[Tensor, "k c h w"]:
+    """Return for each class a change of all images that leads them there, as far as one was found.
+
+    Args:
+        model: frozen, in evaluation mode, on the runtime's device; images in [0, 1] to logits.
+        images: uint8 pixels.
+        classes: of the model.
+        radius: largest Euclidean norm of a change, pixel units.
+        runtime: device, precision and seed.
+        steps: of the search.
+        batch_size: images a class and step.
+    """
+    draws = runtime.generator("universal perturbations")
+    found = torch.zeros(classes, *images.shape[1:], device=runtime.place)
+    wanted = torch.arange(classes, device=runtime.place).repeat_interleave(batch_size)
+    for step in range(steps):
+        rows = torch.randint(len(images), (batch_size,), generator=draws)
+        batch = images[rows.to(images.device)].to(runtime.place).float() / 255
+        change = found.clone().requires_grad_(True)
+        with runtime.autocast():
+            logits = model(runtime.layout((batch[None] + change[:, None]).clamp(0, 1).flatten(0, 1))).float()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, wanted), change)
+        length = radius * (LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 - step / steps))
+        found = within(found - length * gradient / norms(gradient), radius)
+    return found
+
+
+def within(changes: Float[Tensor, "k c h w"], radius: float) -> Float[Tensor, "k c h w"]:
+    """Return the changes, those that are longer than the radius shortened to it."""
+    return changes * (radius / norms(changes)).clamp_max(1)
+
+
+def norms(changes: Float[Tensor, "k c h w"]) -> Float[Tensor, "k 1 1 1"]:
+    """Return the Euclidean norm of each change, and never 0."""
+    return torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(changes.dtype).tiny)
