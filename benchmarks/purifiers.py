@@ -52,20 +52,25 @@ class Bench:
         return [cell for cell in self.cells if cell.key not in done]
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Do a repair, and measure its victim if no repair of it came before; return the row."""
+        """Do a repair, and measure its victim if no repair of it came before; return the row.
+
+        A repair that its method refuses has a row with the reason.
+        """
         assert cell.needs is not None
         if cell.needs.key not in self.victims:
             self.victims[cell.needs.key] = self._perform(cell.needs, {})
         victim = self.victims[cell.needs.key]
         outcome = self._perform(cell, victim.files)
         row = {"key": cell.key, **cell.labels, "before": victim.metrics, **outcome.metrics, **outcome.machine}
+        if outcome.error:
+            row["error"] = outcome.error
         return self.rows.append(row)
 
     def _perform(self, cell: Cell, given: Any) -> CellOutcome:
         # A process of its own: the peak of memory is this cell's alone.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             outcome = pool.submit(perform, cell, given, self.work, self.device, self.threads).result()
-        if outcome.error:
+        if outcome.trace:
             raise SystemExit(f"{cell.title}: {outcome.error}\n{outcome.trace}")
         return outcome
 
@@ -112,6 +117,8 @@ def written(grid: str, wanted: int, rows: Sequence[dict[str, Any]]) -> str:
         " | seconds | peak MB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    refused = [row for row in rows if "error" in row]
+    rows = [row for row in rows if "error" not in row]
     groups = sorted({_group(row) for row in rows}, key=lambda group: (-_der(rows, group), group))
     lines += [_mean([row for row in rows if _group(row) == group]) for group in groups]
     lines += [
@@ -120,6 +127,8 @@ def written(grid: str, wanted: int, rows: Sequence[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += _cells(sorted(rows, key=lambda row: (row["data"], row["attack"], -row.get("der", 0), row["seed"])))
+    if refused:
+        lines += ["", *(f"- {row['method']} on {row['attack']}: {row['error']}." for row in refused)]
     return "\n".join(lines) + "\n"
 
 

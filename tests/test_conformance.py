@@ -40,6 +40,7 @@ OWN: dict[str, dict[str, Any]] = {
     "ANP": {"iterations": 4},
     "AdaptiveBlend": FEW,
     "AdaptivePatch": FEW,
+    "Auto": {"methods": ("CLP",)},
     "MCR": {"end_epochs": 2},
     "MESAPatch": {"poison_rate": 0.1},
     "NAD": {"teacher_epochs": 2},

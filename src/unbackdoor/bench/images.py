@@ -150,7 +150,13 @@ def purify_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, r
     told = facts(runtime, options=options_of(treatment.method), inputs=made_by)
     page = written_page(folder / PAGE, partial(repair_page, cell.title, before, after, history, told))
     sweeps = [sweep.to_json() for sweep in history.sweeps]
-    details = {"evaluation": after.to_json(), "loss": history.loss, "sweeps": sweeps, "notes": list(history.notes)}
+    details = {
+        "evaluation": after.to_json(),
+        "loss": history.loss,
+        "candidates": [candidate.to_json() for candidate in history.candidates],
+        "sweeps": sweeps,
+        "notes": list(history.notes),
+    }
     files = {MODEL: folder / MODEL, **page}
     return Result(metrics=metrics, details=details, files=files, optional=frozenset({MODEL}))
 

@@ -14,6 +14,7 @@ from unbackdoor.evaluate import Evaluation
 from unbackdoor.report import (
     Fact,
     Report,
+    candidate_facts,
     evaluation_metrics,
     finding_chart,
     finding_verdict,
@@ -57,7 +58,7 @@ def repair_page(
         title=title,
         metrics=evaluation_metrics(before, after),
         charts=repair_charts(history),
-        facts=facts,
+        facts={**candidate_facts(history), **facts},
         notes=list(history.notes),
     )
 

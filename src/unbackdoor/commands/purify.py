@@ -23,6 +23,7 @@ from unbackdoor.purify import PURIFIERS, Purifier
 from unbackdoor.report import (
     Metric,
     Report,
+    candidate_facts,
     finding_chart,
     finding_verdict,
     found_gallery,
@@ -84,6 +85,7 @@ def run(
             "clean_accuracy": dict(zip(("before", "after"), (one.to_json() for one in accuracy))) or None,
             "rescan": None if finding is None else finding.to_json(),
             "not_rescanned": unscanned or None,
+            "candidates": [candidate.to_json() for candidate in history.candidates],
             "sweeps": [sweep.to_json() for sweep in history.sweeps],
             "notes": list(history.notes),
         }
@@ -181,7 +183,7 @@ def purify_page(
         else [],
         galleries=galleries,
         charts=charts,
-        facts=clock.facts(),
+        facts={**candidate_facts(history), **clock.facts()},
         next_steps=["Measure on test data that were not used here: `unbackdoor evaluate`."],
         notes=[
             "The verdict is a scan of the repaired model."

@@ -1,6 +1,7 @@
 """Purifiers: take the backdoor out of a model."""
 
 from unbackdoor.purify.anp import ANP
+from unbackdoor.purify.auto import Auto
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.bnp import BNP
 from unbackdoor.purify.clp import CLP
@@ -20,7 +21,7 @@ from unbackdoor.purify.tsbd import TSBD
 from unbackdoor.registry import Registry
 
 PURIFIERS: Registry[Purifier] = Registry(
-    "purifier", ANP, BNP, CLP, EP, FP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU, TSBD
+    "purifier", ANP, Auto, BNP, CLP, EP, FP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU, TSBD
 )
 """All purifiers, by name."""
 
@@ -40,6 +41,7 @@ __all__ = [
     "RNP",
     "SAU",
     "TSBD",
+    "Auto",
     "FTInit",
     "NCUnlearning",
     "Purifier",

@@ -13,7 +13,7 @@ from unbackdoor.report.content import (
     Verdict,
 )
 from unbackdoor.report.finding import finding_chart, finding_verdict, found_gallery, verdict_word
-from unbackdoor.report.measured import evaluation_metrics, loss_chart, repair_charts
+from unbackdoor.report.measured import candidate_facts, evaluation_metrics, loss_chart, repair_charts
 from unbackdoor.report.page import render, write_report
 from unbackdoor.report.pictures import amplified_difference
 from unbackdoor.report.text import short_path
@@ -31,6 +31,7 @@ __all__ = [
     "Verdict",
     "amplified_difference",
     "anomaly_chart",
+    "candidate_facts",
     "curve_chart",
     "evaluation_metrics",
     "finding_chart",

@@ -7,7 +7,7 @@ from typing import Any
 
 from unbackdoor.evaluate import Evaluation
 from unbackdoor.report.charts import curve_chart
-from unbackdoor.report.content import Chart, Metric
+from unbackdoor.report.content import Chart, Fact, Metric
 from unbackdoor.training import History
 
 
@@ -44,3 +44,13 @@ def repair_charts(history: History) -> list[Chart]:
         chart = curve_chart(sweep.values, sweep.accuracy, sweep.name, "accuracy on held-out clean samples")
         charts.append(replace(chart, explanation=f"Chosen: {sweep.chosen:g}. {sweep.rule}"))
     return charts
+
+
+def candidate_facts(history: History) -> dict[str, list[Fact]]:
+    """Return what speaks for each of the models that a repair chose from, in groups; nothing if it had no choice."""
+    groups = {}
+    for one in history.candidates:
+        measured = {"accuracy on held-out clean samples": one.accuracy, **one.evidence}
+        title = f"Candidate: {one.name}{' (chosen)' if one.chosen else ''}"
+        groups[title] = [Fact(name=name, value=f"{100 * share:.1f} %") for name, share in measured.items()]
+    return groups

@@ -2,7 +2,7 @@
 
 from unbackdoor.training.budget import affordable
 from unbackdoor.training.fits import check_fits
-from unbackdoor.training.history import History, Sweep
+from unbackdoor.training.history import Candidate, History, Sweep
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.inference import logits_of
 from unbackdoor.training.loop import fit
@@ -13,6 +13,7 @@ from unbackdoor.training.runtime import Progress, Runtime, Silent
 
 __all__ = [
     "Batch",
+    "Candidate",
     "History",
     "Hook",
     "Progress",

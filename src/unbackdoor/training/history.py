@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -29,6 +30,27 @@ class Sweep:
         return {**asdict(self), "values": list(self.values), "accuracy": list(self.accuracy)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One of several models that a repair chose from.
+
+    Attributes:
+        name: of what made it.
+        accuracy: on held-out clean samples, 0 to 1.
+        evidence: what else was measured, fractions by name.
+        chosen: whether it is the result.
+    """
+
+    name: str
+    accuracy: float
+    evidence: Mapping[str, float]
+    chosen: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return {**asdict(self), "evidence": dict(self.evidence)}
+
+
 @dataclass(kw_only=True)
 class History:
     """What happened in training.
@@ -36,11 +58,13 @@ class History:
     Attributes:
         epochs: how many the run has in all, after a budget shortened it or its hook ended it.
         loss: mean loss of each finished epoch.
+        candidates: models that a repair chose from, the suspect first; only some repairs make any.
         sweeps: choices that were made on clean samples; only some repairs make any.
         notes: sentences that a report must show.
     """
 
     epochs: int
     loss: list[float] = field(default_factory=list)
+    candidates: tuple[Candidate, ...] = ()
     sweeps: tuple[Sweep, ...] = ()
     notes: tuple[str, ...] = ()
