@@ -55,9 +55,11 @@ def universal_perturbations(
 
 def within(changes: Float[Tensor, "k c h w"], radius: float) -> Float[Tensor, "k c h w"]:
     """Return the changes, those that are longer than the radius shortened to it."""
-    return changes * (radius / norms(changes)).clamp_max(1)
+    shortened: Tensor = changes * (radius / norms(changes)).clamp_max(1)
+    return shortened
 
 
 def norms(changes: Float[Tensor, "k c h w"]) -> Float[Tensor, "k 1 1 1"]:
     """Return the Euclidean norm of each change, and never 0."""
-    return torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(changes.dtype).tiny)
+    found: Tensor = torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True)
+    return found.clamp_min(torch.finfo(changes.dtype).tiny)
