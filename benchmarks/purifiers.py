@@ -113,7 +113,7 @@ def written(grid: str, wanted: int, rows: Sequence[dict[str, Any]]) -> str:
         "",
         *machines(list(rows)),
         "",
-        "| method | clean | seed | victims | ACC % | ACC fell by | ASR % | worst ASR % | RA % | DER % | best possible"
+        "| method | clean | seeds | cells | ACC % | ACC fell by | ASR % | worst ASR % | RA % | DER % | best possible"
         " | seconds | peak MB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
@@ -132,8 +132,8 @@ def written(grid: str, wanted: int, rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _group(row: dict[str, Any]) -> tuple[str, str, str, int, int]:
-    return row["data"], row["network"], row["method"], row["clean_size"], row["seed"]
+def _group(row: dict[str, Any]) -> tuple[str, str, str, int]:
+    return row["data"], row["network"], row["method"], row["clean_size"]
 
 
 def _der(rows: Iterable[dict[str, Any]], group: tuple[Any, ...]) -> float:
@@ -141,7 +141,7 @@ def _der(rows: Iterable[dict[str, Any]], group: tuple[Any, ...]) -> float:
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the line of one method: its means over victims."""
+    """Return the line of one method: its means over victims and seeds."""
     mean = {name: statistics.mean(row[name] for row in rows) for name in ("acc", "asr", "ra", "der")}
     # The clock of a resumed cell knows its last part only, so that it has none.
     seconds = [row["seconds"] for row in rows if "seconds" in row]
@@ -150,7 +150,7 @@ def _mean(rows: Sequence[dict[str, Any]]) -> str:
     worst = max(rows, key=lambda row: row["asr"])
     percents = (mean["acc"], fell, mean["asr"])
     fields = [
-        *(rows[0]["method"], f"{rows[0]['clean_size']:g}", str(rows[0]["seed"]), str(len(rows))),
+        *(rows[0]["method"], f"{rows[0]['clean_size']:g}", str(len({row["seed"] for row in rows})), str(len(rows))),
         *(f"{100 * value:.2f}" for value in percents),
         f"{100 * worst['asr']:.2f} ({worst['attack']})",
         *(f"{100 * value:.2f}" for value in (mean["ra"], mean["der"], best)),
