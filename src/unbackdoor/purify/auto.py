@@ -43,6 +43,8 @@ PREFERRED = ("TSBD", "FTSAM", "SAU", "CLP")
 """Where nothing speaks for one of them; in the order of what they reached over our own attacks."""
 PROBING = 0.2
 """Share of a budget that the search for probes may take."""
+WEIGHTS = {"CLP": 0.05, "TSBD": 2.0, "FTSAM": 1.0, "SAU": 2.0}
+"""By which the methods share the rest; CLP has no schedule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,9 @@ class Auto(Purifier):
         kept, held = hold_out(data.need_clean("Auto"), runtime.seed)
         probes = find_probes(model, kept, held, runtime.part(PROBING))
         court = _Court(self, model, held, probes, runtime)
-        part = runtime.part((1 - PROBING) / len(self.methods))
+        whole = sum(WEIGHTS[name] for name in self.methods)
         for name in self.methods:
+            part = runtime.part((1 - PROBING) * WEIGHTS[name] / whole)
             repaired, history = TRIED[name]().purify(model, DefenderData(clean=kept), part, stage(resume, name))
             if court.enough(court.hear(name, repaired, history)):
                 break
