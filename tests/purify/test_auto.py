@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import History, Runtime
 
 
+@lru_cache
 def found(seed: int, twin: bool = False) -> tuple[Network, Probes]:
     models = planted(seed)
     model = models.twin if twin else models.suspect
