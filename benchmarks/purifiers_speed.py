@@ -201,7 +201,7 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "Made by `python benchmarks/purifiers_speed.py`: each purifier beside a plain one (`benchmarks/naive/`:"
         " float32, NCHW, one PIL image at a time, the passes of published code, no looking at test data in between)"
-        f" with the same short schedule, on the victim {VICTIM.stem} (PreActResNet18 of width 16) with {CLEAN_SIZE}"
+        f" with the same short schedule, on {VICTIM.stem} (PreActResNet18 of width 16) with {CLEAN_SIZE}"
         f" clean images; {len(rows)} of {len(METHODS)} methods are measured. Ours and the plain one took turns, one a"
         f" seed ({', '.join(map(str, SEEDS))}), each in a process of its own. Seconds are means of the wall clock; CPU"
         " seconds tell whether a row was disturbed: undisturbed, they are close to twice as many on two threads. ACC"
@@ -209,8 +209,8 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
         " over the seeds. They are alike if their means differ by no more than the wider of the two spreads, or a"
         " point and a half. Peak MB is the whole process with libraries, at most.",
         "",
-        "Published code of TSBD fine-tunes for every share n of the neurons, ours for the one that clean samples choose;"
-        " the second line counts the plain one's fine-tuning for that n only.",
+        "Published code of TSBD fine-tunes for every share n of the neurons, ours for the one that clean samples"
+        " choose; the second line counts the plain one's fine-tuning for that n only.",
         "",
         *machines(list(rows)),
         "",
