@@ -34,8 +34,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
+from unbackdoor.models.derivatives import twice_differentiable
 from unbackdoor.purify.base import Purifier
-from unbackdoor.purify.derivatives import twice_differentiable
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, logits_of
 
 

@@ -1,4 +1,4 @@
-"""Second derivatives within `twice_differentiable` are PyTorch's own, and nothing stays changed."""
+"""Derivatives within `twice_differentiable` and `frozen_norms` are PyTorch's own, and nothing stays changed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.purify.test_npd import staged
-from unbackdoor.purify import derivatives
-from unbackdoor.purify.derivatives import twice_differentiable
+from unbackdoor.models import derivatives
+from unbackdoor.models.derivatives import frozen_norms, twice_differentiable
 from unbackdoor.testing.samples import same_state, state_of
 
 
@@ -66,10 +66,8 @@ def test_values_and_both_derivatives_are_pytorchs_own(architecture: str) -> None
 def test_no_weight_gradient_is_computed_where_none_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """This is what it is for."""
     calls: list[tuple[int, ...]] = []
-    plain = torch.nn.grad.conv2d_weight
-    monkeypatch.setattr(
-        derivatives.torch.nn.grad, "conv2d_weight", lambda *given: calls.append(tuple(given[1])) or plain(*given)
-    )
+    plain = derivatives.conv2d_weight
+    monkeypatch.setattr(derivatives, "conv2d_weight", lambda *given: calls.append(tuple(given[1])) or plain(*given))
     model = smooth()
     with twice_differentiable(model):
         shift = torch.zeros(1, 3, 12, 12, dtype=torch.float64, requires_grad=True)
@@ -105,3 +103,54 @@ def test_normalisation_by_the_batch_stays() -> None:
     for one, other in zip(found, expected):
         if one is not None:
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+def nodes(output: Tensor) -> set[str]:
+    """Return the names of the operations that led to an output."""
+    pending, seen = [output.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending += [before for before, _ in node.next_functions]
+    return {node.name() for node in seen}
+
+
+@pytest.mark.parametrize("architecture", ["smooth", "PreActResNet18"])
+def test_gradients_of_images_pass_frozen_normalisation_as_they_do_pytorchs_own(architecture: str) -> None:
+    model = (smooth() if architecture == "smooth" else staged(architecture).double()).requires_grad_(False)
+    given = images().requires_grad_(True)
+    wanted = model(given)
+    (expected,) = torch.autograd.grad(wanted.square().sum(), given)
+    with frozen_norms(model):
+        found = model(given)
+    (gradient,) = torch.autograd.grad(found.square().sum(), given)
+    assert "_FrozenNormBackward" in nodes(found)
+    assert torch.equal(found, wanted)
+    torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_in_bfloat16_they_differ_by_less_than_bfloat16_does() -> None:
+    model = staged("PreActResNet18").requires_grad_(False)
+    given = images().float().requires_grad_(True)
+
+    def gradient(precise: bool) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=not precise):
+            loss = model(given).float().square().sum()
+        return torch.autograd.grad(loss, given)[0]
+
+    truth, usual = gradient(True), gradient(False)
+    with frozen_norms(model):
+        cheaper = gradient(False)
+    assert float((cheaper - usual).norm()) < 0.3 * float((usual - truth).norm())
+
+
+def test_normalisation_that_learns_or_uses_the_batch_stays() -> None:
+    model = smooth().requires_grad_(False)
+    model[1].weight.requires_grad_(True)  # type: ignore[index, union-attr]
+    model[8].train()  # type: ignore[index]
+    with frozen_norms(model):
+        assert not any("forward" in vars(module) for module in model.modules())
+        model(images()).square().sum().backward()
+    assert model[1].weight.grad is not None  # type: ignore[index]
