@@ -151,7 +151,9 @@ class _ToWeights(torch.autograd.Function):
     def backward(ctx: Any, gradient: Maps) -> tuple[Tensor, None, None, None]:
         (features,) = ctx.saved_tensors
         layer = ctx.layer
-        found = conv2d_weight(features, ctx.shape, gradient, layer.stride, layer.padding, layer.dilation, layer.groups)
+        found: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+            features, ctx.shape, gradient, layer.stride, layer.padding, layer.dilation, layer.groups
+        )
         return found, None, None, None
 
 
