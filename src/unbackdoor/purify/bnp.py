@@ -81,7 +81,7 @@ def clean_statistics(
 ) -> dict[nn.BatchNorm2d, tuple[Float[Tensor, "c"], Float[Tensor, "c"]]]:
     """Return mean and variance of what comes into each layer, over all images and positions.
 
-    In float32, since the differences are small, and added up in float64.
+    In float32, since the differences are small, as distances from the running mean, and added up in float64.
 
     Args:
         model: left in evaluation mode.
@@ -92,11 +92,13 @@ def clean_statistics(
     sums: dict[nn.Module, list[Tensor]] = {}
     counts: dict[nn.Module, int] = {}
 
-    def note(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        values = inputs[0].double()
-        new = [values.sum((0, 2, 3)), values.square().sum((0, 2, 3))]
+    def note(module: nn.BatchNorm2d, inputs: tuple[Any, ...]) -> None:
+        assert module.running_mean is not None
+        distances = inputs[0] - module.running_mean.view(-1, 1, 1)
+        # In place: to ask for large memory costs more than to compute in it.
+        new = [distances.sum((0, 2, 3)).double(), distances.square_().sum((0, 2, 3)).double()]
         sums[module] = [old + one for old, one in zip(sums[module], new)] if module in sums else new
-        counts[module] = counts.get(module, 0) + values[:, 0].numel()
+        counts[module] = counts.get(module, 0) + distances[:, 0].numel()
 
     with ExitStack() as hooks:
         for layer in layers:
@@ -107,10 +109,11 @@ def clean_statistics(
     found = {}
     for layer in (layer for layer in layers if layer in sums):
         count = counts[layer]
-        mean, square = (total / count for total in sums[layer])
+        shift, square = (total / count for total in sums[layer])
         # As running variances are counted.
-        variance = (square - mean.square()).clamp_min(0) * count / max(1, count - 1)
-        found[layer] = (mean, variance)
+        variance = (square - shift.square()).clamp_min(0) * count / max(1, count - 1)
+        assert layer.running_mean is not None
+        found[layer] = (layer.running_mean.double() + shift, variance)
     return found
 
 

@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
+from unbackdoor.models.derivatives import twice_differentiable
 from unbackdoor.purify.base import Purifier
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, logits_of
 
@@ -124,7 +125,7 @@ class _Unlearning(Hook):
         delta = self.perturbation.clone().requires_grad_(True)
         weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         # The faster kernels of attention have no second derivatives.
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), twice_differentiable(self.model):
             outer = self.outer_loss(batch, delta)
             inner = self.inner_loss(self.parts[0], self.clean.labels[self.parts[0]], delta)
             mapped = gradient_step(inner, delta, self.options.map_rate)

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.models import Edit, Network, insert_plug
+from unbackdoor.models.derivatives import frozen_norms
 from unbackdoor.models.edits import insertion_point
 from unbackdoor.models.plugs import SIZED, PlugKind
 from unbackdoor.purify.base import Purifier
@@ -203,8 +204,9 @@ class _Polarizing(PlugHook):
         for step in range(options.steps):
             delta.requires_grad_(True)
             seen = (images + delta).clamp(0, 1)
-            features = self.stem(seen)
-            logits = self.head(features).float()
+            with frozen_norms(self.stem, self.head):
+                features = self.stem(seen)
+                logits = self.head(features).float()
             # The images are those that the step before made: what it has reached costs no pass of its own.
             if step > 0 and int((logits.argmax(1) == guesses).sum()) > FOOLED * len(guesses):
                 return seen.detach(), features.detach()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
+from unbackdoor.models.derivatives import frozen_norms
 from unbackdoor.purify.base import Purifier
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, logits_of
 
@@ -141,9 +142,11 @@ class _Unlearning(Hook):
         for _ in range(options.steps):
             changed = self.runtime.layout(batch.images[active] + delta[active]).requires_grad_(True)
             seen = self.seen(changed)
+            with frozen_norms(self.suspect):
+                suspect_logits = self.suspect(seen).float()
             objective, shared = search_objective(
                 model(seen).float(),
-                self.suspect(seen).float(),
+                suspect_logits,
                 batch.targets[active],
                 own[active],
                 answers[active],

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
+from unbackdoor.models.derivatives import frozen_norms
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
 from unbackdoor.scan.outliers import low_outliers
 from unbackdoor.training import Runtime, affordable
@@ -177,7 +178,7 @@ class _Search:
         masks, patterns = self.triggers(classes)
         stamped = torch.lerp(images[None], patterns[:, None], masks[:, None]).flatten(0, 1)
         wanted = classes.repeat_interleave(len(images))
-        with self.runtime.autocast():
+        with self.runtime.autocast(), frozen_norms(self.model):
             logits = self.model(self.runtime.layout(stamped)).float()
         entropy = F.cross_entropy(logits, wanted, reduction="none").view(len(classes), -1).mean(1)
         loss = (entropy + self.weight[classes] * masks.sum((1, 2, 3))).sum()
