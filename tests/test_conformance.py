@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,10 +26,11 @@ from unbackdoor.attacks import (
 )
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import OracleError
+from unbackdoor.inspect import INSPECTIONS, Insight, Inspection, Material
 from unbackdoor.models import Network
 from unbackdoor.purify import PURIFIERS
 from unbackdoor.scan import SCANNERS, Scanner
-from unbackdoor.testing import CanaryData, check_attack, check_purifier, check_scanner
+from unbackdoor.testing import CanaryData, check_attack, check_inspection, check_purifier, check_scanner
 from unbackdoor.testing.samples import SHAPES, hooks_on, sample_images, sample_network
 from unbackdoor.training import Runtime
 
@@ -47,6 +49,7 @@ OWN: dict[str, dict[str, Any]] = {
     "RNP": {"unlearning_epochs": 2},
     "TSBD": {"unlearning_epochs": 2, "neurons": (0.1, 0.5)},
     "TaCT": {**FEW, "covers": (2,)},
+    "Weights": {"unlearning_epochs": 2},
 }
 
 
@@ -60,6 +63,7 @@ EVERY: list[tuple[str, Callable[[Any], None], type[Any]]] = [
     *((name, check_attack, ATTACKS[name]) for name in ATTACKS),
     *((name, check_purifier, PURIFIERS[name]) for name in PURIFIERS),
     *((name, check_scanner, SCANNERS[name]) for name in SCANNERS),
+    *((name, check_inspection, INSPECTIONS[name]) for name in INSPECTIONS),
 ]
 
 
@@ -217,6 +221,54 @@ def test_the_base_class_puts_samples_in_order_and_hands_out_a_copy_of_the_model(
 
     check_scanner(Inspects(how=broken.looks_at_the_first_samples))
     check_scanner(Inspects(how=broken.trains_the_model))
+
+
+# ---- inspections
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Looks(Inspection):
+    how: Callable[[Network, Material, Runtime], float]
+
+    def look(self, model: Network, material: Material, runtime: Runtime, resume: Path | None) -> Insight:
+        return Insight(headline="seen", rows=(), measured={"seen": self.how(model, material, runtime)})
+
+
+class _LooksAtTheModelItself(_Looks):
+    def inspect(self, model: Network, material: Material, runtime: Runtime, resume: Path | None = None) -> Insight:
+        return self.look(model, material, runtime, resume)
+
+
+def _hang(model: Network) -> float:
+    model.register_forward_hook(print)
+    return 0.0
+
+
+@torch.no_grad()
+def _scale(model: nn.Module | None) -> float:
+    assert model is not None
+    next(model.parameters()).mul_(2)
+    return 0.0
+
+
+def test_the_base_class_hands_out_copies_of_the_model_and_the_reference() -> None:
+    check_inspection(_Looks(how=lambda model, material, runtime: _hang(model)))
+    check_inspection(_Looks(how=lambda model, material, runtime: _scale(model) + _scale(material.reference)))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (lambda model, material, runtime: float(torch.rand(1)), "the same seed gave another insight"),
+        (lambda model, material, runtime: _scale(material.reference), "the reference has changed"),
+        (lambda model, material, runtime: _hang(material.reference), "hooks are left on the reference"),
+        (lambda model, material, runtime: _scale(model), "the model that it was given has changed"),
+        (lambda model, material, runtime: _hang(model), "hooks are left on the model"),
+    ],
+)
+def test_a_broken_inspection_is_caught(how: Callable[..., float], words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        check_inspection(_LooksAtTheModelItself(how=how))
 
 
 # ---- the samples that everything is checked on

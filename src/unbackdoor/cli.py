@@ -25,10 +25,11 @@ COMMANDS = {
     "scan": "ask whether a model is backdoored (exit code 1 if so)",
     "purify": "take the backdoor out of a model",
     "evaluate": "measure accuracy and attack success of a model",
+    "inspect": "look into a model: what it is like inside, for those who study backdoors",
     "bench": "run a grid of attacks and methods, and resume it",
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
-    "methods": "list all attacks, scanners, purifiers and networks",
+    "methods": "list all attacks, scanners, purifiers, inspections and networks",
 }
 
 USAGE = f"""usage: unbackdoor COMMAND [OPTIONS]
@@ -53,7 +54,7 @@ BAD_USE, INTERRUPTED = 2, 130
 LONGEST = 2000
 """Characters of an error's sentence: with a long path in it, the advice still stands at its end."""
 
-RESUMABLE = frozenset({"attack", "train", "purify", "bench"})
+RESUMABLE = frozenset({"attack", "train", "purify", "inspect", "bench"})
 """Commands that go on where an interruption stopped them."""
 
 

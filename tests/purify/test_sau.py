@@ -6,11 +6,13 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 from torch import Tensor, nn
 
@@ -22,7 +24,14 @@ from unbackdoor.errors import InputError
 from unbackdoor.evaluate import defense_effectiveness, evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify import SAU
-from unbackdoor.purify.sau import _Unlearning, jensen_shannon, search_objective, unlearning_loss
+from unbackdoor.purify.sau import (
+    _Unlearning,
+    directions,
+    jensen_shannon,
+    search_objective,
+    unlearning_loss,
+    within_length,
+)
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime
 
@@ -164,7 +173,7 @@ def searched_plainly(scene: Scene) -> tuple[Tensor, list[int]]:
     """
     o, x, y = scene.options, scene.batch.images, scene.batch.targets
     own, suspects = scene.model(x).argmax(1), scene.suspect(x).argmax(1)
-    delta, counts = torch.full_like(x, o.bound), []
+    delta, counts = torch.full_like(x, o.bound if o.norm == "linf" else o.bound / x[0].numel() ** 0.5), []
     for _ in range(o.steps):
         changed = (x + delta).requires_grad_(True)
         ours, theirs = scene.model(changed), scene.suspect(changed)
@@ -184,7 +193,14 @@ def searched_plainly(scene: Scene) -> tuple[Tensor, list[int]]:
                 terms = (p * p.log() + q * q.log() - (p + q) * ((p + q) / 2).log()) / 2
                 divergence = divergence + terms.sum() / len(x)
         (gradient,) = torch.autograd.grad(o.fool_weight * adversarial + o.share_weight * divergence, changed)
-        delta = (delta - o.step_size * gradient.sign()).clamp(-o.bound, o.bound)
+        if o.norm == "linf":
+            delta = (delta - o.step_size * gradient.sign()).clamp(-o.bound, o.bound)
+            continue
+        for i in range(len(x)):
+            if float(gradient[i].norm()):
+                delta[i] -= o.step_size * gradient[i] / gradient[i].norm()
+            if float(delta[i].norm()) > o.bound:
+                delta[i] *= o.bound / delta[i].norm()
     return x + delta, counts
 
 
@@ -217,6 +233,43 @@ def test_finished_samples_are_left_out() -> None:
     assert sizes[0] == 48
     assert sizes[1:] == pytest.approx([48 - count for count in counts[:-1]], abs=2)
     assert sizes[-1] < 20
+
+
+def test_a_search_by_length_equals_a_plain_one_image_by_image() -> None:
+    scene = Scene(norm="l2", bound=1.0, step_size=0.25, steps=6)
+    expected, counts = searched_plainly(scene)
+    assert 5 < counts[-1] < 43, "some samples finish and some do not, or this test shows nothing"
+    assert len(set(counts)) >= 4, "and not all at once"
+    found = scene.search()
+    # SAU takes logits as float32, so another machine may let an image finish a step earlier or later.
+    same = ((found - expected).abs() < 1e-3).flatten(1).all(1)
+    assert int(same.sum()) >= 46
+    assert float((found - scene.batch.images).flatten(1).norm(dim=1).max()) <= 1 + 1e-9
+
+
+@given(st.integers(0, 10**6), st.floats(0.01, 10.0), st.floats(0.0, 10.0))
+@settings(max_examples=50, deadline=None)
+def test_shortening_gives_the_nearest_change_within_the_bound(seed: int, bound: float, size: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    delta = size * torch.randn(4, 2, 3, 3, generator=generator, dtype=torch.float64)
+    nearest = within_length(delta, bound)
+    length, before = nearest.flatten(1).norm(dim=1), delta.flatten(1).norm(dim=1)
+    assert bool((length <= bound * (1 + 1e-12)).all())
+    assert torch.equal(nearest[before <= bound], delta[before <= bound]), "what is within stays, bit by bit"
+    torch.testing.assert_close((delta - nearest).flatten(1).norm(dim=1), (before - bound).clamp_min(0))
+    torch.testing.assert_close(within_length(nearest, bound), nearest)
+
+
+def test_the_step_by_length_is_the_steepest_and_rests_without_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64)
+    gradient[1] = 0
+    step = directions(gradient)
+    assert step.flatten(1).norm(dim=1).tolist() == pytest.approx([1, 0, 1])
+    torch.testing.assert_close(directions(1e-30 * gradient.float()), step.float(), msg="however small it is")
+    others = torch.randn(500, 32, generator=generator, dtype=torch.float64)
+    rises = (others / others.norm(dim=1, keepdim=True)) @ gradient.flatten(1).T
+    assert bool((rises <= (step * gradient).flatten(1).sum(1) + 1e-9).all())
 
 
 @pytest.mark.parametrize(("bound", "step_size"), [(0.2, 0.2), (0.1, 0.07), (0.03, 0.5)])
@@ -277,6 +330,81 @@ def test_outer_loss_and_its_gradient_equal_the_specification(clean_weight: float
         torch.testing.assert_close(found, gradient, atol=1e-5, rtol=1e-4)
 
 
+def test_adversarial_training_adds_the_cross_entropy_of_changed_images() -> None:
+    plain, scene = Scene(), Scene(adversarial_weight=0.4)
+    changed = scene.search()
+    expected = F.cross_entropy(scene.model(changed), scene.batch.targets)
+    more = scene.hook.loss(scene.model, scene.batch) - plain.hook.loss(plain.model, plain.batch)
+    assert float(expected.detach()) > 0.1
+    assert float(more.detach()) == pytest.approx(0.4 * float(expected.detach()), rel=1e-4)
+
+
+def test_in_training_mode_the_outer_step_normalises_clean_and_changed_images_together() -> None:
+    scene, frozen = Scene(train_mode=True), Scene()
+    x, y = scene.batch.images, scene.batch.targets
+    changed = scene.search()
+    assert torch.equal(changed, frozen.search()), "the search runs on running statistics all the same"
+    reference = copy.deepcopy(scene.model).train()
+    clean, own = reference(torch.cat([x, changed])).chunk(2)
+    theirs = scene.suspect(changed).argmax(1)
+    fooled = (theirs != y) & (theirs != scene.suspect(x).argmax(1))
+    expected = F.cross_entropy(clean, y) + unlearning_loss(own, theirs, fooled)
+    loss = scene.hook.loss(scene.model, scene.batch)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert abs(float((loss - frozen.hook.loss(frozen.model, frozen.batch)).detach())) > 1e-3
+    assert not any(module.training for module in scene.model.modules())
+    for name, buffer in reference.named_buffers():
+        torch.testing.assert_close(scene.model.get_buffer(name), buffer, msg=name)
+    loss.backward()
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in scene.model.parameters())
+
+
+class _AsFirstReleased(_Unlearning):
+    """Loss and search as they were before there were norms, modes and a weight of adversarial training."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        answers = self.answers[batch.rows]
+        clean_logits = model(batch.images).float()
+        adversarial = self.search(self.uncompiled, batch, clean_logits.argmax(1), answers)
+        with torch.no_grad():
+            fooled_to = self.suspect(adversarial).argmax(1)
+        fooled = (fooled_to != batch.targets) & (fooled_to != answers)
+        unlearn = unlearning_loss(model(adversarial).float(), fooled_to, fooled)
+        clean = F.cross_entropy(clean_logits, batch.targets)
+        return self.options.clean_weight * clean + self.options.unlearn_weight * unlearn
+
+    def search(self, model: nn.Module, batch: Batch, own: Tensor, answers: Tensor) -> Tensor:
+        options = self.options
+        delta = torch.full_like(batch.images, options.bound)
+        active = torch.arange(len(batch.images))
+        for _ in range(options.steps):
+            changed = self.runtime.layout(batch.images[active] + delta[active]).requires_grad_(True)
+            seen = self.seen(changed)
+            logits, suspects = model(seen).float(), self.suspect(seen).float()
+            rows = (batch.targets[active], own[active], answers[active])
+            objective, shared = search_objective(logits, suspects, *rows, options.fool_weight, options.share_weight)
+            if bool(shared.all()):
+                break
+            (gradient,) = torch.autograd.grad(objective, changed)
+            moved = delta[active] - options.step_size * gradient.sign()
+            delta[active] = moved.clamp(-options.bound, options.bound)
+            active = active[~shared]
+        return self.seen(batch.images + delta)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("options", [{}, {"bound": 0.07, "step_size": 0.02, "valid_pixels": True}], ids=str)
+def test_without_the_later_options_results_are_the_same_bit_by_bit(
+    monkeypatch: pytest.MonkeyPatch, precision: Literal["fp32", "bf16"], options: dict[str, Any]
+) -> None:
+    method = SAU(rounds=2, batch_size=12, learning_rate=1e-3, **options)
+    where = Runtime(device="cpu", precision=precision, threads=1)
+    data = DefenderData(clean=pictures(24, 3))
+    now = method.purify(planted(1).suspect, data, where)[0]
+    monkeypatch.setattr("unbackdoor.purify.sau._Unlearning", _AsFirstReleased)
+    assert same_state(state_of(method.purify(planted(1).suspect, data, where)[0]), state_of(now))
+
+
 def test_in_mixed_precision_the_loss_reaches_every_weight() -> None:
     """The search runs under no_grad first; an autocast that kept those casts would cut the weights off."""
     suspect, clean = planted(1).suspect, pictures(24, 3)
@@ -329,10 +457,30 @@ def test_defaults_are_those_of_the_paper() -> None:
     expected = SAU(rounds=100, batch_size=256, learning_rate=1e-4, bound=0.2, step_size=0.2, steps=5)
     assert SAU() == expected
     assert (SAU().fool_weight, SAU().share_weight, SAU().clean_weight, SAU().unlearn_weight) == (0.01, 1.0, 1.0, 1.0)
+    assert (SAU().norm, SAU().adversarial_weight, SAU().train_mode) == ("linf", 0.0, False)
 
 
 def test_all_rounds_see_whole_images() -> None:
     assert sides_seen(SAU(rounds=2)) == {SHAPE}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "l2", "bound": 2.0, "step_size": 1.0},
+        {"train_mode": True},
+        {"adversarial_weight": 0.1},
+    ],
+    ids=str,
+)
+def test_a_planted_backdoor_is_unlearned_with_the_other_options_too(options: dict[str, Any]) -> None:
+    models = planted(1)
+    method = SAU(rounds=6, batch_size=32, learning_rate=3e-3, **options)
+    repaired, _ = method.purify(models.suspect, models.data, runtime(1))
+    after = evaluate(repaired, models.test, runtime(), models.fitted.trigger, models.fitted.criterion)
+    assert after.asr is not None
+    assert after.asr.value < 0.15, "0.95 before"
+    assert after.acc.value > 0.95
 
 
 @pytest.mark.parametrize("seed", [1, 4, 8])
@@ -388,7 +536,16 @@ def test_without_clean_samples_it_says_what_to_give() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"bound": 0.0}, {"step_size": math.inf}, {"steps": -1}, {"clean_weight": math.nan}], ids=str
+    "options",
+    [
+        {"bound": 0.0},
+        {"step_size": math.inf},
+        {"steps": -1},
+        {"clean_weight": math.nan},
+        {"adversarial_weight": -1.0},
+        {"norm": "l1"},
+    ],
+    ids=str,
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"^SAU: .* found "):

@@ -197,6 +197,6 @@ def test_options_out_of_range_are_refused(options: dict[str, object], words: str
 
 def test_a_network_without_neurons_is_refused_before_any_training(tmp_path: Path) -> None:
     flat = Network(nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, CLASSES)), network(0).description)
-    with pytest.raises(InputError, match="TSBD resets neurons"):
+    with pytest.raises(InputError, match="neurons are outputs of convolutions"):
         TSBD().purify(flat, DefenderData(clean=pictures(24, 3)), runtime(), resume=tmp_path / "resume.pt")
     assert list(tmp_path.iterdir()) == []

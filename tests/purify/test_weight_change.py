@@ -60,7 +60,7 @@ def test_linear_layers_count_where_most_weights_are_in_them_but_never_the_last()
 
 def test_a_network_of_one_linear_layer_has_no_neurons() -> None:
     model = wrapped(nn.Sequential(nn.Flatten(), nn.Linear(3 * 144, CLASSES)))
-    with pytest.raises(InputError, match="this network has none to reset"):
+    with pytest.raises(InputError, match="this network has none; choose another method"):
         neuron_layers(model, image())
 
 

@@ -4,12 +4,13 @@ import math
 import re
 import subprocess
 import sys
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from unbackdoor.errors import InputError
-from unbackdoor.report import Interval, Metric, anomaly_chart, curve_chart, metric_chart
+from unbackdoor.report import Interval, Metric, anomaly_chart, curve_chart, metric_chart, series_chart
 from unbackdoor.report.svg import harmless_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -162,3 +163,74 @@ def test_what_is_no_drawing_is_refused(svg: str) -> None:
 def test_the_drawing_library_is_loaded_only_when_something_is_drawn() -> None:
     code = "import sys, unbackdoor.report; sys.exit('altair' in sys.modules or 'vl_convert' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def circles(svg: str) -> list[str]:
+    groups = [g for g in ElementTree.fromstring(svg).iter(f"{SVG}g") if "mark-symbol" in g.get("class", "")]
+    return [path.get("fill", "") for g in groups if "marks" in g.get("class", "") for path in g]
+
+
+TITLES: Any = {"title": "T", "explanation": "", "x_title": "x", "y_title": "y"}
+
+
+def test_points_of_many_series_run_through_the_colours_and_a_few_are_named() -> None:
+    series = {f"layer{n}": ([1.0, 2.0], [n + 1.0, n + 2.0]) for n in range(9)}
+    chart = series_chart(series, marks="points", title="T", explanation="E.", x_title="x", y_title="y", log_x=True)
+    for svg in (chart.svg, chart.narrow_svg):
+        assert {"#3f7fbf", "#8a6fa8", "#d0662a"} <= set(circles(svg))
+        assert {"1 layer0", "5 layer4", "9 layer8"} <= set(texts(svg))
+        assert "2 layer1" not in texts(svg)
+    label = ElementTree.fromstring(chart.svg).get("aria-label", "")
+    assert "Scatter plot of y over x: 18 points in 9 series" in label
+    assert chart.explanation == "E."
+
+
+def test_two_series_are_in_the_accent_and_the_muted_colour_and_one_has_no_legend() -> None:
+    both = {"suspect": ([1, 2, 3], [3.0, 2.0, 1.0]), "reference": ([1, 2, 3], [1.0, 2.0, 1.5])}
+    chart = series_chart(both, marks="lines", title="T", explanation="", x_title="step", y_title="norm")
+    strokes = [node.get("stroke") for node in ElementTree.fromstring(chart.svg).iter(f"{SVG}path")]
+    assert {"var(--accent)", "var(--muted)"} <= set(strokes)
+    assert {"suspect", "reference"} <= set(texts(chart.svg))
+    alone = series_chart({"suspect": both["suspect"]}, marks="lines", **TITLES)
+    assert "suspect" not in texts(alone.svg)
+
+
+def test_points_that_cannot_be_drawn_are_counted_and_many_are_thinned() -> None:
+    kept = series_chart(
+        {"a": ([1.0, 2.0, 3.0, 4.0], [0.0, 1.0, math.nan, 2.0])},
+        marks="points",
+        title="T",
+        explanation="E.",
+        x_title="x",
+        y_title="y",
+        log_y=True,
+    )
+    assert kept.explanation == "E. 2 points cannot stand on these axes and are left out."
+    many = {"a": (list(range(6000)), [1.0 + n for n in range(6000)])}
+    thinned = series_chart(many, marks="points", title="T", explanation="E.", x_title="x", y_title="y")
+    assert "Every 3th" not in thinned.explanation
+    assert "One point in 3 is drawn." in thinned.explanation
+    assert len(circles(thinned.svg)) == 2000
+
+
+def test_series_that_cannot_be_drawn_are_refused() -> None:
+    with pytest.raises(InputError, match="as many y as x"):
+        series_chart({"a": ([1.0], [])}, marks="lines", **TITLES)
+    with pytest.raises(InputError, match="no point that can be drawn"):
+        series_chart({"a": ([0.0], [1])}, marks="lines", **TITLES, log_x=True)
+
+
+def test_names_of_series_from_outside_are_data_never_markup() -> None:
+    name = "<script>alert(1)</script>'+datum.x+'"
+    chart = series_chart(
+        {name: ([1, 2], [1, 2]), "b": ([1, 2], [2, 1])},
+        marks="lines",
+        title="T",
+        explanation="",
+        x_title="x",
+        y_title="y",
+    )
+    assert {node.tag for node in ElementTree.fromstring(chart.svg).iter()} <= {
+        SVG + tag for tag in ("svg", "g", "path", "line", "text", "tspan")
+    }
+    assert any(text.startswith("<script>alert(1)") for text in texts(chart.svg))

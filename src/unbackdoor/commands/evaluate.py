@@ -6,12 +6,10 @@ from pathlib import Path
 
 from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
-from unbackdoor.commands.workspace import Run, evaluation_rows, open_model, report_folder
-from unbackdoor.errors import CheckpointError
+from unbackdoor.commands.workspace import Run, evaluation_rows, open_beside, open_model, report_folder
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
 from unbackdoor.folder import ATTACK, MODEL, PAGE
-from unbackdoor.models import LoadedModel, load_model
-from unbackdoor.models.build import is_code
+from unbackdoor.models import LoadedModel
 from unbackdoor.models.mark import notes_of
 from unbackdoor.report import Gallery, Report, evaluation_metrics, trigger_gallery, write_report
 from unbackdoor.training import Runtime, check_fits, network_options
@@ -47,8 +45,8 @@ def run(
         trigger, criterion = saved.trigger, saved.criterion
         clock.inputs[f"{attack.name}/{ATTACK}"] = saved.sha256
         clock.options["attack"] = saved.options
-        victim = _victim(attack / MODEL, arch)
-        if victim is not None:
+        if (attack / MODEL).is_file():
+            victim = open_beside(attack / MODEL, arch)
             check_fits(victim.network, test)
             clock.inputs[f"{attack.name}/{MODEL}"] = victim.sha256
     folder = report_folder(out or Path("runs") / f"evaluate-{loaded.sha256[:8]}", clock.command)
@@ -86,18 +84,6 @@ def _attack(folder: Path, model: LoadedModel) -> SavedAttack:
     saved = load_attack(folder / ATTACK)
     saved.check_fits(model.network.description.image_shape, model.network.classes, folder)
     return saved
-
-
-def _victim(path: Path, arch: str | None) -> LoadedModel | None:
-    """Return the attacked model, if it lies beside the attack; its code, if it has some, is that of `arch`."""
-    if not path.is_file():
-        return None
-    try:
-        return load_model(path)
-    except CheckpointError:
-        if arch is None or not is_code(arch):
-            raise
-        return load_model(path, arch=arch)
 
 
 def _result(before: Evaluation | None, after: Evaluation) -> dict[str, object]:

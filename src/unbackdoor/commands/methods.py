@@ -1,4 +1,4 @@
-"""List all attacks, scanners, purifiers and networks, with one line each."""
+"""List all attacks, scanners, purifiers, inspections and networks, with one line each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from unbackdoor.attacks import ATTACKS
 from unbackdoor.commands.outcome import Outcome
+from unbackdoor.inspect import INSPECTIONS
 from unbackdoor.models import NETWORKS
 from unbackdoor.purify import PURIFIERS
 from unbackdoor.registry import Registry
@@ -16,6 +17,7 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "attack": ATTACKS,
     "scanner": SCANNERS,
     "purifier": PURIFIERS,
+    "inspection": INSPECTIONS,
     "network": NETWORKS,
 }
 

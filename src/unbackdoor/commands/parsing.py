@@ -41,12 +41,14 @@ class Choice:
         skip: parameters of the methods that are not the user's.
         partial: whether `run` gets the class with its options bound, instead of an instance. Then it may be a function
             of the user's too, which has no options.
+        leading: whether it is named by the first word after the command too, in small letters: `inspect weights`.
     """
 
     registry: Registry[Any]
     default: str
     skip: frozenset[str] = frozenset()
     partial: bool = False
+    leading: bool = False
 
 
 NETWORK = Choice(NETWORKS, "PreActResNet18", skip=frozenset({"channels", "classes"}), partial=True)
@@ -69,7 +71,7 @@ def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[],
     """
     choices: dict[str, Choice] = getattr(module, "CHOICES", {})
     wants_runtime: bool = getattr(module, "RUNTIME", True)
-    typed = [_underscored(word) for word in words]
+    typed = _with_leading([_underscored(word) for word in words], choices)
     words = _with_config(typed, choices)
     chosen, words = _take_choices(_with_values(words, module), choices, typed)
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
@@ -104,8 +106,8 @@ def _parser(
 ) -> ArgumentParser:
     """Return a parser for this command with these methods chosen."""
     notes = [
-        f"  --{key} NAME: {', '.join(sorted(choice.registry))}{', or module:function' if choice.partial else ''}"
-        f" (now: {chosen[key]})"
+        f"  --{key} NAME{' (or first of all, in small letters)' if choice.leading else ''}:"
+        f" {', '.join(sorted(choice.registry))}{', or module:function' if choice.partial else ''} (now: {chosen[key]})"
         for key, choice in choices.items()
     ]
     parser = ArgumentParser(
@@ -203,6 +205,15 @@ def _take_choices(words: list[str], choices: dict[str, Choice], typed: list[str]
         else:
             choice.registry[chosen[key]]  # an unknown name is an InputError with a hint
     return chosen, words
+
+
+def _with_leading(words: list[str], choices: dict[str, Choice]) -> list[str]:
+    """Return the words with a leading name as the option that it stands for: `weights` is `--inspection Weights`."""
+    for key, choice in choices.items():
+        if choice.leading and words and not words[0].startswith("-"):
+            names = {name.lower(): name for name in choice.registry}
+            return [f"--{key}", names.get(words[0].lower(), words[0]), *words[1:]]
+    return words
 
 
 def _refuse_code_of_files(named: str | None, typed: list[str]) -> None:

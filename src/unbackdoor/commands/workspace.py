@@ -17,11 +17,12 @@ from filelock import FileLock, Timeout
 
 from unbackdoor.attacks.preparation import STATES
 from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
-from unbackdoor.errors import OutputError, UnknownClassesError
+from unbackdoor.errors import CheckpointError, OutputError, UnknownClassesError
 from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.files import unlock, write_json
 from unbackdoor.folder import LOCK, MODEL, RESUME, RUN, WORK
 from unbackdoor.models import LoadedModel, Network, load_model, save_model
+from unbackdoor.models.build import is_code
 from unbackdoor.report import Fact
 from unbackdoor.training import Runtime, check_fits
 from unbackdoor.training.resume import states
@@ -51,6 +52,20 @@ def open_model(model: Path, arch: str | None, source: str, split: str) -> tuple[
     images = read_images(source, split)
     check_fits(loaded.network, images)
     return loaded, images
+
+
+def open_beside(path: Path, arch: str | None) -> LoadedModel:
+    """Read a model that is compared with another; its code, if it has some, is that of `arch`.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return load_model(path)
+    except CheckpointError:
+        if arch is None or not is_code(arch):
+            raise
+        return load_model(path, arch=arch)
 
 
 def open_for_defense(
@@ -183,9 +198,14 @@ def save_trained(
         OutputError: the model cannot be written; the state is still there.
     """
     save_model(path, network, provenance=provenance, backdoored=backdoored)
+    remove_states(resume)
+    remove_work(resume.parent / WORK)
+
+
+def remove_states(resume: Path) -> None:
+    """Remove the file that `fit` was given, and those of its stages."""
     for state in states(resume):
         state.unlink(missing_ok=True)
-    remove_work(resume.parent / WORK)
 
 
 def remove_work(work: Path) -> None:

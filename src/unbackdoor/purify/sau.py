@@ -10,14 +10,20 @@ learning rate is constant, and sums are divided by the batch size. Ours does les
 suspect's answers to clean samples are computed once, the model's are those of the outer step, no weight gradient is
 computed in the search, and samples that are shared already leave it (their loss is zero, and with frozen statistics the
 samples do not touch each other).
+
+Off by default, as there: changes bounded by their length (L2), batches' own statistics in the outer step, and a loss
+that teaches the true class on changed images. In L2 the published code still steps along the gradient's sign; ours
+steps along the gradient, which is the steepest direction of that norm. The search always runs on running statistics.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,19 +46,25 @@ class SAU(Purifier):
         rounds: passes over the clean samples; the paper uses 100 (20 on Tiny-ImageNet).
         batch_size: images a step.
         learning_rate: of Adam, constant.
-        bound: largest change of a pixel in the search, pixel units, above 0.
-        step_size: of the search, pixel units, above 0.
+        norm: by which a change is bounded: "linf", its largest value; "l2", its length over all pixels of the image.
+        bound: largest change in the search by that norm, pixel units, above 0; the default is meant for "linf".
+        step_size: of the search, by that norm, pixel units, above 0.
         steps: of the search, 0 or more.
         valid_pixels: whether changed images are kept within [0, 1]; the published code does not.
         fool_weight: of "fool each model" in the search (beta_1; lambda_3 in the paper).
         share_weight: of "into the same answer" in the search (beta_2; lambda_4).
         clean_weight: of the cross-entropy on clean samples (lambda_1).
         unlearn_weight: of the loss on shared examples (lambda_2).
+        adversarial_weight: of the cross-entropy on all changed images with their true labels, plain adversarial
+            training (lmd_2 in the code); 0 leaves it out.
+        train_mode: whether the outer step normalises by the statistics of clean and changed images together, and
+            updates the running ones.
     """
 
     rounds: int = 100
     batch_size: int = 256
     learning_rate: float = 1e-4
+    norm: Literal["linf", "l2"] = "linf"
     bound: float = 0.2
     step_size: float = 0.2
     steps: int = 5
@@ -61,6 +73,8 @@ class SAU(Purifier):
     share_weight: float = 1.0
     clean_weight: float = 1.0
     unlearn_weight: float = 1.0
+    adversarial_weight: float = 0.0
+    train_mode: bool = False
 
     def __post_init__(self) -> None:
         if not (0 < self.bound < math.inf and 0 < self.step_size < math.inf and self.steps >= 0):
@@ -68,9 +82,12 @@ class SAU(Purifier):
                 "SAU: bound and step size must be positive numbers and steps 0 or more,"
                 f" found {self.bound}, {self.step_size} and {self.steps}"
             )
-        weights = (self.fool_weight, self.share_weight, self.clean_weight, self.unlearn_weight)
+        if self.norm not in NORMS:
+            raise InputError(f"SAU: the norm is linf or l2, found {self.norm!r}")
+        search = (self.fool_weight, self.share_weight)
+        weights = (*search, self.clean_weight, self.unlearn_weight, self.adversarial_weight)
         if not all(0 <= weight < math.inf for weight in weights):
-            raise InputError(f"SAU: the four weights must be numbers of 0 or more, found {weights}")
+            raise InputError(f"SAU: the five weights must be numbers of 0 or more, found {weights}")
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Unlearn in place (see `Purifier.repair`)."""
@@ -114,16 +131,35 @@ class _Unlearning(Hook):
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return the outer loss of one batch, at shared adversarial examples found for it."""
-        answers = self.answers[batch.rows]
+        options, answers = self.options, self.answers[batch.rows]
         # Before the search, which needs the answers: with frozen statistics the two halves need no common pass.
         clean_logits = model(batch.images).float()
         adversarial = self.search(self.uncompiled, batch, clean_logits.argmax(1), answers)
         with torch.no_grad():
             fooled_to = self.suspect(adversarial).argmax(1)
         fooled = (fooled_to != batch.targets) & (fooled_to != answers)
-        unlearn = unlearning_loss(model(adversarial).float(), fooled_to, fooled)
+        if options.train_mode:
+            clean_logits, logits = self.answers_together(model, batch.images, adversarial)
+        else:
+            logits = model(adversarial).float()
+        unlearn = unlearning_loss(logits, fooled_to, fooled)
         clean = F.cross_entropy(clean_logits, batch.targets)
-        return self.options.clean_weight * clean + self.options.unlearn_weight * unlearn
+        total = options.clean_weight * clean + options.unlearn_weight * unlearn
+        if options.adversarial_weight:
+            total = total + options.adversarial_weight * F.cross_entropy(logits, batch.targets)
+        return total
+
+    def answers_together(
+        self, model: nn.Module, images: Float[Tensor, "b c h w"], adversarial: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b k"]]:
+        """Return the logits of clean and changed images from one pass in training mode; evaluation mode is restored."""
+        model.train()
+        try:
+            both: Tensor = model(self.runtime.layout(torch.cat([images, adversarial]))).float()
+        finally:
+            model.eval()
+        clean, changed = both.chunk(2)
+        return clean, changed
 
     def search(
         self, model: nn.Module, batch: Batch, own: Int[Tensor, "b"], answers: Int[Tensor, "b"]
@@ -137,7 +173,8 @@ class _Unlearning(Hook):
             answers: the suspect's to the clean images.
         """
         options = self.options
-        delta = torch.full_like(batch.images, options.bound)
+        step, project = NORMS[options.norm]
+        delta = project(torch.full_like(batch.images, options.bound), options.bound)
         active = torch.arange(len(batch.images), device=batch.images.device)
         for _ in range(options.steps):
             changed = self.runtime.layout(batch.images[active] + delta[active]).requires_grad_(True)
@@ -156,14 +193,46 @@ class _Unlearning(Hook):
             if bool(shared.all()):
                 break
             (gradient,) = torch.autograd.grad(objective, changed)
-            moved = delta[active] - options.step_size * gradient.sign()
-            delta[active] = moved.clamp(-options.bound, options.bound)
+            moved = delta[active] - options.step_size * step(gradient)
+            delta[active] = project(moved, options.bound)
             active = active[~shared]
         return self.seen(batch.images + delta)
 
     def seen(self, changed: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the changed images as the networks see them."""
         return changed.clamp(0, 1) if self.options.valid_pixels else changed
+
+
+def within_length(delta: Float[Tensor, "b c h w"], bound: float) -> Float[Tensor, "b c h w"]:
+    """Return each image's change, shortened to this length over all its pixels if it is longer."""
+    length = lengths(delta)
+    return torch.where(length > bound, delta * (bound / length.clamp_min(torch.finfo(delta.dtype).tiny)), delta)
+
+
+def directions(gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Return each image's gradient at length 1; 0 for an image without gradient."""
+    # By its largest value first: squares of the small gradients of a sure model would all be 0.
+    largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+    scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+    return scaled / lengths(scaled).clamp_min(1)
+
+
+def lengths(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
+    """Return the Euclidean norm of each image."""
+    length: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)
+    return length
+
+
+def within_range(delta: Float[Tensor, "b c h w"], bound: float) -> Float[Tensor, "b c h w"]:
+    """Return the changes with each value kept within the bound."""
+    return delta.clamp(-bound, bound)
+
+
+NORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, float], Tensor]]] = {
+    "linf": (torch.sign, within_range),
+    "l2": (directions, within_length),
+}
+"""Of each norm, the steepest direction of size 1 for a gradient, and the nearest change within a bound."""
 
 
 def search_objective(

@@ -47,7 +47,10 @@ def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str,
     if 2 * _weights(convolutions) >= _weights(found):
         found = convolutions
     if not found:
-        raise InputError("TSBD resets neurons of convolutions or linear layers, and this network has none to reset")
+        raise InputError(
+            "neurons are outputs of convolutions or linear layers but the last, and this network has none; choose"
+            " another method"
+        )
     return found
 
 

@@ -1,6 +1,6 @@
 """Report pages: one self-contained HTML file per run."""
 
-from unbackdoor.report.charts import anomaly_chart, curve_chart, metric_chart
+from unbackdoor.report.charts import anomaly_chart, curve_chart, metric_chart, series_chart
 from unbackdoor.report.content import (
     Chart,
     Fact,
@@ -13,6 +13,7 @@ from unbackdoor.report.content import (
     Verdict,
 )
 from unbackdoor.report.finding import finding_chart, finding_verdict, found_gallery, verdict_word
+from unbackdoor.report.insight import insight_charts, insight_facts, insight_verdict
 from unbackdoor.report.measured import candidate_facts, evaluation_metrics, loss_chart, repair_charts
 from unbackdoor.report.page import render, write_report
 from unbackdoor.report.pictures import amplified_difference
@@ -37,10 +38,14 @@ __all__ = [
     "finding_chart",
     "finding_verdict",
     "found_gallery",
+    "insight_charts",
+    "insight_facts",
+    "insight_verdict",
     "loss_chart",
     "metric_chart",
     "render",
     "repair_charts",
+    "series_chart",
     "short_path",
     "trigger_gallery",
     "verdict_word",

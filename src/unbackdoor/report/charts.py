@@ -7,8 +7,8 @@ what it shows, for those who cannot see it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from unbackdoor.errors import InputError
 from unbackdoor.report import drawings
@@ -27,6 +27,9 @@ MOST_SUSPECTS = 8
 
 MOST_POINTS = 500
 """Points of a curve that are drawn; more cannot be told apart at this size."""
+
+MOST_MARKS = 2500
+"""Points of all series of a chart that are drawn; a page with more of them opens slowly."""
 
 
 def anomaly_chart(
@@ -117,6 +120,66 @@ def curve_chart(x: Sequence[float], y: Sequence[float], x_title: str, y_title: s
         ),
         draw=lambda canvas: drawings.curve(points, x_title, y_title, canvas),
     )
+
+
+def series_chart(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    marks: Literal["points", "lines"],
+    title: str,
+    explanation: str,
+    x_title: str,
+    y_title: str,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> Chart:
+    """Draw named series as points or as lines; of more than two, colours run from the first to the last.
+
+    Args:
+        series: x and y values by name. Those that are not finite, or not above 0 on a logarithmic axis, are left out,
+            and the explanation says how many.
+        marks: how.
+        title: of the chart.
+        explanation: how to read it.
+        x_title: of the axis.
+        y_title: of the axis.
+        log_x: whether the axis is logarithmic.
+        log_y: the same of the other.
+
+    Raises:
+        InputError: x and y of a series differ in number, or nothing can be drawn.
+    """
+    shown_points: dict[str, list[tuple[float, float]]] = {}
+    given = 0
+    for name, (xs, ys) in series.items():
+        if len(xs) != len(ys):
+            raise InputError(f"chart {title!r}: needs as many y as x, found {len(ys)} for {len(xs)}")
+        given += len(xs)
+        shown_points[name] = [
+            (float(x), float(y)) for x, y in zip(xs, ys, strict=True) if _drawable(x, log_x) and _drawable(y, log_y)
+        ]
+    count = sum(map(len, shown_points.values()))
+    if not count:
+        raise InputError(f"chart {title!r}: there is no point that can be drawn; leave the chart out")
+    # Counted from the end of each series, so that its last point, which people look for, is always there.
+    step = -(-count // MOST_MARKS)
+    thinned = {name: points[::-step][::-1] for name, points in shown_points.items()}
+    left_out = f" {given - count} points cannot stand on these axes and are left out." if given > count else ""
+    every = f" One point in {step} is drawn." if step > 1 else ""
+    values = [y for points in shown_points.values() for _, y in points]
+    return _chart(
+        title=title,
+        explanation=f"{explanation}{every}{left_out}",
+        label=(
+            f"{'Scatter plot' if marks == 'points' else 'Line chart'} of {y_title} over {x_title}: {count} points in"
+            f" {len(series)} series ({shorten(', '.join(series), 80)}), from {min(values):.3g} to {max(values):.3g}."
+        ),
+        draw=lambda canvas: drawings.series(thinned, marks, (x_title, y_title), (log_x, log_y), canvas),
+    )
+
+
+def _drawable(value: float, log: bool) -> bool:
+    return math.isfinite(value) and (value > 0 or not log)
 
 
 def _class_label(number: int, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What every defence must do."""
+"""What every defence and every inspection must do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from unbackdoor.errors import InputError
+from unbackdoor.inspect import Inspection, Material
 from unbackdoor.models import Network
 from unbackdoor.purify import Purifier
 from unbackdoor.scan import Finding, Scanner
@@ -74,12 +75,35 @@ def check_scanner(scanner: Scanner) -> None:
     _over_shapes(type(scanner).__name__, check)
 
 
+def check_inspection(inspection: Inspection) -> None:
+    """Check an inspection on colour, grey and oblong images, without an attack; give it short schedules.
+
+    The model and the reference stay as they were; no hook is left behind; the same seed gives the same insight. A shape
+    may be refused with an InputError.
+
+    Raises:
+        AssertionError: naming what is violated.
+    """
+
+    def check(name: str, model: Network, data: CanaryData) -> None:
+        reference = sample_network(model.description.image_shape)
+        before = state_of(reference)
+        material = Material(clean=data.need_clean(name), reference=reference)
+        one, other = (inspection.inspect(model, material, sample_runtime()) for _ in range(2))
+        # As text: what is not a number is not equal to itself.
+        assert repr(one) == repr(other), f"{name}: the same seed gave another insight"
+        assert same_state(before, state_of(reference)), f"{name}: the reference has changed"
+        assert hooks_on(reference) == 0, f"{name}: hooks are left on the reference"
+
+    _over_shapes(type(inspection).__name__, check)
+
+
 def _same(one: Finding, other: Finding) -> bool:
     return one.to_json() == other.to_json()
 
 
 def _over_shapes(name: str, check: Callable[[str, Network, CanaryData], None]) -> None:
-    """Run a check on every shape, and check what holds for all defences."""
+    """Run a check on every shape, and check what holds for all defences and inspections."""
     supported = 0
     for shape in SHAPES:
         model, images = sample_network(shape), sample_images(shape)
