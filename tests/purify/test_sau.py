@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -357,52 +357,6 @@ def test_in_training_mode_the_outer_step_normalises_clean_and_changed_images_tog
         torch.testing.assert_close(scene.model.get_buffer(name), buffer, msg=name)
     loss.backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in scene.model.parameters())
-
-
-class _AsFirstReleased(_Unlearning):
-    """Loss and search as they were before there were norms, modes and a weight of adversarial training."""
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        answers = self.answers[batch.rows]
-        clean_logits = model(batch.images).float()
-        adversarial = self.search(self.uncompiled, batch, clean_logits.argmax(1), answers)
-        with torch.no_grad():
-            fooled_to = self.suspect(adversarial).argmax(1)
-        fooled = (fooled_to != batch.targets) & (fooled_to != answers)
-        unlearn = unlearning_loss(model(adversarial).float(), fooled_to, fooled)
-        clean = F.cross_entropy(clean_logits, batch.targets)
-        return self.options.clean_weight * clean + self.options.unlearn_weight * unlearn
-
-    def search(self, model: nn.Module, batch: Batch, own: Tensor, answers: Tensor) -> Tensor:
-        options = self.options
-        delta = torch.full_like(batch.images, options.bound)
-        active = torch.arange(len(batch.images))
-        for _ in range(options.steps):
-            changed = self.runtime.layout(batch.images[active] + delta[active]).requires_grad_(True)
-            seen = self.seen(changed)
-            logits, suspects = model(seen).float(), self.suspect(seen).float()
-            rows = (batch.targets[active], own[active], answers[active])
-            objective, shared = search_objective(logits, suspects, *rows, options.fool_weight, options.share_weight)
-            if bool(shared.all()):
-                break
-            (gradient,) = torch.autograd.grad(objective, changed)
-            moved = delta[active] - options.step_size * gradient.sign()
-            delta[active] = moved.clamp(-options.bound, options.bound)
-            active = active[~shared]
-        return self.seen(batch.images + delta)
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("options", [{}, {"bound": 0.07, "step_size": 0.02, "valid_pixels": True}], ids=str)
-def test_without_the_later_options_results_are_the_same_bit_by_bit(
-    monkeypatch: pytest.MonkeyPatch, precision: Literal["fp32", "bf16"], options: dict[str, Any]
-) -> None:
-    method = SAU(rounds=2, batch_size=12, learning_rate=1e-3, **options)
-    where = Runtime(device="cpu", precision=precision, threads=1)
-    data = DefenderData(clean=pictures(24, 3))
-    now = method.purify(planted(1).suspect, data, where)[0]
-    monkeypatch.setattr("unbackdoor.purify.sau._Unlearning", _AsFirstReleased)
-    assert same_state(state_of(method.purify(planted(1).suspect, data, where)[0]), state_of(now))
 
 
 def test_in_mixed_precision_the_loss_reaches_every_weight() -> None:
