@@ -28,7 +28,7 @@ COMMANDS = {
     "bench": "run a grid of attacks and methods, and resume it",
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
-    "methods": "list all attacks, scanners, purifiers and networks",
+    "methods": "list all attacks, scanners, purifiers, secure trainers and networks",
 }
 
 USAGE = f"""usage: unbackdoor COMMAND [OPTIONS]

@@ -1,4 +1,4 @@
-"""List all attacks, scanners, purifiers and networks, with one line each."""
+"""List all attacks, scanners, purifiers, secure trainers and networks, with one line each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from unbackdoor.models import NETWORKS
 from unbackdoor.purify import PURIFIERS
 from unbackdoor.registry import Registry
 from unbackdoor.scan import SCANNERS
+from unbackdoor.secure import TRAINERS
 
 RUNTIME = False
 REGISTRIES: dict[str, Registry[Any]] = {
     "attack": ATTACKS,
     "scanner": SCANNERS,
     "purifier": PURIFIERS,
+    "trainer": TRAINERS,
     "network": NETWORKS,
 }
 
