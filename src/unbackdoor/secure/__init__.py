@@ -2,8 +2,10 @@
 
 from unbackdoor.registry import Registry
 from unbackdoor.secure.base import Part, SecureTrainer, Trained
+from unbackdoor.secure.decoder import Decoder
+from unbackdoor.secure.trap_and_replace import TrapAndReplace
 
-TRAINERS: Registry[SecureTrainer] = Registry("trainer")
+TRAINERS: Registry[SecureTrainer] = Registry("trainer", TrapAndReplace)
 """All secure trainers, by name."""
 
-__all__ = ["TRAINERS", "Part", "SecureTrainer", "Trained"]
+__all__ = ["TRAINERS", "Decoder", "Part", "SecureTrainer", "Trained", "TrapAndReplace"]
