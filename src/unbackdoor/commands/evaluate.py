@@ -6,6 +6,7 @@ from pathlib import Path
 
 from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.reconstructed import reconstruction_facts, reconstruction_of, reconstruction_rows
 from unbackdoor.commands.workspace import Run, evaluation_rows, open_model, report_folder
 from unbackdoor.errors import CheckpointError
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
@@ -14,6 +15,8 @@ from unbackdoor.models import LoadedModel, load_model
 from unbackdoor.models.build import is_code
 from unbackdoor.models.mark import notes_of
 from unbackdoor.report import Gallery, Report, evaluation_metrics, trigger_gallery, write_report
+from unbackdoor.secure import Decoder
+from unbackdoor.secure.saved import load_decoder
 from unbackdoor.training import Runtime, check_fits, network_options
 
 
@@ -53,6 +56,8 @@ def run(
             clock.inputs[f"{attack.name}/{MODEL}"] = victim.sha256
     folder = report_folder(out or Path("runs") / f"evaluate-{loaded.sha256[:8]}", clock.command)
     after = evaluate(loaded.network, test, runtime, trigger, criterion)
+    decoder = _decoder(model, loaded)
+    rebuilt = reconstruction_of(loaded.network, decoder, test, runtime, trigger, criterion)
     before = None
     if victim is not None and victim.sha256 != loaded.sha256:
         before = evaluate(victim.network, test, runtime, trigger, criterion)
@@ -64,16 +69,19 @@ def run(
         title=f"Evaluation of {model.name}",
         metrics=measured,
         galleries=galleries,
-        facts=clock.facts(),
+        facts={**reconstruction_facts(rebuilt), **clock.facts()},
         notes=notes_of(loaded),
     )
     write_report(folder / PAGE, page)
     result = _result(before, after)
+    if rebuilt is not None:
+        result["reconstruction"] = rebuilt.to_json()
     clock.write(folder, **result)
     rows = evaluation_rows(after)
     if before:
         rows = [*evaluation_rows(before, " before"), *evaluation_rows(after, " after")]
         rows.append(("DER", f"{100 * defense_effectiveness(before, after):.2f} %"))
+    rows += reconstruction_rows(rebuilt)
     return Outcome(title=page.title, rows=rows, result=result, page=folder / PAGE)
 
 
@@ -98,6 +106,12 @@ def _victim(path: Path, arch: str | None) -> LoadedModel | None:
         if arch is None or not is_code(arch):
             raise
         return load_model(path, arch=arch)
+
+
+def _decoder(model: Path, loaded: LoadedModel) -> Decoder | None:
+    """Return the decoder that a secure training left beside the model, if there is one."""
+    path = model.parent / "decoder.safetensors"
+    return load_decoder(path, loaded.network) if model.is_file() and path.is_file() else None
 
 
 def _result(before: Evaluation | None, after: Evaluation) -> dict[str, object]:

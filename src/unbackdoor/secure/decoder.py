@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
+from unbackdoor.models import Network
 from unbackdoor.secure.base import Part
 
 NARROWEST = 8
@@ -50,6 +51,19 @@ class Decoder(Part):
     def facts(self) -> dict[str, Any]:
         """Return the stage."""
         return {"at": self.at}
+
+
+@torch.no_grad()
+def features_shape(network: Network, at: str) -> tuple[int, ...]:
+    """Return the shape of the features of one image where the network is cut."""
+    stem, _ = network.split(at)
+    device = next(network.parameters()).device
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    features: Tensor = stem(torch.zeros(1, *network.description.image_shape, device=device))
+    for module, training in modes:
+        module.training = training
+    return tuple(features.shape[1:])
 
 
 def decoder_for(at: str, features: tuple[int, ...], image: tuple[int, int, int], seed: int) -> Decoder:

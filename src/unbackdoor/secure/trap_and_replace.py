@@ -33,7 +33,7 @@ from unbackdoor.data.augment import CutMix
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.secure.base import SecureTrainer, Trained
-from unbackdoor.secure.decoder import decoder_for
+from unbackdoor.secure.decoder import decoder_for, features_shape
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
 from unbackdoor.training.fits import check_takes
 
@@ -160,19 +160,6 @@ class Baited(nn.Module):
         """Return the logits."""
         logits: Tensor = self.head(self.stem(images))
         return logits
-
-
-@torch.no_grad()
-def features_shape(network: Network, at: str) -> tuple[int, ...]:
-    """Return the shape of the features of one image where the network is cut."""
-    stem, _ = network.split(at)
-    device = next(network.parameters()).device
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    features: Tensor = stem(torch.zeros(1, *network.description.image_shape, device=device))
-    for module, training in modes:
-        module.training = training
-    return tuple(features.shape[1:])
 
 
 class _Bait(Hook):
