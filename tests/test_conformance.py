@@ -38,6 +38,7 @@ SHORT = {"epochs": 2, "rounds": 2, "steps": 2, "batch_size": 16, "mask_epochs": 
 FEW = {"poison_rate": 0.1, "cover_rate": 0.1}
 """Rates of attacks whose own are no image of the few that are used here."""
 OWN: dict[str, dict[str, Any]] = {
+    "ABL": {"isolation_epochs": 2, "unlearning_epochs": 2, "isolated": 0.2},
     "ANP": {"iterations": 4},
     "AdaptiveBlend": FEW,
     "AdaptivePatch": FEW,

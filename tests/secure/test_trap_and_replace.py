@@ -21,7 +21,7 @@ from unbackdoor.evaluate import evaluate
 from unbackdoor.models import WRN16x1
 from unbackdoor.secure import Decoder, TrapAndReplace
 from unbackdoor.secure.decoder import decoder_for
-from unbackdoor.secure.trap_and_replace import Baited, _Bait, _Patch, _Replaced, total_variation
+from unbackdoor.secure.trap_and_replace import Baited, _Bait, _Patch, total_variation
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime, new_network
 
@@ -147,26 +147,6 @@ def test_a_head_that_begins_after_the_pooling_is_refused() -> None:
         TrapAndReplace(head="11", **SHORT).train(lambda: network(0), data(), runtime())
     with pytest.raises(InputError, match="no stage 'layer9'"):
         TrapAndReplace(head="layer9", **SHORT).train(lambda: network(0), data(), runtime())
-
-
-def test_the_stem_is_frozen_in_mode_and_weights_while_the_head_learns() -> None:
-    model = network(1)
-    replaced = _Replaced(model, "6", 0.5).train()
-    assert not any(module.training for module in replaced.stem.modules())
-    assert all(module.training for module in replaced.head.modules())
-    before = state_of(replaced.stem)
-    replaced(pictures(16, 0).images.float() / 255).sum().backward()
-    assert all(value.grad is None for value in replaced.stem.parameters())
-    assert all(value.grad is not None for value in replaced.head.parameters())
-    assert same_state(before, state_of(replaced.stem)), "running statistics too"
-
-
-def test_dropout_acts_before_the_last_layer_and_is_not_in_the_result() -> None:
-    replaced = _Replaced(network(1), "6", 0.5)
-    kinds = [type(layer).__name__ for layer in replaced.head]
-    assert kinds[-2:] == ["Dropout", "Linear"]
-    images = pictures(8, 0).images.float() / 255
-    torch.testing.assert_close(replaced.eval()(images), network(1).eval()(images))
 
 
 def test_the_result_has_the_stem_of_the_first_stage_and_a_head_that_never_saw_untrusted_data() -> None:

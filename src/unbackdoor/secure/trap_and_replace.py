@@ -34,6 +34,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.secure.base import SecureTrainer, Trained
 from unbackdoor.secure.decoder import decoder_for, features_shape
+from unbackdoor.secure.frozen import FrozenStem
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
 from unbackdoor.training.fits import check_takes
 
@@ -127,7 +128,7 @@ class TrapAndReplace(SecureTrainer):
         trapping = fit(baited, untrusted, trap, part, hook=hook, resume=resumed, description="trap")
         stem, _ = model.split(at)
         stem.load_state_dict(baited.stem.state_dict())
-        replaced = _Replaced(model, at, self.dropout)
+        replaced = FrozenStem(model, at, self.dropout)
         part = runtime.part(1 - TRAPPING)
         mixing = _Patch(self.cutmix, clean.classes)
         history = fit(replaced, clean, patch, part, hook=mixing, resume=resume, description="replace")
@@ -185,30 +186,6 @@ class _Bait(Hook):
         images = self.decoder(features).float()
         loss = F.cross_entropy(self.head(features), batch.targets)
         return loss + reconstruction * F.mse_loss(images, batch.images) + variation * total_variation(images)
-
-
-class _Replaced(nn.Module):
-    """A frozen stem, in evaluation mode throughout, and a head that learns, with dropout before its last stage."""
-
-    def __init__(self, network: Network, at: str, dropout: float) -> None:
-        super().__init__()
-        self.stem, head = network.split(at)
-        self.stem.requires_grad_(False)
-        *layers, last = head.children()
-        self.head = nn.Sequential(*layers, nn.Dropout(dropout), last)
-
-    def train(self, mode: bool = True) -> _Replaced:
-        """Set the mode of the head alone."""
-        super().train(mode)
-        self.stem.eval()
-        return self
-
-    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Return the logits, through which no gradient flows into the stem."""
-        with torch.no_grad():
-            features = self.stem(images)
-        logits: Tensor = self.head(features)
-        return logits
 
 
 class _Patch(Hook):
