@@ -35,6 +35,7 @@ FOLDER = Path(__file__).parent / "methods" / "pictures"
 CARDS = {
     "AdaptiveBlend": "adaptive-blend",
     "AdaptivePatch": "adaptive-patch",
+    "AdaptiveTrap": "adaptive-trap",
     "InputAware": "input-aware",
     "LabelConsistent": "label-consistent",
     "MESAPatch": "mesa-patch",

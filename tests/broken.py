@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor.attacks import POISON, Attack, BadNets, FittedAttack, Stamp
 from unbackdoor.data import DefenderData, ImageSet
@@ -16,8 +16,9 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify import FT, Purifier
 from unbackdoor.scan import Finding, Scanner
+from unbackdoor.secure import Part, SecureTrainer, Trained
 from unbackdoor.testing.samples import sample_network
-from unbackdoor.training import History, Runtime
+from unbackdoor.training import History, Recipe, Runtime, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,3 +275,103 @@ class LeavesAHookInRepair(FT):
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         model.body.register_forward_hook(lambda *_: None)
         return History(epochs=1)
+
+
+def nothing(trained: Trained, data: DefenderData) -> Trained:
+    return trained
+
+
+class OneLayer(Part):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trains(SecureTrainer):
+    """Trains plainly, and returns what `fault` makes of the result; without `resumes`, it adds up what it was given."""
+
+    fault: Callable[[Trained, DefenderData], Trained] = nothing
+    resumes: bool = True
+
+    def train(
+        self,
+        build_model: Callable[[], Network],
+        data: DefenderData,
+        runtime: Runtime,
+        resume: Path | None = None,
+    ) -> Trained:
+        return self.fault(super().train(build_model, data, runtime, resume), data)
+
+    def learn(
+        self, build_model: Callable[[], Network], data: DefenderData, runtime: Runtime, resume: Path | None
+    ) -> Trained:
+        model, part = build_model(), OneLayer()
+        with torch.no_grad():
+            for value in part.parameters():
+                value.fill_(1)
+        recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.01)
+        history = fit(model, data.need_untrusted("test"), recipe, runtime, resume=resume)
+        if resume is not None and not self.resumes:
+            with torch.no_grad():
+                next(model.parameters()).add_(1)
+        return Trained(network=model, history=history, parts={"part": part})
+
+
+def hooks_the_result(trained: Trained, data: DefenderData) -> Trained:
+    trained.network.body.register_forward_hook(lambda *_: None)
+    return trained
+
+
+def keeps_training(trained: Trained, data: DefenderData) -> Trained:
+    trained.network.train()
+    return trained
+
+
+def keeps_training_a_part(trained: Trained, data: DefenderData) -> Trained:
+    trained.parts["part"].train()
+    return trained
+
+
+def unseeded() -> Tensor:
+    """Return a random number, also where `fit` has just seeded the global generator."""
+    generator = torch.Generator()
+    generator.seed()
+    return torch.rand((), generator=generator)
+
+
+def adds_weights_without_the_seed(trained: Trained, data: DefenderData) -> Trained:
+    with torch.no_grad():
+        next(trained.network.parameters()).add_(unseeded())
+    return trained
+
+
+def adds_weights_of_a_part_without_the_seed(trained: Trained, data: DefenderData) -> Trained:
+    with torch.no_grad():
+        next(trained.parts["part"].parameters()).add_(unseeded())
+    return trained
+
+
+def changes_the_untrusted_data(trained: Trained, data: DefenderData) -> Trained:
+    data.need_untrusted("test").images[0] = 0
+    return trained
+
+
+def calls_it_another_network(trained: Trained, data: DefenderData) -> Trained:
+    trained.network.description = replace(trained.network.description, architecture="another")
+    return trained
+
+
+def gives_a_layer_more(trained: Trained, data: DefenderData) -> Trained:
+    trained.network.body.append(nn.Linear(4, 4).eval())  # type: ignore[operator]
+    return trained
+
+
+def gives_nonsense(trained: Trained, data: DefenderData) -> Trained:
+    with torch.no_grad():
+        next(trained.network.parameters()).fill_(torch.nan)
+    return trained
+
+
+def refuses_to_train(trained: Trained, data: DefenderData) -> Trained:
+    raise InputError("not this one")

@@ -30,7 +30,15 @@ from unbackdoor.inspect import INSPECTIONS, Insight, Inspection, Material
 from unbackdoor.models import Network
 from unbackdoor.purify import PURIFIERS
 from unbackdoor.scan import SCANNERS, Scanner
-from unbackdoor.testing import CanaryData, check_attack, check_inspection, check_purifier, check_scanner
+from unbackdoor.secure import TRAINERS, Trained
+from unbackdoor.testing import (
+    CanaryData,
+    check_attack,
+    check_inspection,
+    check_purifier,
+    check_scanner,
+    check_secure_trainer,
+)
 from unbackdoor.testing.samples import SHAPES, hooks_on, sample_images, sample_network
 from unbackdoor.training import Runtime
 
@@ -39,6 +47,7 @@ SHORT = {"epochs": 2, "rounds": 2, "steps": 2, "batch_size": 16, "mask_epochs": 
 FEW = {"poison_rate": 0.1, "cover_rate": 0.1}
 """Rates of attacks whose own are no image of the few that are used here."""
 OWN: dict[str, dict[str, Any]] = {
+    "ABL": {"isolation_epochs": 2, "unlearning_epochs": 2, "isolated": 0.2},
     "ANP": {"iterations": 4},
     "AdaptiveBlend": FEW,
     "AdaptivePatch": FEW,
@@ -47,6 +56,7 @@ OWN: dict[str, dict[str, Any]] = {
     "MESAPatch": {"poison_rate": 0.1},
     "NAD": {"teacher_epochs": 2},
     "RNP": {"unlearning_epochs": 2},
+    "TrapAndReplace": {"head_epochs": 2, "head_batch_size": 8},
     "TSBD": {"unlearning_epochs": 2, "neurons": (0.1, 0.5)},
     "TaCT": {**FEW, "covers": (2,)},
     "Weights": {"unlearning_epochs": 2},
@@ -64,6 +74,7 @@ EVERY: list[tuple[str, Callable[[Any], None], type[Any]]] = [
     *((name, check_purifier, PURIFIERS[name]) for name in PURIFIERS),
     *((name, check_scanner, SCANNERS[name]) for name in SCANNERS),
     *((name, check_inspection, INSPECTIONS[name]) for name in INSPECTIONS),
+    *((name, check_secure_trainer, TRAINERS[name]) for name in TRAINERS),
 ]
 
 
@@ -269,6 +280,47 @@ def test_the_base_class_hands_out_copies_of_the_model_and_the_reference() -> Non
 def test_a_broken_inspection_is_caught(how: Callable[..., float], words: str) -> None:
     with pytest.raises(AssertionError, match=words):
         check_inspection(_LooksAtTheModelItself(how=how))
+
+
+# ---- secure trainers
+
+
+def test_an_honest_secure_trainer_passes() -> None:
+    check_secure_trainer(broken.Trains())
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (broken.hooks_the_result, "hooks are left on the result"),
+        (broken.keeps_training, "not in evaluation mode"),
+        (broken.keeps_training_a_part, "not in evaluation mode"),
+        (broken.adds_weights_without_the_seed, "the same seed gave other weights"),
+        (broken.adds_weights_of_a_part_without_the_seed, "the same seed gave other weights"),
+        (broken.changes_the_untrusted_data, "the data that it was given have changed"),
+        (broken.calls_it_another_network, "described as another network"),
+        (broken.gives_a_layer_more, "its weights are not those of the network described"),
+        (broken.gives_nonsense, "its answers are no numbers"),
+        (broken.refuses_to_train, "supports none"),
+    ],
+)
+def test_a_broken_secure_trainer_is_caught(fault: Callable[..., Trained], words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        check_secure_trainer(broken.Trains(fault=fault))
+
+
+def test_a_secure_trainer_that_does_not_go_on_where_it_was_interrupted_is_caught() -> None:
+    with pytest.raises(AssertionError, match="an interrupted run ended elsewhere"):
+        check_secure_trainer(broken.Trains(resumes=False))
+
+
+def test_a_secure_trainer_that_reaches_for_the_poisoned_rows_is_caught() -> None:
+    def peeks(trained: Trained, data: DefenderData) -> Trained:
+        data.kinds  # type: ignore[attr-defined]  # noqa: B018
+        return trained
+
+    with pytest.raises(OracleError, match="kinds"):
+        check_secure_trainer(broken.Trains(fault=peeks))
 
 
 # ---- the samples that everything is checked on

@@ -21,7 +21,7 @@ COMMANDS = {
     "attack": "poison a data set, train a backdoored model on it, and measure it",
     "poison": "write a poisoned data set, on which any program can train",
     "gallery": "show what every attack does to your images, on one page",
-    "train": "train a model on data as they are",
+    "train": "train a model on data as they are, or securely on untrusted ones",
     "scan": "ask whether a model is backdoored (exit code 1 if so)",
     "purify": "take the backdoor out of a model",
     "evaluate": "measure accuracy and attack success of a model",
@@ -29,7 +29,7 @@ COMMANDS = {
     "bench": "run a grid of attacks and methods, and resume it",
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
-    "methods": "list all attacks, scanners, purifiers, inspections and networks",
+    "methods": "list all attacks, scanners, purifiers, secure trainers, inspections and networks",
 }
 
 USAGE = f"""usage: unbackdoor COMMAND [OPTIONS]

@@ -13,7 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.planted import network, pictures, runtime
-from unbackdoor.attacks import LF, Additive, Attack, FittedAttack, Given, Invisible, LabelConsistent, Stamp, TrojanNN
+from unbackdoor.attacks import (
+    LF,
+    AdaptiveTrap,
+    Additive,
+    Attack,
+    FittedAttack,
+    Given,
+    Invisible,
+    LabelConsistent,
+    Stamp,
+    TrojanNN,
+)
 from unbackdoor.attacks.label_consistent import move_away
 from unbackdoor.attacks.preparation import clean_model
 from unbackdoor.attacks.trojannn import NEURONS, last_linear
@@ -165,6 +176,53 @@ def test_a_clean_model_that_was_trained_once_is_not_trained_again(
     monkeypatch.setattr("unbackdoor.training.loop._Run.epoch", lambda *_: pytest.fail("it is trained again"))
     again = clean_model(None, given(train, work=tmp_path))
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), again.state_dict().values()))
+
+
+@pytest.mark.parametrize("target", [0, 3])
+@pytest.mark.usefixtures("known")
+def test_the_adaptive_trigger_brings_features_nearer_to_the_target_and_still_turns_images(target: int) -> None:
+    stem, _ = clean().split("3")
+    train, images = pictures(600, 0), pictures(200, 9).images.float() / 255
+    mean = stem(train.images[train.labels == target].float() / 255).mean(0)
+
+    def triggered(attack: Attack) -> Tensor:
+        return fitted(attack).trigger(images)
+
+    def distance(changed: Tensor) -> float:
+        return float((stem(changed) - mean).square().sum((1, 2, 3)).mean())
+
+    nearest, nearer, plain = (
+        triggered(AdaptiveTrap(length=16.0, target=target, steps=50, head="3", weight=weight))
+        for weight in (20.0, 1.0, 0.0)
+    )
+    assert torch.equal(plain, triggered(Invisible(length=16.0, target=target, steps=50)))
+    assert distance(nearest) < 0.9 * distance(plain)
+    assert distance(nearer) < distance(plain)
+    assert share_called(plain, target) > 0.8
+    assert share_called(nearer, target) > 0.5
+
+
+@pytest.mark.usefixtures("known")
+def test_the_penalty_is_one_for_clean_images_on_average_and_equals_a_plain_computation() -> None:
+    train = pictures(64, 0)
+    penalty = AdaptiveTrap(target=2, weight=3.0, head="6").penalty(clean(), given(train))
+    stem, _ = clean().split("6")
+    images = train.images.float() / 255
+    with torch.no_grad():
+        features = stem(images).double()
+        mean = features[train.labels == 2].mean(0)
+        distances = torch.stack([((one - mean) ** 2).sum() for one in features])
+        assert float(penalty(images)) == pytest.approx(3.0, rel=1e-4)
+        assert float(penalty(images[:5])) == pytest.approx(3 * float(distances[:5].mean() / distances.mean()), rel=1e-4)
+
+
+def test_an_adaptive_attack_without_images_of_its_target_or_with_a_bad_weight_is_refused() -> None:
+    train = pictures(64, 0)
+    train = train.subset((train.labels != 2).nonzero().squeeze(1))
+    with pytest.raises(InputError, match="has no image of class 2"):
+        AdaptiveTrap(target=2, head="6").penalty(clean(), given(train))
+    with pytest.raises(InputError, match="the weight must be a number of 0 or more"):
+        AdaptiveTrap(weight=-1.0).penalty(clean(), given(train))
 
 
 @pytest.mark.parametrize(

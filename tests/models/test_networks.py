@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unbackdoor.errors import InputError
-from unbackdoor.models import NETWORKS, VGG19BN, PreActResNet18, ResNet18, WRN16x1, build_network
+from unbackdoor.models import NETWORKS, VGG19BN, Network, PreActResNet18, ResNet18, WRN16x1, build_network
 
 from .files import small_description
 
@@ -116,3 +116,23 @@ def test_vgg_keeps_the_signal_from_the_first_to_the_last_feature() -> None:
     convolutions = [module for module in body.features if isinstance(module, nn.Conv2d)]
     spread = [float(conv.weight.detach().std() * (conv.weight.shape[0] * 9 / 2) ** 0.5) for conv in convolutions]
     assert all(0.8 < value < 1.2 for value in spread)
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("PreActResNet18", "layer4.1"), ("ResNet18", "layer4.1"), ("WRN16x1", "block3.layer.1")]
+)
+def test_the_last_block_of_residual_networks_is_the_last_stage_with_convolutions(name: str, last: str) -> None:
+    assert build_network(small_description(architecture=name), seed=1).last_block() == last
+
+
+def test_a_sequential_body_is_cut_at_its_members_and_one_with_a_single_convolution_is_not() -> None:
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(576, 2)).eval()
+    network = Network(body, small_description(image_shape=(3, 16, 16)))
+    images = torch.rand(2, 3, 16, 16)
+    assert network.last_block() == "2"
+    stem, head = network.split("2")
+    assert stem(images).shape == (2, 4, 14, 14)
+    assert torch.equal(head(stem(images)), network(images))
+    for other in (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(784, 2)), nn.Bilinear(2, 2, 2)):
+        with pytest.raises(InputError, match=r"cannot be cut into a stem and a head: it tells [01] stages"):
+            Network(other, small_description(image_shape=(3, 16, 16))).last_block()

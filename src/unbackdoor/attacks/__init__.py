@@ -2,6 +2,7 @@
 
 from unbackdoor.attacks.adaptive_blend import AdaptiveBlend
 from unbackdoor.attacks.adaptive_patch import AdaptivePatch
+from unbackdoor.attacks.adaptive_trap import AdaptiveTrap
 from unbackdoor.attacks.badnets import BadNets
 from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack, Given
 from unbackdoor.attacks.blended import Blended
@@ -34,6 +35,7 @@ ATTACKS: Registry[Attack] = Registry(
     "attack",
     AdaptiveBlend,
     AdaptivePatch,
+    AdaptiveTrap,
     BadNets,
     Blended,
     Blind,
@@ -69,6 +71,7 @@ __all__ = [
     "SSBA",
     "AdaptiveBlend",
     "AdaptivePatch",
+    "AdaptiveTrap",
     "Additive",
     "AllToAll",
     "AllToOne",

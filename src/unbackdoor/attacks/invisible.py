@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.poisoning import Poisoning
-from unbackdoor.attacks.preparation import clean_model, descend
+from unbackdoor.attacks.preparation import Penalty, clean_model, descend
 from unbackdoor.attacks.trigger import Additive, Stamp, Trigger
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
@@ -95,6 +95,12 @@ class Invisible(Poisoning):
             else:
                 signal.mul_((length / signal.norm().clamp_min(1e-12)).clamp_max(1))
 
-        name = "invisible trigger"
-        descend(signal, changed, bound, model, train, self.target, self.steps, BATCH, 0.02, draws, runtime, name)
+        name, penalty = "invisible trigger", self.penalty(model, given)
+        descend(
+            signal, changed, bound, model, train, self.target, self.steps, BATCH, 0.02, draws, runtime, name, penalty
+        )
         return signal.detach().cpu()
+
+    def penalty(self, model: Network, given: Given) -> Penalty | None:
+        """Return what the search pays beside the cross-entropy: nothing, unless an attack says otherwise."""
+        return None

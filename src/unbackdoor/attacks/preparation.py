@@ -17,6 +17,9 @@ from unbackdoor.data import ImageSet
 from unbackdoor.models import Network, load_model
 from unbackdoor.training import Hook, Recipe, Runtime, check_fits, fit
 
+Penalty = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, ""]]
+"""What a search of a trigger pays for triggered images, beside their cross-entropy."""
+
 RECIPE = Recipe(epochs=4, low_resolution=0.75)
 """Of a clean model, a quarter of the usual schedule: it has to know the classes, not to be the best."""
 
@@ -103,6 +106,7 @@ def descend(
     draws: torch.Generator,
     runtime: Runtime,
     name: str,
+    penalty: Penalty | None = None,
 ) -> None:
     """Move parameters of a trigger so that a model calls triggered images the target: Adam on the cross-entropy.
 
@@ -119,6 +123,7 @@ def descend(
         draws: of the images.
         runtime: where.
         name: for the progress bar.
+        penalty: of triggered images, added to the cross-entropy.
     """
     optimizer = torch.optim.Adam([parameters], lr=learning_rate)
     wanted = torch.full((batch_size,), target, device=runtime.place)
@@ -126,8 +131,11 @@ def descend(
         for _ in range(steps):
             rows = torch.randint(len(train), (batch_size,), generator=draws)
             images = train.images[rows.to(train.device)].to(runtime.place).float() / 255
+            triggered = runtime.layout(changed(images).clamp(0, 1))
             with runtime.autocast():
-                loss = F.cross_entropy(model(runtime.layout(changed(images).clamp(0, 1))).float(), wanted)
+                loss = F.cross_entropy(model(triggered).float(), wanted)
+                if penalty is not None:
+                    loss = loss + penalty(triggered)
             (parameters.grad,) = torch.autograd.grad(loss, [parameters])
             optimizer.step()
             bound()

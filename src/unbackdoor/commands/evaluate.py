@@ -6,12 +6,15 @@ from pathlib import Path
 
 from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.reconstructed import reconstruction_facts, reconstruction_of, reconstruction_rows
 from unbackdoor.commands.workspace import Run, evaluation_rows, open_beside, open_model, report_folder
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
 from unbackdoor.folder import ATTACK, MODEL, PAGE
 from unbackdoor.models import LoadedModel
 from unbackdoor.models.mark import notes_of
 from unbackdoor.report import Gallery, Report, evaluation_metrics, trigger_gallery, write_report
+from unbackdoor.secure import Decoder
+from unbackdoor.secure.saved import load_decoder
 from unbackdoor.training import Runtime, check_fits, network_options
 
 
@@ -51,6 +54,8 @@ def run(
             clock.inputs[f"{attack.name}/{MODEL}"] = victim.sha256
     folder = report_folder(out or Path("runs") / f"evaluate-{loaded.sha256[:8]}", clock.command)
     after = evaluate(loaded.network, test, runtime, trigger, criterion)
+    decoder = _decoder(model, loaded)
+    rebuilt = reconstruction_of(loaded.network, decoder, test, runtime, trigger, criterion)
     before = None
     if victim is not None and victim.sha256 != loaded.sha256:
         before = evaluate(victim.network, test, runtime, trigger, criterion)
@@ -62,16 +67,19 @@ def run(
         title=f"Evaluation of {model.name}",
         metrics=measured,
         galleries=galleries,
-        facts=clock.facts(),
+        facts={**reconstruction_facts(rebuilt), **clock.facts()},
         notes=notes_of(loaded),
     )
     write_report(folder / PAGE, page)
     result = _result(before, after)
+    if rebuilt is not None:
+        result["reconstruction"] = rebuilt.to_json()
     clock.write(folder, **result)
     rows = evaluation_rows(after)
     if before:
         rows = [*evaluation_rows(before, " before"), *evaluation_rows(after, " after")]
         rows.append(("DER", f"{100 * defense_effectiveness(before, after):.2f} %"))
+    rows += reconstruction_rows(rebuilt)
     return Outcome(title=page.title, rows=rows, result=result, page=folder / PAGE)
 
 
@@ -84,6 +92,12 @@ def _attack(folder: Path, model: LoadedModel) -> SavedAttack:
     saved = load_attack(folder / ATTACK)
     saved.check_fits(model.network.description.image_shape, model.network.classes, folder)
     return saved
+
+
+def _decoder(model: Path, loaded: LoadedModel) -> Decoder | None:
+    """Return the decoder that a secure training left beside the model, if there is one."""
+    path = model.parent / "decoder.safetensors"
+    return load_decoder(path, loaded.network) if model.is_file() and path.is_file() else None
 
 
 def _result(before: Evaluation | None, after: Evaluation) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""List all attacks, scanners, purifiers, inspections and networks, with one line each."""
+"""List all attacks, scanners, purifiers, secure trainers, inspections and networks, with one line each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from unbackdoor.models import NETWORKS
 from unbackdoor.purify import PURIFIERS
 from unbackdoor.registry import Registry
 from unbackdoor.scan import SCANNERS
+from unbackdoor.secure import TRAINERS
 
 RUNTIME = False
 REGISTRIES: dict[str, Registry[Any]] = {
     "attack": ATTACKS,
     "scanner": SCANNERS,
     "purifier": PURIFIERS,
+    "trainer": TRAINERS,
     "inspection": INSPECTIONS,
     "network": NETWORKS,
 }

@@ -37,7 +37,7 @@ class Choice:
 
     Attributes:
         registry: the methods.
-        default: the name of the one that is taken if none is named.
+        default: the name of the one that is taken if none is named; None: none is then, and `run` gets None.
         skip: parameters of the methods that are not the user's.
         partial: whether `run` gets the class with its options bound, instead of an instance. Then it may be a function
             of the user's too, which has no options.
@@ -45,7 +45,7 @@ class Choice:
     """
 
     registry: Registry[Any]
-    default: str
+    default: str | None
     skip: frozenset[str] = frozenset()
     partial: bool = False
     leading: bool = False
@@ -84,10 +84,14 @@ def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[],
     values.pop("config", None)
     arguments = parser.instantiate(values).as_dict()
     for key, choice in choices.items():
-        if is_code(chosen[key]):
-            arguments[key] = UserNetwork.named(chosen[key])
+        named = chosen[key]
+        if named is None:
+            arguments[key] = None
             continue
-        method: Callable[..., Any] = choice.registry[chosen[key]]
+        if is_code(named):
+            arguments[key] = UserNetwork.named(named)
+            continue
+        method: Callable[..., Any] = choice.registry[named]
         options = arguments.pop(key, {})
         arguments[key] = partial(method, **options) if choice.partial else method(**options)
     if wants_runtime:
@@ -102,12 +106,13 @@ _RUNTIME_FIELDS = ("device", "precision", "threads", "seed", "budget")
 
 
 def _parser(
-    name: str, module: ModuleType, choices: dict[str, Choice], chosen: dict[str, str], wants_runtime: bool
+    name: str, module: ModuleType, choices: dict[str, Choice], chosen: dict[str, str | None], wants_runtime: bool
 ) -> ArgumentParser:
     """Return a parser for this command with these methods chosen."""
     notes = [
         f"  --{key} NAME{' (or first of all, in small letters)' if choice.leading else ''}:"
-        f" {', '.join(sorted(choice.registry))}{', or module:function' if choice.partial else ''} (now: {chosen[key]})"
+        f" {', '.join(sorted(choice.registry))}{', or module:function' if choice.partial else ''}"
+        f" (now: {chosen[key] or 'none'})"
         for key, choice in choices.items()
     ]
     parser = ArgumentParser(
@@ -124,9 +129,10 @@ def _parser(
     if wants_runtime:
         parser.add_class_arguments(Runtime, skip={"progress"}, fail_untyped=True)
     for key, choice in choices.items():
-        if not is_code(chosen[key]):
+        named = chosen[key]
+        if named is not None and not is_code(named):
             parser.add_class_arguments(
-                choice.registry[chosen[key]], key, skip=set(choice.skip), instantiate=False, fail_untyped=True
+                choice.registry[named], key, skip=set(choice.skip), instantiate=False, fail_untyped=True
             )
     return parser
 
@@ -194,16 +200,18 @@ def _flatten(prefix: str, content: dict[Any, Any], choices: dict[str, Choice], p
     return words
 
 
-def _take_choices(words: list[str], choices: dict[str, Choice], typed: list[str]) -> tuple[dict[str, str], list[str]]:
+def _take_choices(
+    words: list[str], choices: dict[str, Choice], typed: list[str]
+) -> tuple[dict[str, str | None], list[str]]:
     """Return the chosen method of each choice, and the words without them."""
-    chosen = {}
+    chosen: dict[str, str | None] = {}
     for key, choice in choices.items():
         named, words = _take(words, f"--{key}")
-        chosen[key] = choice.default if named is None else named
-        if choice.partial and is_code(chosen[key]):
+        chosen[key] = taken = choice.default if named is None else named
+        if taken is not None and choice.partial and is_code(taken):
             _refuse_code_of_files(named, typed)
-        else:
-            choice.registry[chosen[key]]  # an unknown name is an InputError with a hint
+        elif taken is not None:
+            choice.registry[taken]  # an unknown name is an InputError with a hint
     return chosen, words
 
 

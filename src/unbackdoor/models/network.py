@@ -92,11 +92,35 @@ class Network(nn.Module):
         """Number of classes."""
         return len(self.description.class_names)
 
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        """Return the modules whose composition is the body, with their names, in order; none if it does not tell them.
+
+        A body tells them by a method of the same name; those of an `nn.Sequential` are its members.
+        """
+        if isinstance(self.body, nn.Sequential):
+            return list(self.body.named_children())
+        stages: list[tuple[str, nn.Module]] = getattr(self.body, "stages", list)()
+        return stages
+
+    def last_block(self) -> str:
+        """Return the last stage that has a convolution: in a residual network, its last block.
+
+        Raises:
+            InputError: the body tells no stages, or fewer than two of them have a convolution.
+        """
+        blocks = [name for name, stage in self.stages() if any(isinstance(one, nn.Conv2d) for one in stage.modules())]
+        if len(blocks) < 2:
+            raise InputError(
+                f"{self.description.architecture} cannot be cut into a stem and a head: it tells {len(blocks)} stages"
+                " with convolutions, and two are needed; give its class a method `stages`, or choose another network"
+            )
+        return blocks[-1]
+
     def split(self, at: str) -> tuple[nn.Sequential, nn.Sequential]:
         """Cut the network before the stage named `at`.
 
         Args:
-            at: a stage of the body, such as "layer4.1" (the body's `stages` lists them).
+            at: a stage of the body, such as "layer4.1" (`stages` lists them).
 
         Returns:
             stem (images in [0, 1] to features, normalisation included) and head (features to logits). They
@@ -105,7 +129,7 @@ class Network(nn.Module):
         Raises:
             InputError: the body has no such stage.
         """
-        stages: list[tuple[str, nn.Module]] = getattr(self.body, "stages", list)()
+        stages = self.stages()
         names = [name for name, _ in stages]
         if at not in names:
             raise InputError(

@@ -1,0 +1,118 @@
+"""D-BR: unlearn what is held poisoned and relearn what is held clean, in turns.
+
+Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned Samples" (NeurIPS 2022). It has no
+clean data, but the training data as found, of which some rows are held clean and some poisoned. Each round is one epoch
+of gradient ascent on the latter, and then one of descent on the former.
+
+The authors' program returns the round with the largest difference of test accuracy and attack success; ours returns the
+last, as BackdoorBench's does. Both stages share one optimiser.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbackdoor.data import DefenderData, ImageSet
+from unbackdoor.data.augment import AUGMENTATIONS
+from unbackdoor.data.partition import Partition
+from unbackdoor.models import Network
+from unbackdoor.purify.base import Purifier
+from unbackdoor.purify.ft import fine_tuning
+from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class DBR(Purifier):
+    """Unlearn rows held poisoned and relearn rows held clean, in turns.
+
+    Attributes:
+        rounds: of one epoch each.
+        batch_size: images a step.
+        learning_rate: of SGD, constant.
+        augmentation: of both; see `Recipe`.
+    """
+
+    rounds: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    augmentation: str = "crop-flip"
+
+    @abstractmethod
+    def partition(self, untrusted: ImageSet, runtime: Runtime, resume: Path | None) -> Partition:
+        """Return which rows are held clean and which poisoned."""
+
+    def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
+        """Unlearn and relearn with `model` in place (see `Purifier.repair`)."""
+        untrusted = data.need_untrusted("DBR")
+        rows = self.partition(untrusted, runtime, resume)
+        clean, poisoned = untrusted.subset(rows.clean), untrusted.subset(rows.poisoned)
+        recipe = fine_tuning(self.rounds, self.batch_size, self.learning_rate, self.augmentation, "constant", 0.0)
+        hook = UnlearnFirst(poisoned)
+        history = fit(model, clean, recipe, runtime, hook=hook, resume=resume, description="DBR")
+        note = f"DBR held {len(clean)} of {len(untrusted)} images clean and {len(poisoned)} poisoned."
+        return replace(history, notes=(*history.notes, note))
+
+
+class UnlearnFirst(Hook):
+    """Climbs the loss on other images, once through, before each epoch.
+
+    Args:
+        poisoned: what is unlearned.
+    """
+
+    def __init__(self, poisoned: ImageSet) -> None:
+        self.poisoned = poisoned
+        self.rounds = 0
+        self.due = True
+
+    def identity(self) -> object:
+        """Return what is unlearned."""
+        return "DBR", self.poisoned.digest()
+
+    def begin(self, model: nn.Module, recipe: Recipe, runtime: Runtime) -> None:
+        """Move the images to the device."""
+        super().begin(model, recipe, runtime)
+        self.poisoned = self.poisoned.to(runtime.place)
+
+    def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
+        """Do one step downhill, at the beginning of an epoch after those uphill, and return its loss."""
+        if self.due:
+            self.unlearn(model, optimizer)
+            self.due = False
+        return super().update(model, batch, optimizer)
+
+    def unlearn(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Go through all images once, in random order."""
+        draws = self.runtime.generator("unlearning", self.rounds)
+        augmentation = AUGMENTATIONS[self.recipe.augmentation]
+        order = torch.randperm(len(self.poisoned), generator=draws).to(self.runtime.place)
+        for rows in torch.split(order, self.recipe.batch_size):
+            draw = augmentation.draw((len(rows), *self.poisoned.shape), draws)
+            images = self.runtime.layout(augmentation.apply(self.poisoned.images[rows], draw))
+            with self.runtime.autocast():
+                loss = -F.cross_entropy(model(images), self.poisoned.labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    def finished(self, model: nn.Module) -> bool:
+        """Note that the next epoch begins with unlearning."""
+        self.rounds += 1
+        self.due = True
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of finished rounds."""
+        return {"rounds": self.rounds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back the number."""
+        self.rounds = state["rounds"]

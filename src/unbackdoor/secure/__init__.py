@@ -1,0 +1,12 @@
+"""Secure trainers: train a clean model on untrusted data."""
+
+from unbackdoor.registry import Registry
+from unbackdoor.secure.abl import ABL
+from unbackdoor.secure.base import Part, SecureTrainer, Trained
+from unbackdoor.secure.decoder import Decoder
+from unbackdoor.secure.trap_and_replace import TrapAndReplace
+
+TRAINERS: Registry[SecureTrainer] = Registry("trainer", ABL, TrapAndReplace)
+"""All secure trainers, by name."""
+
+__all__ = ["ABL", "TRAINERS", "Decoder", "Part", "SecureTrainer", "Trained", "TrapAndReplace"]

@@ -1,0 +1,106 @@
+"""D-BR unlearns rows held poisoned before each epoch on rows held clean, and removes a planted backdoor so."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.parted import GivenDBR, partly_known
+from tests.planted import network, pictures, planted, runtime
+from tests.purify.stages import StopsIn
+from unbackdoor.data import DefenderData
+from unbackdoor.data.partition import Partition
+from unbackdoor.errors import InputError
+from unbackdoor.evaluate import evaluate
+from unbackdoor.models import Network
+from unbackdoor.purify.d_br import UnlearnFirst
+from unbackdoor.testing.samples import same_state, state_of
+from unbackdoor.training import Recipe, Runtime, fit
+
+PLAIN = Recipe(
+    epochs=2, batch_size=40, learning_rate=0.01, schedule="constant", label_smoothing=0.0, ema=0.0, momentum=0.0,
+    augmentation="none", low_resolution=0.0, weight_decay=0.0,
+)  # fmt: skip
+
+
+def test_a_round_is_an_epoch_uphill_and_then_one_downhill_as_computed_plainly() -> None:
+    """One batch each, so that the order of images is nothing but their sum."""
+    clean, poisoned, model = pictures(40, 1), pictures(16, 2), network(0)
+    fit(model, clean, PLAIN, runtime(), hook=UnlearnFirst(poisoned))
+    plain = network(0).train()
+    optimizer = torch.optim.SGD(plain.parameters(), 0.01)
+    for _ in range(2):
+        for images, sign in ((poisoned, -1), (clean, 1)):
+            optimizer.zero_grad()
+            (sign * F.cross_entropy(plain(images.images.float() / 255), images.labels)).backward()
+            optimizer.step()
+    for ours, theirs in zip(model.parameters(), plain.parameters()):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_every_poisoned_row_is_unlearned_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean, poisoned, seen = pictures(80, 1), pictures(50, 2), []
+
+    class Sees(nn.Module):
+        def __init__(self, inner: Network) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                seen.append(len(images))
+            return self.inner(images)
+
+    fit(Sees(network(0)), clean, PLAIN, runtime(), hook=UnlearnFirst(poisoned))
+    assert seen == [40, 10, 40, 40] * 2
+
+
+def _known(kinds: torch.Tensor, count: int) -> Partition:
+    return partly_known(kinds, good=4, bad=2)
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_a_planted_backdoor_is_removed_with_some_of_the_rows_known(seed: int) -> None:
+    models = planted(seed)
+    half = partial(_known, models.fitted.kinds)
+    method = GivenDBR(rounds=20, batch_size=32, learning_rate=1e-3, augmentation="none", given=half)
+    repaired, history = method.purify(models.suspect, DefenderData(untrusted=models.fitted.train), runtime(seed))
+    before, after = (
+        evaluate(model, models.test, runtime(), models.fitted.trigger, models.fitted.criterion)
+        for model in (models.suspect, repaired)
+    )
+    assert before.asr is not None
+    assert after.asr is not None
+    assert before.asr.value > 0.95
+    assert after.asr.value < 0.1
+    assert after.acc.value > 0.95
+    assert "DBR held 180 of 800 images clean and 40 poisoned" in history.notes[0]
+
+
+def test_an_interrupted_repair_goes_on(tmp_path: Path) -> None:
+    path, suspect = tmp_path / "resume.pt", network(0)
+    data = DefenderData(untrusted=pictures(96, 0))
+    method = GivenDBR(rounds=4, batch_size=24, learning_rate=1e-2)
+    stopping = Runtime(device="cpu", precision="fp32", threads=1, progress=StopsIn("DBR", 7))
+    with pytest.raises(KeyboardInterrupt):
+        method.purify(suspect, data, stopping, resume=path)
+    progress = StopsIn("nothing", 0)
+    going = Runtime(device="cpu", precision="fp32", threads=1, progress=progress)
+    again, _ = method.purify(suspect, data, going, resume=path)
+    assert progress.totals == [6], "two rounds are not done again"
+    whole, _ = method.purify(suspect, data, runtime())
+    assert same_state(state_of(again), state_of(whole))
+
+
+def test_without_untrusted_data_it_says_what_to_give() -> None:
+    with pytest.raises(InputError, match="DBR needs the training data"):
+        GivenDBR().purify(network(0), DefenderData(clean=pictures(24, 3)), runtime())
+
+
+def test_defaults_are_those_of_the_paper() -> None:
+    assert GivenDBR() == GivenDBR(rounds=20, batch_size=128, learning_rate=1e-4, augmentation="crop-flip")
