@@ -72,5 +72,5 @@ def test_held_out_samples_are_of_all_classes_alike() -> None:
 
 def test_missing_untrusted_data_are_said_with_the_method(tiny_images: ImageSet) -> None:
     assert DefenderData(untrusted=tiny_images).need_untrusted("X") is tiny_images
-    with pytest.raises(InputError, match="^Some Method needs .* --untrusted"):
+    with pytest.raises(InputError, match=r"^Some Method needs .* --untrusted"):
         DefenderData(clean=tiny_images).need_untrusted("Some Method")

@@ -43,7 +43,9 @@ class DefenderData:
             InputError: there are none.
         """
         if self.untrusted is None:
-            raise InputError(f"{method} needs the training data that the model was trained on; give it with --untrusted")
+            raise InputError(
+                f"{method} needs the training data that the model was trained on; give it with --untrusted"
+            )
         return self.untrusted
 
 
