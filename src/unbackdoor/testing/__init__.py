@@ -6,6 +6,6 @@ check_purifier(MyPurifier(epochs=1))
 
 from unbackdoor.testing.attacks import check_attack
 from unbackdoor.testing.canary import CanaryData
-from unbackdoor.testing.defenses import check_purifier, check_scanner
+from unbackdoor.testing.defenses import check_purifier, check_scanner, check_sifter
 
-__all__ = ["CanaryData", "check_attack", "check_purifier", "check_scanner"]
+__all__ = ["CanaryData", "check_attack", "check_purifier", "check_scanner", "check_sifter"]
