@@ -4,6 +4,7 @@ from unbackdoor.registry import Registry
 from unbackdoor.sift.activation_clustering import ActivationClustering
 from unbackdoor.sift.base import Sifter, Suspicion
 from unbackdoor.sift.beatrix import Beatrix
+from unbackdoor.sift.consensus import Consensus
 from unbackdoor.sift.fct import FCT
 from unbackdoor.sift.loss_isolation import LossIsolation
 from unbackdoor.sift.quick_model import quick_model
@@ -13,7 +14,7 @@ from unbackdoor.sift.spectre import SPECTRE
 from unbackdoor.sift.strip import STRIP
 
 SIFTERS: Registry[Sifter] = Registry(
-    "sifter", ActivationClustering, Beatrix, FCT, LossIsolation, SCAn, SPECTRE, STRIP, SpectralSignatures
+    "sifter", ActivationClustering, Beatrix, Consensus, FCT, LossIsolation, SCAn, SPECTRE, STRIP, SpectralSignatures
 )
 """All sifters, by name."""
 
@@ -24,6 +25,7 @@ __all__ = [
     "STRIP",
     "ActivationClustering",
     "Beatrix",
+    "Consensus",
     "LossIsolation",
     "SCAn",
     "Sifter",

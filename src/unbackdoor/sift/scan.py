@@ -128,14 +128,15 @@ def whiten(features: Float[Tensor, "n d"], parts: list[Int[Tensor, "m"]]) -> Flo
     inner = torch.cat([features[rows] - features[rows].mean(0) for rows in parts])
     values, vectors = torch.linalg.eigh(inner.T @ inner / max(len(inner) - len(parts), 1))
     kept = values > max(KEPT * float(values[-1]), 1e-12)
-    return features @ (vectors[:, kept] / values[kept].sqrt())
+    scale: Tensor = vectors[:, kept] / values[kept].sqrt()
+    return features @ scale
 
 
 def two_groups(points: Float[Tensor, "n k"], seed: int) -> Groups:
     """Divide the points by k-means; the smaller group is the second."""
     from sklearn.cluster import KMeans
 
-    if len(points.unique(dim=0)) < 2:
+    if bool((points == points[0]).all()):
         return Groups(torch.zeros(len(points), dtype=torch.bool), torch.zeros(len(points)), 0.0)
     assigned = torch.from_numpy(KMeans(2, n_init=4, random_state=seed).fit(points.numpy()).labels_).long()
     second = assigned == int(torch.bincount(assigned, minlength=2).argmin())

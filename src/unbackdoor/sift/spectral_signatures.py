@@ -60,5 +60,5 @@ def outlyingness(features: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
     """Return the squared projection of each row, minus the mean, on the first right singular vector."""
     centred = features.double() - features.double().mean(0)
     # The eigenvector of D x D: there are more rows than features.
-    direction = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
+    direction: Tensor = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -1]
     return (centred @ direction).square().float()

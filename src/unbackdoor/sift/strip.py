@@ -12,6 +12,7 @@ and what is laid over.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from jaxtyping import Float, UInt8
@@ -47,8 +48,7 @@ class STRIP(Sifter):
             usual = -self.entropies(seen, seen.clean.images, "clean samples")
             poisoned = scores > usual.double().quantile(1 - self.false_alarms)
         else:
-            limit = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - self.false_alarms))
-            poisoned = robust_z(scores) > float(limit)
+            poisoned = robust_z(scores) > NormalDist().inv_cdf(1 - self.false_alarms)
         return Suspicion(
             scores=scores,
             clean=~poisoned,
