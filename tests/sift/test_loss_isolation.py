@@ -38,9 +38,9 @@ def test_scores_are_the_negative_losses_of_a_model_that_is_given() -> None:
 
 def test_rows_that_lie_deep_in_their_class_are_isolated_and_before_they_did_they_were_not() -> None:
     rows = spread(1.8 * centres()[2])
-    isolated = LossIsolation(poisoned_share=0.01).score(rows.data, plain_runtime(), reader())
+    isolated = LossIsolation(poisoned_share=0.01).score(rows.data, plain_runtime(), reader(0.2 * centres()))
     assert float(rows.planted[isolated.poisoned].float().mean()) > 0.5
-    before = LossIsolation(poisoned_share=0.02).score(rows.without, plain_runtime(), reader())
+    before = LossIsolation(poisoned_share=0.02).score(rows.without, plain_runtime(), reader(0.2 * centres()))
     assert auroc(before.scores, rows.planted) < 0.75
 
 

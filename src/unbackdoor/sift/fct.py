@@ -25,7 +25,8 @@ published code draws tau anew between threshold and split.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,15 +34,29 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from unbackdoor.data import ImageSet
 from unbackdoor.data.augment import Augmentation, Rotate, Translate
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.sift.base import Sifter, Suspicion, check_share, extremes
 from unbackdoor.sift.observed import Change, Observed, feeding, run_over
+from unbackdoor.sift.quick_model import quick_model
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
 
 TURN = Augmentation((Rotate(degrees=180.0), Translate(fraction=0.2)))
 """tau of the paper: any angle, and up to a fifth of the side in both directions."""
+
+FIRST_STEP = Recipe(
+    epochs=2,
+    learning_rate=0.01,
+    nesterov=False,
+    schedule="constant",
+    label_smoothing=0.0,
+    ema=0.0,
+    augmentation="none",
+    low_resolution=0.0,
+)
+"""How the paper trains a model of the data; its cosine with a period of 100 epochs has hardly begun to fall."""
 
 PROBE = 1000
 """Rows on which the spread is measured."""
@@ -75,6 +90,10 @@ class FCT(Sifter):
         if self.draws < 1 or self.epochs < 0:
             raise InputError(f"FCT: draws must be 1 or more and epochs 0 or more, found {self.draws} and {self.epochs}")
 
+    def learn(self, rows: ImageSet, runtime: Runtime, resume: Path | None) -> Network:
+        """Train a network as briefly as the paper does (see `Sifter.learn`)."""
+        return quick_model(rows, runtime, recipe=FIRST_STEP, resume=stage(resume, "quick"))
+
     def inspect(self, seen: Observed) -> Suspicion:
         """Fine-tune a copy of the model, measure how features move, and split (see `Sifter.score`)."""
         model, spreads = self.push_apart(seen) if self.epochs else (seen.model, [])
@@ -107,17 +126,7 @@ class FCT(Sifter):
     def push_apart(self, seen: Observed) -> tuple[Network, list[float]]:
         """Return a copy of the model whose classes' mean features were pushed apart, and the spreads on the way."""
         model = copy.deepcopy(seen.model).requires_grad_(True)
-        recipe = Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            nesterov=False,
-            schedule="constant",
-            label_smoothing=0.0,
-            ema=0.0,
-            augmentation="none",
-            low_resolution=0.0,
-        )
+        recipe = replace(FIRST_STEP, epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate)
         head = seen.head(model)
         name = next(name for name, one in model.named_modules() if one is head)
         probe = torch.randperm(len(seen.rows), generator=seen.runtime.generator("fct", "probe"))[:PROBE]

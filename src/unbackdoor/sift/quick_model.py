@@ -7,7 +7,9 @@ weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +22,9 @@ from unbackdoor.training import Recipe, Runtime, check_fits, fit, new_network
 
 RECIPE = Recipe(epochs=8, learning_rate=0.1, label_smoothing=0.0, ema=0.0, augmentation="none")
 """How it is trained; images at three quarters of their side in the first half, as in all our training."""
+
+LEAST_STEPS = 300
+"""Of training."""
 
 NETWORK: Callable[[int, int], nn.Module] = partial(PreActResNet18, width=16)
 """What is trained."""
@@ -35,6 +40,8 @@ def quick_model(
 ) -> Network:
     """Train a network on untrusted rows and return it.
 
+    Where there are few rows, there are more epochs: `LEAST_STEPS` are taken at least.
+
     Args:
         rows: the untrusted data.
         runtime: device, seed, budget.
@@ -44,5 +51,7 @@ def quick_model(
     """
     model = new_network(network, rows, runtime)
     check_fits(model, rows)
+    steps = math.ceil(len(rows) / recipe.batch_size)
+    recipe = replace(recipe, epochs=max(recipe.epochs, math.ceil(LEAST_STEPS / steps)))
     fit(model, rows, recipe, runtime, resume=resume, description="quick model")
     return model
