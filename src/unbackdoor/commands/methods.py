@@ -1,4 +1,4 @@
-"""List all attacks, scanners, purifiers and networks, with one line each."""
+"""List all attacks, scanners, sifters, purifiers and networks, with one line each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from unbackdoor.models import NETWORKS
 from unbackdoor.purify import PURIFIERS
 from unbackdoor.registry import Registry
 from unbackdoor.scan import SCANNERS
+from unbackdoor.sift import SIFTERS
 
 RUNTIME = False
 REGISTRIES: dict[str, Registry[Any]] = {
     "attack": ATTACKS,
     "scanner": SCANNERS,
+    "sifter": SIFTERS,
     "purifier": PURIFIERS,
     "network": NETWORKS,
 }

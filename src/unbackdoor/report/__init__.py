@@ -1,6 +1,6 @@
 """Report pages: one self-contained HTML file per run."""
 
-from unbackdoor.report.charts import anomaly_chart, curve_chart, metric_chart
+from unbackdoor.report.charts import anomaly_chart, curve_chart, histogram_chart, metric_chart
 from unbackdoor.report.content import (
     Chart,
     Fact,
@@ -16,6 +16,7 @@ from unbackdoor.report.finding import finding_chart, finding_verdict, found_gall
 from unbackdoor.report.measured import evaluation_metrics, loss_chart, repair_charts
 from unbackdoor.report.page import render, write_report
 from unbackdoor.report.pictures import amplified_difference
+from unbackdoor.report.suspicion import suspicion_chart, suspicion_verdict, suspicious_galleries
 from unbackdoor.report.text import short_path
 from unbackdoor.report.trigger import trigger_gallery
 
@@ -36,11 +37,15 @@ __all__ = [
     "finding_chart",
     "finding_verdict",
     "found_gallery",
+    "histogram_chart",
     "loss_chart",
     "metric_chart",
     "render",
     "repair_charts",
     "short_path",
+    "suspicion_chart",
+    "suspicion_verdict",
+    "suspicious_galleries",
     "trigger_gallery",
     "verdict_word",
     "write_report",

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -91,7 +91,14 @@ class Suspicion:
 
 @dataclass(frozen=True, kw_only=True)
 class Sifter(ABC):
-    """Base of all sifters: its fields are its options, nothing else is stored."""
+    """Base of all sifters: its fields are its options, nothing else is stored.
+
+    Attributes:
+        always: whether a fixed share of the rows is held poisoned, also of clean data, so that the answer says nothing
+            of the data as a whole.
+    """
+
+    always: ClassVar[bool] = False
 
     def score(
         self, data: DefenderData, runtime: Runtime, model: Network | None = None, resume: Path | None = None

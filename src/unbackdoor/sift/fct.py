@@ -27,7 +27,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,8 @@ class FCT(Sifter):
     draws: int = 6
     clean_share: float = 0.20
     poisoned_share: float = 0.05
+
+    always: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_share("FCT", clean_share=self.clean_share, poisoned_share=self.poisoned_share)

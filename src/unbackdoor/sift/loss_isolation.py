@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,8 @@ class LossIsolation(Sifter):
     epochs: int = 20
     learning_rate: float = 0.01
     gamma: float = 0.5
+
+    always: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_share("LossIsolation", poisoned_share=self.poisoned_share)

@@ -17,6 +17,8 @@ def robust_z(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
     """
     from scipy.stats import median_abs_deviation
 
+    if not len(values):
+        return values.double()
     array = values.double().numpy()
     median = float(np.median(array))
     spread = float(median_abs_deviation(array, scale="normal"))

@@ -45,11 +45,13 @@ class Groups(NamedTuple):
         second: whether each row is in the second group, the smaller one.
         posterior: that each row belongs to the second group, 0 to 1.
         gain: J.
+        distance: of the means of the two groups.
     """
 
     second: Bool[Tensor, "n"]
     posterior: Float[Tensor, "n"]
     gain: float
+    distance: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,7 @@ class SCAn(Sifter):
     def inspect(self, seen: Observed) -> Suspicion:
         """Divide each class and compare the classes (see `Sifter.score`)."""
         labels = seen.rows.labels.cpu()
-        points, found = divided(seen.features, labels, seen.rows.classes, seen.runtime)
+        found = divided(seen.features, labels, seen.rows.classes, seen.runtime)
         if len(found) < 3:
             raise InputError(f"{seen.rows.name}: SCAn compares classes and needs at least 3 with {FEWEST} rows or more")
         anomalies = dict(zip(found, robust_z(torch.tensor([one.gain for one in found.values()])).tolist()))
@@ -78,7 +80,7 @@ class SCAn(Sifter):
         for c, groups in found.items():
             rows = seen.of_class(c)
             posterior, second = groups.posterior, groups.second
-            if self._turned(seen, c, points, rows, second):
+            if _turned(seen, c, rows, second):
                 posterior, second = 1 - posterior, ~second
             scores[rows] = max(anomalies[c], 0.0) * posterior
             poisoned[rows] = second & (anomalies[c] > self.threshold)
@@ -92,35 +94,34 @@ class SCAn(Sifter):
             evidence={"anomalies": {str(c): round(value, 4) for c, value in anomalies.items()}},
         )
 
-    @staticmethod
-    def _turned(
-        seen: Observed, c: int, points: Float[Tensor, "n k"], rows: Int[Tensor, "m"], second: Bool[Tensor, "m"]
-    ) -> bool:
-        """Return whether clean samples of the class lie nearer to the second group than to the first."""
-        if seen.clean is None or seen.clean_features is None or not bool((seen.clean.labels == c).any()):
-            return False
-        # In the features' own units, as the clean ones are.
-        clean = seen.clean_features[seen.clean.labels.cpu() == c].mean(0)
-        first, other = (seen.features[rows[group]].mean(0) for group in (~second, second))
-        return bool((clean - other).norm() < (clean - first).norm())
+
+def _turned(seen: Observed, c: int, rows: Int[Tensor, "m"], second: Bool[Tensor, "m"]) -> bool:
+    """Return whether clean samples of the class lie nearer to the second group than to the first."""
+    if seen.clean is None or seen.clean_features is None or not bool((seen.clean.labels == c).any()):
+        return False
+    clean = seen.clean_features[seen.clean.labels.cpu() == c].mean(0)
+    first, other = (seen.features[rows[group]].mean(0) for group in (~second, second))
+    return bool((clean - other).norm() < (clean - first).norm())
 
 
 def divided(
     features: Float[Tensor, "n d"], labels: Int[Tensor, "n"], classes: int, runtime: Runtime
-) -> tuple[Float[Tensor, "n k"], dict[int, Groups]]:
-    """Return the whitened features and the groups of each class that has `FEWEST` rows or more."""
+) -> dict[int, Groups]:
+    """Return the groups of each class that has `FEWEST` rows or more, in features whitened within groups."""
     wide = features.double()
     members = {c: (labels == c).nonzero().squeeze(1) for c in range(classes)}
     large = {c: rows for c, rows in members.items() if len(rows) >= FEWEST}
+    if not large:
+        return {}
     parts = [rows for rows in members.values() if len(rows)]
-    points, found = wide, {}
+    found: dict[int, Groups] = {}
     for round_ in range(2):
         points = whiten(wide, parts)
         found = {c: two_groups(points[rows], random_state(runtime, "scan", c, round_)) for c, rows in large.items()}
         parts = [
             part for c, rows in large.items() for part in (rows[~found[c].second], rows[found[c].second]) if len(part)
         ]
-    return points.float(), found
+    return found
 
 
 def whiten(features: Float[Tensor, "n d"], parts: list[Int[Tensor, "m"]]) -> Float[Tensor, "n k"]:
@@ -137,7 +138,7 @@ def two_groups(points: Float[Tensor, "n k"], seed: int) -> Groups:
     from sklearn.cluster import KMeans
 
     if bool((points == points[0]).all()):
-        return Groups(torch.zeros(len(points), dtype=torch.bool), torch.zeros(len(points)), 0.0)
+        return Groups(torch.zeros(len(points), dtype=torch.bool), torch.zeros(len(points)), 0.0, 0.0)
     assigned = torch.from_numpy(KMeans(2, n_init=4, random_state=seed).fit(points.numpy()).labels_).long()
     second = assigned == int(torch.bincount(assigned, minlength=2).argmin())
     share = float(second.double().mean())
@@ -145,4 +146,4 @@ def two_groups(points: Float[Tensor, "n k"], seed: int) -> Groups:
     within = torch.where(second, distances[1], distances[0])
     gain = float(((points - points.mean(0)).square().sum(1) - within).mean())
     log_odds = math.log(share / (1 - share)) + (distances[0] - distances[1]) / 2
-    return Groups(second, log_odds.sigmoid().float(), gain)
+    return Groups(second, log_odds.sigmoid().float(), gain, math.sqrt(gain / (share * (1 - share))))

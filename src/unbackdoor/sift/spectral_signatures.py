@@ -10,6 +10,7 @@ Published code has given each row the singular vector of its own number, and rem
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -32,6 +33,8 @@ class SpectralSignatures(Sifter):
     """
 
     expected: float = 0.10
+
+    always: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_share("SpectralSignatures", expected=self.expected, removed=MARGIN * self.expected)

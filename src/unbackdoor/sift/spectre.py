@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class SPECTRE(Sifter):
     expected: float = 0.10
     dimensions: tuple[int, ...] = (2, 8, 32)
     alpha: float = 4.0
+
+    always: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_share("SPECTRE", expected=self.expected, removed=MARGIN * self.expected)
