@@ -17,6 +17,8 @@ from unbackdoor.models import Network
 from unbackdoor.purify import FT, Purifier
 from unbackdoor.scan import Finding, Scanner
 from unbackdoor.secure import Part, SecureTrainer, Trained
+from unbackdoor.sift import Sifter, Suspicion
+from unbackdoor.sift.observed import Observed
 from unbackdoor.testing.samples import sample_network
 from unbackdoor.training import History, Recipe, Runtime, fit
 
@@ -375,3 +377,63 @@ def gives_nonsense(trained: Trained, data: DefenderData) -> Trained:
 
 def refuses_to_train(trained: Trained, data: DefenderData) -> Trained:
     raise InputError("not this one")
+
+
+Sift = Callable[[DefenderData, Runtime, Network | None], Tensor]
+"""Returns the scores of the rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sifts(Sifter):
+    """Scores rows by `how(data, runtime, model)`."""
+
+    how: Sift
+
+    def score(
+        self, data: DefenderData, runtime: Runtime, model: Network | None = None, resume: Path | None = None
+    ) -> Suspicion:
+        scores = self.how(data, runtime, model)
+        nothing = torch.zeros(len(scores), dtype=torch.bool)
+        return Suspicion(scores=scores, clean=nothing, poisoned=nothing)
+
+    def inspect(self, seen: Observed) -> Suspicion:
+        raise NotImplementedError
+
+
+def by_brightness(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+    return data.need_untrusted("test").images.float().mean((1, 2, 3))
+
+
+def by_chance(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+    return torch.rand(len(data.need_untrusted("test")))
+
+
+def by_row_number(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+    return torch.arange(float(len(data.need_untrusted("test"))))
+
+
+def forgets_a_row(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+    return by_brightness(data, runtime, model)[1:]
+
+
+def trains_what_it_was_given(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+    if model is not None:
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.5)
+    return by_brightness(data, runtime, model)
+
+
+def hooks_what_it_was_given(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+    if model is not None:
+        model.register_forward_hook(lambda module, inputs, output: output)
+    return by_brightness(data, runtime, model)
+
+
+def changes_the_rows(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+    scores = by_brightness(data, runtime, model)
+    data.need_untrusted("test").labels[0] = 1
+    return scores
+
+
+def refuses_rows(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+    raise InputError("never")

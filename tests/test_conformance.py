@@ -31,6 +31,8 @@ from unbackdoor.models import Network
 from unbackdoor.purify import PURIFIERS
 from unbackdoor.scan import SCANNERS, Scanner
 from unbackdoor.secure import TRAINERS, Trained
+from unbackdoor.sift import SIFTERS, Sifter, Suspicion
+from unbackdoor.sift.observed import Observed
 from unbackdoor.testing import (
     CanaryData,
     check_attack,
@@ -38,6 +40,7 @@ from unbackdoor.testing import (
     check_purifier,
     check_scanner,
     check_secure_trainer,
+    check_sifter,
 )
 from unbackdoor.testing.samples import SHAPES, hooks_on, sample_images, sample_network
 from unbackdoor.training import Runtime
@@ -52,6 +55,9 @@ OWN: dict[str, dict[str, Any]] = {
     "AdaptiveBlend": FEW,
     "AdaptivePatch": FEW,
     "Auto": {"methods": ("CLP",)},
+    "Beatrix": {"orders": 2},
+    "FCT": {"draws": 2},
+    "STRIP": {"overlays": 2},
     "MCR": {"end_epochs": 2},
     "MESAPatch": {"poison_rate": 0.1},
     "NAD": {"teacher_epochs": 2},
@@ -73,6 +79,7 @@ EVERY: list[tuple[str, Callable[[Any], None], type[Any]]] = [
     *((name, check_attack, ATTACKS[name]) for name in ATTACKS),
     *((name, check_purifier, PURIFIERS[name]) for name in PURIFIERS),
     *((name, check_scanner, SCANNERS[name]) for name in SCANNERS),
+    *((name, check_sifter, SIFTERS[name]) for name in SIFTERS),
     *((name, check_inspection, INSPECTIONS[name]) for name in INSPECTIONS),
     *((name, check_secure_trainer, TRAINERS[name]) for name in TRAINERS),
 ]
@@ -232,6 +239,54 @@ def test_the_base_class_puts_samples_in_order_and_hands_out_a_copy_of_the_model(
 
     check_scanner(Inspects(how=broken.looks_at_the_first_samples))
     check_scanner(Inspects(how=broken.trains_the_model))
+
+
+# ---- sifters
+
+
+def test_an_honest_sifter_passes() -> None:
+    check_sifter(broken.Sifts(how=broken.by_brightness))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (broken.by_chance, "the same seed gave other scores"),
+        (broken.by_row_number, "the order of the rows changes what is said of them"),
+        (broken.forgets_a_row, "not one score a row"),
+        (broken.trains_what_it_was_given, "the model that it was given has changed"),
+        (broken.hooks_what_it_was_given, "hooks are left on the model"),
+        (broken.changes_the_rows, "the clean samples have changed"),
+        (broken.refuses_rows, "supports none"),
+    ],
+)
+def test_a_broken_sifter_is_caught(how: broken.Sift, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        check_sifter(broken.Sifts(how=how))
+
+
+def test_a_sifter_that_reaches_for_the_poison_mask_is_caught() -> None:
+    def peeks(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+        return data.kinds  # type: ignore[attr-defined, no-any-return]
+
+    with pytest.raises(OracleError, match="kinds"):
+        check_sifter(broken.Sifts(how=peeks))
+
+
+def test_the_base_class_puts_rows_in_order_and_hands_out_a_copy_of_the_model() -> None:
+    """What breaks a sifter that overrides `score` is repaired for one that does not."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Inspects(Sifter):
+        how: broken.Sift
+
+        def inspect(self, seen: Observed) -> Suspicion:
+            scores = self.how(DefenderData(untrusted=seen.rows), seen.runtime, seen.model)
+            nothing = torch.zeros(len(scores), dtype=torch.bool)
+            return Suspicion(scores=scores, clean=nothing, poisoned=nothing)
+
+    check_sifter(Inspects(how=broken.by_row_number))
+    check_sifter(Inspects(how=broken.trains_what_it_was_given))
 
 
 # ---- inspections

@@ -1,8 +1,8 @@
 """The command line: `unbackdoor COMMAND ...`.
 
 Options are read off the commands' signatures and the methods' fields; there is no second place where they are
-declared. Exit codes, kept for ever: 0 done, or no evidence found; 1 backdoored; 2 bad use or unreadable input; 3
-inconclusive.
+declared. Exit codes, kept for ever: 0 done, or no evidence found; 1 backdoored, or data poisoned; 2 bad use or
+unreadable input; 3 inconclusive.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ COMMANDS = {
     "poison": "write a poisoned data set, on which any program can train",
     "gallery": "show what every attack does to your images, on one page",
     "train": "train a model on data as they are, or securely on untrusted ones",
+    "sift": "ask which rows of a data set are poisoned (exit code 1 if any)",
     "scan": "ask whether a model is backdoored (exit code 1 if so)",
     "purify": "take the backdoor out of a model",
     "evaluate": "measure accuracy and attack success of a model",
@@ -29,7 +30,7 @@ COMMANDS = {
     "bench": "run a grid of attacks and methods, and resume it",
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
-    "methods": "list all attacks, scanners, purifiers, secure trainers, inspections and networks",
+    "methods": "list all attacks, scanners, sifters, purifiers, secure trainers, inspections and networks",
 }
 
 USAGE = f"""usage: unbackdoor COMMAND [OPTIONS]
@@ -54,7 +55,7 @@ BAD_USE, INTERRUPTED = 2, 130
 LONGEST = 2000
 """Characters of an error's sentence: with a long path in it, the advice still stands at its end."""
 
-RESUMABLE = frozenset({"attack", "train", "purify", "inspect", "bench"})
+RESUMABLE = frozenset({"attack", "train", "sift", "purify", "inspect", "bench"})
 """Commands that go on where an interruption stopped them."""
 
 

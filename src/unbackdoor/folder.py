@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MODEL, ATTACK, RESUME, WORK, RUN, PAGE, LOCK = (
+MODEL, ATTACK, RESUME, WORK, RUN, PAGE, LOCK, SUSPICION = (
     "model.safetensors",
     "attack.safetensors",
     "resume.pt",
@@ -10,5 +10,6 @@ MODEL, ATTACK, RESUME, WORK, RUN, PAGE, LOCK = (
     "run.json",
     "report.html",
     ".lock",
+    "suspicion.parquet",
 )
 """Names of the files in a run's folder."""

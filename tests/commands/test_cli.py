@@ -75,6 +75,7 @@ def test_methods_lists_everything_as_json(capsys: pytest.CaptureFixture[str]) ->
     found = json.loads(out)
     assert {"BadNets", "Blended", "SIG"} <= set(found["attack"])
     assert {"FT", "FTSAM", "NPD", "SAU"} <= set(found["purifier"])
+    assert {"Consensus", "FCT", "SCAn", "SPECTRE"} <= set(found["sifter"])
 
 
 def test_attack_writes_a_marked_model_and_what_made_it(victim: Path) -> None:

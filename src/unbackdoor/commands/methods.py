@@ -1,4 +1,4 @@
-"""List all attacks, scanners, purifiers, secure trainers, inspections and networks, with one line each."""
+"""List all attacks, scanners, sifters, purifiers, secure trainers, inspections and networks, with one line each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from unbackdoor.purify import PURIFIERS
 from unbackdoor.registry import Registry
 from unbackdoor.scan import SCANNERS
 from unbackdoor.secure import TRAINERS
+from unbackdoor.sift import SIFTERS
 
 RUNTIME = False
 REGISTRIES: dict[str, Registry[Any]] = {
     "attack": ATTACKS,
     "scanner": SCANNERS,
+    "sifter": SIFTERS,
     "purifier": PURIFIERS,
     "trainer": TRAINERS,
     "inspection": INSPECTIONS,

@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from unbackdoor.data.cache import content_hash
 from unbackdoor.data.decode import MAX_BYTES, decode_images
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import reason_of
+from unbackdoor.data.limits import check_rows, reason_of
 from unbackdoor.data.splits import source_name, split_named
 from unbackdoor.errors import DataError
-from unbackdoor.files import read_bytes
+from unbackdoor.files import read_bytes, write_bytes
 from unbackdoor.text import clean_text
 
 logger = logging.getLogger(__name__)
@@ -83,15 +85,45 @@ class ImageFolder:
 
     def read(self, split: str | None) -> ImageSet:
         """Return the images of `split`, class by class, each class by path."""
-        classes = self._classes[split]
         numbers = {name: number for number, name in enumerate(self._class_names)}
-        listed = [(numbers[name], path) for name in sorted(classes) for path in sorted(classes[name])]
+        listed = [(numbers[name], path) for name, path in self._listed(split)]
         return ImageSet(
             images=decode_images(self._contents([path for _, path in listed]), len(listed), self.source),
             labels=torch.tensor([number for number, _ in listed]),
             class_names=tuple(self._class_names),
             name=self.source,
         )
+
+    def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
+        """Copy the files of the kept rows of `split`, and all of the other splits, to the same places in `folder`.
+
+        Args:
+            split: the one that `kept` is about.
+            kept: of each row in the order of `read`.
+            folder: an empty one.
+
+        Raises:
+            DataError: there are more or fewer images than rows by now, or a file cannot be read.
+            OutputError: a file cannot be written.
+        """
+        listed = [path for _, path in self._listed(split)]
+        check_rows(len(listed), kept, self.source)
+        copied = [path for path, keep in zip(listed, kept.tolist(), strict=True) if keep]
+        copied += [path for other in self._classes if other != split for _, path in self._listed(other)]
+        for path in copied:
+            try:
+                content = read_bytes(path, MAX_BYTES)
+            except (OSError, ValueError) as error:
+                raise DataError(
+                    f"cannot read image {self._shown(path)} of {self.source}: {reason_of(error)}; check that it is"
+                    " there"
+                ) from error
+            write_bytes(folder / path.relative_to(self._root), content)
+
+    def _listed(self, split: str | None) -> list[tuple[str, Path]]:
+        """Return class and path of each image of a split, class by class, each class by path."""
+        classes = self._classes[split]
+        return [(name, path) for name in sorted(classes) for path in sorted(classes[name])]
 
     def _list(self) -> None:
         folders = _folders(self._root)

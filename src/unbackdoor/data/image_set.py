@@ -79,14 +79,18 @@ class ImageSet:
         """Return how many images each class has."""
         return torch.bincount(self.labels, minlength=self.classes)
 
-    def in_canonical_order(self) -> ImageSet:
-        """Return the set in an order that depends on images and labels alone, not on how they were ordered."""
+    def canonical_order(self) -> Int[Tensor, "n"]:
+        """Return the rows in an order that depends on images and labels alone, not on how they were ordered."""
         pixels = self.images.cpu().contiguous().flatten(1).numpy()
         keys = [
             hashlib.sha256(row.tobytes() + bytes(str(label), "ascii")).digest()
             for row, label in zip(pixels, self.labels.tolist())
         ]
-        return self.subset(torch.tensor(sorted(range(len(keys)), key=keys.__getitem__)))
+        return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
+
+    def in_canonical_order(self) -> ImageSet:
+        """Return the images at the rows of `canonical_order`."""
+        return self.subset(self.canonical_order())
 
     def digest(self) -> str:
         """Return the SHA-256 of pixels, labels and class names (64 hexadecimal digits)."""

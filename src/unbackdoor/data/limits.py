@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unbackdoor.errors import DataError
@@ -99,6 +99,16 @@ def check_classes(labels: Int[Tensor, "n"], source: str) -> None:
         raise DataError(
             f"all {len(labels)} images of {source} are of class {int(labels[0])}; a data set needs at least two classes"
         )
+
+
+def check_rows(rows: int, kept: Bool[Tensor, "n"], source: str) -> None:
+    """Refuse to choose among rows by a choice that was made of others.
+
+    Raises:
+        DataError: there are more or fewer rows than the choice has.
+    """
+    if rows != len(kept):
+        raise DataError(f"{source} holds {rows} images now and held {len(kept)} when it was read; start again")
 
 
 def numbered(classes: int) -> tuple[str, ...]:

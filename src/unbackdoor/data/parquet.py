@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import glob
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import check_size
+from unbackdoor.data.limits import check_rows, check_size
 from unbackdoor.data.splits import source_name, split_named
 from unbackdoor.data.tables import BATCH, quiet, read_rows, reported
 from unbackdoor.errors import DataError
+from unbackdoor.files import replacing
 from unbackdoor.limits import MAX_CLASSES
 
 
@@ -57,6 +62,46 @@ class ParquetFiles:
                 with reported(self.source):
                     parts[name] = _Part(files)
             return read_rows(parts, split, rows, self.source)
+
+    def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
+        """Write the kept rows of `split`, with all their columns, and the other splits, to files of the same names.
+
+        Args:
+            split: the one that `kept` is about.
+            kept: of each row in the order of `read`.
+            folder: an empty one.
+
+        Raises:
+            DataError: there are more or fewer rows than told of by now, or a file cannot be read.
+            OutputError: a file cannot be written.
+        """
+        check_rows(self._rows(split), kept, self.source)
+        start = 0
+        for name, files in self._files.items():
+            for file in files:
+                target = folder / file.relative_to(self._root)
+                if name == split:
+                    start = self._copy_rows(file, target, kept, start)
+                else:
+                    with reported(self.source), replacing(target) as partial:
+                        shutil.copyfile(file, partial)
+
+    def _copy_rows(self, file: Path, target: Path, kept: Bool[Tensor, "n"], start: int) -> int:
+        """Write the kept rows of one file, the first of which is row `start`; return the first row of the next."""
+        import pyarrow
+        from pyarrow import parquet
+
+        with (
+            replacing(target) as partial,
+            reported(self.source),
+            parquet.ParquetFile(file) as rows,
+            parquet.ParquetWriter(partial, rows.schema_arrow) as written,
+        ):
+            for batch in rows.iter_batches(BATCH):
+                mask = pyarrow.array(kept[start : start + len(batch)].tolist(), pyarrow.bool_())
+                written.write_batch(batch.filter(mask))
+                start += len(batch)
+        return start
 
     def _rows(self, split: str | None) -> int:
         """Return the number of rows that a split's files declare, after bounding what all files declare."""

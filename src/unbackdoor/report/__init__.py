@@ -1,6 +1,6 @@
 """Report pages: one self-contained HTML file per run."""
 
-from unbackdoor.report.charts import anomaly_chart, curve_chart, metric_chart, series_chart
+from unbackdoor.report.charts import anomaly_chart, curve_chart, histogram_chart, metric_chart, series_chart
 from unbackdoor.report.content import (
     Chart,
     Fact,
@@ -17,6 +17,7 @@ from unbackdoor.report.insight import insight_charts, insight_facts, insight_ver
 from unbackdoor.report.measured import candidate_facts, evaluation_metrics, loss_chart, repair_charts
 from unbackdoor.report.page import render, write_report
 from unbackdoor.report.pictures import amplified_difference
+from unbackdoor.report.suspicion import suspicion_chart, suspicion_verdict, suspicious_galleries
 from unbackdoor.report.text import short_path
 from unbackdoor.report.trigger import trigger_gallery
 
@@ -38,6 +39,7 @@ __all__ = [
     "finding_chart",
     "finding_verdict",
     "found_gallery",
+    "histogram_chart",
     "insight_charts",
     "insight_facts",
     "insight_verdict",
@@ -47,6 +49,9 @@ __all__ = [
     "repair_charts",
     "series_chart",
     "short_path",
+    "suspicion_chart",
+    "suspicion_verdict",
+    "suspicious_galleries",
     "trigger_gallery",
     "verdict_word",
     "write_report",

@@ -25,6 +25,8 @@ MOST_NAMED_CLASSES = 30
 MOST_SUSPECTS = 8
 """Flagged classes that are listed in words; the rest are counted."""
 
+HISTOGRAM_BINS = 60
+
 MOST_POINTS = 500
 """Points of a curve that are drawn; more cannot be told apart at this size."""
 
@@ -94,6 +96,38 @@ def metric_chart(metrics: Sequence[Metric]) -> Chart:
         explanation="Marks are the figures, the lines through them their intervals.",
         label="Dot chart in percent. " + " ".join(sentences),
         draw=lambda canvas: drawings.metric_dots(measured, canvas),
+    )
+
+
+def histogram_chart(scores: Sequence[float], flagged: Sequence[bool], x_title: str) -> Chart:
+    """Draw how many rows have which score, flagged ones in another colour, on a scale that shows single rows too.
+
+    Args:
+        scores: finite, one a row.
+        flagged: whether each row is held poisoned.
+        x_title: what the scores are.
+
+    Raises:
+        InputError: no scores, scores that are not finite, or another number of flags.
+    """
+    if not scores or len(scores) != len(flagged) or not all(map(math.isfinite, scores)):
+        raise InputError(f"histogram {x_title!r}: needs one flag for each of one or more finite scores")
+    low, high = min(scores), max(scores)
+    step = (high - low) / HISTOGRAM_BINS or 1.0
+    counts = [[0, 0] for _ in range(HISTOGRAM_BINS)]
+    for score, flag in zip(scores, flagged, strict=True):
+        counts[min(int((score - low) / step), HISTOGRAM_BINS - 1)][bool(flag)] += 1
+    bins = [
+        drawings.Bin(left=low + number * step, right=low + (number + 1) * step, plain=plain, flagged=held)
+        for number, (plain, held) in enumerate(counts)
+    ]
+    held = sum(map(bool, flagged))
+    answer = f"{held:,} of {len(scores):,} rows are held poisoned." if held else "No row is held poisoned."
+    return _chart(
+        title=f"Rows by {x_title}",
+        explanation=f"{answer} The scale of the counts is logarithmic, so that few rows can be seen beside many.",
+        label=f"Histogram of {x_title} of {len(scores)} rows, from {low:.3g} to {high:.3g}. {answer}",
+        draw=lambda canvas: drawings.histogram(bins, x_title, canvas),
     )
 
 

@@ -56,6 +56,15 @@ class Bar(NamedTuple):
     flagged: bool
 
 
+class Bin(NamedTuple):
+    """A range of scores, and how many rows lie in it: those that are not flagged, and those that are."""
+
+    left: float
+    right: float
+    plain: int
+    flagged: int
+
+
 def anomaly_rows(bars: Sequence[Bar], threshold: float, canvas: Canvas) -> alt.LayerChart:
     """Draw bars that lie, like a table: names at the left, bars, figures at the right."""
     import altair as alt
@@ -285,6 +294,36 @@ def _between(part: float) -> str:
     first, middle, last = FIRST_TO_LAST
     one, other, way = (first, middle, 2 * part) if part < 0.5 else (middle, last, 2 * part - 1)
     return "#" + "".join(f"{round(a + (b - a) * way):02x}" for a, b in zip(one, other, strict=True))
+
+
+def histogram(bins: Sequence[Bin], x_title: str, canvas: Canvas) -> alt.LayerChart:
+    """Draw the bins on a logarithmic scale of counts, flagged rows above the others."""
+    import altair as alt
+
+    # Counts from 1 on: a bin of one row is seen, and an empty one is not.
+    heights = [(bar, 1 + bar.plain, 1 + bar.plain + bar.flagged) for bar in bins]
+    top = max(height for *_, height in heights)
+    y = alt.Y(
+        "from:Q",
+        scale=alt.Scale(type="log", domain=[1, 1.3 * top], nice=False),
+        axis=alt.Axis(title="Rows", tickCount=4, format="~s"),
+    )
+    x = alt.X(
+        "left:Q",
+        scale=alt.Scale(zero=False, nice=False),
+        axis=alt.Axis(title=shorten(x_title, 40), grid=False, tickCount=canvas.width // 80),
+    )
+    layers: list[alt.Chart] = []
+    for colour, spans in (
+        (BAR, [(bar, 1, plain) for bar, plain, _ in heights]),
+        (ACCENT, [(bar, plain, all_) for bar, plain, all_ in heights]),
+    ):
+        rows = [
+            {"left": bar.left, "right": bar.right, "from": low, "to": high} for bar, low, high in spans if high > low
+        ]
+        chosen = alt.Chart(alt.InlineData(values=rows))
+        layers.append(chosen.mark_rect(color=colour).encode(x=x, x2="right:Q", y=y, y2="to:Q"))
+    return alt.LayerChart(layer=layers, **_frame(220))
 
 
 def to_svg(chart: alt.LayerChart, canvas: Canvas) -> str:

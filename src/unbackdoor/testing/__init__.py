@@ -6,7 +6,7 @@ check_purifier(MyPurifier(epochs=1))
 
 from unbackdoor.testing.attacks import check_attack
 from unbackdoor.testing.canary import CanaryData
-from unbackdoor.testing.defenses import check_inspection, check_purifier, check_scanner
+from unbackdoor.testing.defenses import check_inspection, check_purifier, check_scanner, check_sifter
 from unbackdoor.testing.trainers import check_secure_trainer
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "check_purifier",
     "check_scanner",
     "check_secure_trainer",
+    "check_sifter",
 ]

@@ -12,6 +12,7 @@ from unbackdoor.inspect import Inspection, Material
 from unbackdoor.models import Network
 from unbackdoor.purify import Purifier
 from unbackdoor.scan import Finding, Scanner
+from unbackdoor.sift import Sifter, Suspicion
 from unbackdoor.testing.canary import CanaryData
 from unbackdoor.testing.samples import (
     SHAPES,
@@ -96,6 +97,43 @@ def check_inspection(inspection: Inspection) -> None:
         assert hooks_on(reference) == 0, f"{name}: hooks are left on the reference"
 
     _over_shapes(type(inspection).__name__, check)
+
+
+def check_sifter(sifter: Sifter) -> None:
+    """Check a sifter on colour, grey and oblong images; give it short schedules.
+
+    There is one finite score a row, and no row is held both clean and poisoned; the same seed says the same of each
+    row, in whatever order the rows come; the model that it is given, and the data, stay as they were; no hook is left
+    behind; nothing but the defender's data is touched. It works with the model that it is given, and without one. A
+    shape may be refused with an InputError.
+
+    Raises:
+        AssertionError: naming what is violated.
+        OracleError: it reached for what no defender has.
+    """
+
+    def check(name: str, model: Network, data: CanaryData) -> None:
+        assert data.clean is not None
+        untrusted = data.clean
+        found = sifter.score(CanaryData(untrusted=untrusted), sample_runtime(), model)
+        assert len(found) == len(untrusted), f"{name}: not one score a row"
+        assert bool(found.scores.isfinite().all()), f"{name}: scores that are no numbers"
+        assert not bool((found.clean & found.poisoned).any()), f"{name}: rows are held both clean and poisoned"
+        again = sifter.score(CanaryData(untrusted=untrusted), sample_runtime(), model)
+        assert _same_rows(found, again), f"{name}: the same seed gave other scores"
+        order = torch.randperm(len(untrusted), generator=torch.Generator().manual_seed(3))
+        shuffled = sifter.score(CanaryData(untrusted=untrusted.subset(order)), sample_runtime(), model)
+        assert _same_rows(found.at(order), shuffled), f"{name}: the order of the rows changes what is said of them"
+        # As short as training can be: it is asked only whether it works without a model.
+        alone = sifter.score(CanaryData(untrusted=untrusted), replace(sample_runtime(), budget=1e-3))
+        assert len(alone) == len(untrusted), f"{name}: not one score a row without a model"
+
+    _over_shapes(type(sifter).__name__, check)
+
+
+def _same_rows(one: Suspicion, other: Suspicion) -> bool:
+    pairs = ((one.scores, other.scores), (one.clean, other.clean), (one.poisoned, other.poisoned))
+    return all(torch.equal(left, right) for left, right in pairs)
 
 
 def _same(one: Finding, other: Finding) -> bool:

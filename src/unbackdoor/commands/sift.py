@@ -1,0 +1,146 @@
+"""Ask which rows of a data set are poisoned, from the data alone or with a model that was trained on them.
+
+Writes suspicion.parquet (row, label, class_name, score, suspicion, reason), run.json and report.html. Exit code 1 if
+rows are held poisoned, 0 if none are, 3 if the method always holds a share of the rows poisoned, and so cannot say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
+from unbackdoor.commands.parsing import Choice
+from unbackdoor.commands.workspace import Run, new_folder, open_model
+from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
+from unbackdoor.data.cleaned import check_target, write_kept
+from unbackdoor.errors import InputError
+from unbackdoor.folder import PAGE, RESUME, SUSPICION
+from unbackdoor.models import LoadedModel
+from unbackdoor.models.mark import notes_of
+from unbackdoor.options import options_of
+from unbackdoor.report import Report, suspicion_chart, suspicion_verdict, suspicious_galleries, write_report
+from unbackdoor.sift import SIFTERS, Sifter, Suspicion
+from unbackdoor.sift.table import write_table
+from unbackdoor.training import Runtime, check_fits
+from unbackdoor.training.resume import states
+
+CHOICES = {"method": Choice(SIFTERS, "Consensus")}
+
+
+def run(
+    *,
+    data: str,
+    method: Sifter,
+    runtime: Runtime,
+    model: Path | None = None,
+    clean: str | None = None,
+    clean_size: int = 2500,
+    clean_out: Path | None = None,
+    arch: str | None = None,
+    out: Path | None = None,
+) -> Outcome:
+    """Sift a data set.
+
+    Args:
+        data: the untrusted images: a folder (parquet or a folder a class), an .npz, digits, or a hub id. Of a source
+            with splits the training split, otherwise all of it.
+        method: how.
+        runtime: device, seed, budget, progress.
+        model: checkpoint trained on these data; by default one is trained, quickly, and thrown away.
+        clean: clean images of the same classes, for methods that can use them.
+        clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
+        clean_out: new folder for the data without the rows held poisoned, in the layout that they came in.
+        arch: architecture of a file that does not name one: a network's name or module:function.
+        out: folder for the results, in which an interrupted run goes on; by default runs/sift- and the beginning of
+            the data's SHA-256.
+    """
+    clock = Run("sift", runtime)
+    if clean_out is not None:
+        # A mistake is found before the work, not after it.
+        check_target(clean_out, data)
+    loaded, rows = (None, read_images(data, "any")) if model is None else open_model(model, arch, data, "any")
+    if arch is not None and model is None:
+        raise InputError("--arch names the architecture of a model's file; name the file with --model, or leave it out")
+    samples = None if clean is None else draw_clean(read_images(clean, "train"), clean_size, runtime.seed)
+    network = None if loaded is None else loaded.network
+    if network is not None:
+        check_fits(network, samples)
+    digest = rows.digest()
+    with new_folder(out or Path("runs") / f"sift-{digest[:8]}", clock.command) as folder:
+        found = method.score(DefenderData(untrusted=rows, clean=samples), runtime, network, folder / RESUME)
+        clock.inputs = {rows.name: digest}
+        if loaded is not None and model is not None:
+            clock.inputs[model.name] = loaded.sha256
+        if samples is not None:
+            clock.inputs[samples.name] = samples.digest()
+        clock.options = {"method": options_of(method)}
+        kept = ~found.poisoned
+        if clean_out is not None:
+            write_kept(data, rows, kept, clean_out)
+        write_table(folder / SUSPICION, rows, found)
+        write_report(folder / PAGE, sift_page(clock, loaded, method, rows, found, clean_out))
+        clock.write(folder, suspicion=found.to_json())
+        for state in states(folder / RESUME):
+            state.unlink(missing_ok=True)
+    code = exit_code(found, method)
+    held = found.to_json()["held"]
+    return Outcome(
+        code=code,
+        title=f"sifting of {rows.name}",
+        rows=[
+            ("held poisoned", f"{held['poisoned']} of {len(rows)} rows"),
+            ("held clean", str(held["clean"])),
+            ("undecided", str(held["undecided"])),
+            ("calibrated", "no: the share of clean rows held poisoned is not known"),
+            ("time", f"{clock.seconds:.0f} s"),
+            ("rows", str(folder / SUSPICION)),
+            *([("cleaned data", str(clean_out))] if clean_out is not None else []),
+        ],
+        result={
+            "table": str(folder / SUSPICION),
+            "cleaned": None if clean_out is None else str(clean_out),
+            **found.to_json(),
+        },
+        sentence=found.summary,
+        page=folder / PAGE,
+    )
+
+
+def exit_code(found: Suspicion, method: Sifter) -> int:
+    """Return the exit code of an answer."""
+    if method.always:
+        return INCONCLUSIVE
+    return BACKDOORED if bool(found.poisoned.any()) else NO_EVIDENCE
+
+
+def sift_page(
+    clock: Run,
+    loaded: LoadedModel | None,
+    method: Sifter,
+    rows: ImageSet,
+    found: Suspicion,
+    clean_out: Path | None,
+) -> Report:
+    """Return the report of a sifting."""
+    name = rows.name.split("/")[0]
+    steps = [
+        "Look at the images below: what do those of one class have in common that its other images lack?",
+        "`suspicion.parquet` has the score of every row.",
+    ]
+    if clean_out is None:
+        steps.append("Write the data without the rows held poisoned: the same command with `--clean-out FOLDER`.")
+    return Report(
+        title=f"Sifting of {name}",
+        verdict=suspicion_verdict(found, method),
+        galleries=suspicious_galleries(found, rows),
+        charts=[suspicion_chart(found)],
+        facts=clock.facts(),
+        next_steps=steps,
+        notes=[
+            "The model was trained for this purpose on the data themselves."
+            if loaded is None
+            else "The model was given; what it was trained on is the caller's word.",
+            "Rows held clean are those with the least evidence, not proven ones.",
+            *(notes_of(loaded) if loaded is not None else []),
+        ],
+    )

@@ -1,0 +1,79 @@
+"""`write_kept`: some rows of a data set, written in the layout that it came in."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from unbackdoor.data.image_folder import ImageFolder
+from unbackdoor.data.image_set import ImageSet
+from unbackdoor.data.parquet import ParquetFiles
+from unbackdoor.data.parquet_writer import write_parquet
+from unbackdoor.data.readers import find_reader
+from unbackdoor.data.splits import choose_split
+from unbackdoor.errors import InputError, OutputError
+
+DIGITS = "digits"
+"""The embedded source, which has no layout of its own."""
+
+
+def check_target(folder: Path, source: str | Path) -> None:
+    """Raise OutputError unless `folder` can become a new data set: it is not there, or empty, and not in the source."""
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+        inside = folder.resolve().is_relative_to(Path(source).expanduser().resolve()) if source != DIGITS else False
+    except OSError as error:
+        raise OutputError(f"cannot look into {folder}: {error.strerror}; choose another folder") from error
+    if taken:
+        raise OutputError(f"{folder} is there and not empty; choose another folder for the cleaned data, or remove it")
+    if inside:
+        raise OutputError(f"{folder} lies within the data themselves; choose a folder elsewhere for the cleaned data")
+
+
+def write_kept(source: str | Path, images: ImageSet, kept: Bool[Tensor, "n"], folder: Path) -> None:
+    """Write the kept rows of a source to a new folder, complete or not at all.
+
+    Parquet files keep their names and all their columns, image folders their files as they are, byte by byte; splits
+    other than the one that was read are copied whole. From any other source (a NumPy archive, the hub, the digits) the
+    rows become one parquet file.
+
+    Args:
+        source: as for `read_images`.
+        images: what `read_images` made of it with the split "any".
+        kept: of each of its rows.
+        folder: not there, or empty.
+
+    Raises:
+        InputError: no rows are kept.
+        DataError: the source changed since it was read.
+        OutputError: the folder cannot be written, or is not empty.
+    """
+    if not bool(kept.any()):
+        raise InputError("no rows are left to write; sift with another method or threshold")
+    check_target(folder, source)
+    reader = None if source == DIGITS else find_reader(source)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    try:
+        if isinstance(reader, (ParquetFiles, ImageFolder)):
+            reader.copy_kept(choose_split("any", reader.splits, str(source)), kept, partial)
+        else:
+            rows = images.subset(kept.nonzero().squeeze(1).to(torch.long))
+            write_parquet(partial / "data" / "train-00000-of-00001.parquet", rows, {})
+        try:
+            partial.chmod(0o755)
+            if folder.exists():
+                folder.rmdir()
+            partial.rename(folder)
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

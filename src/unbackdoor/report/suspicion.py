@@ -1,0 +1,74 @@
+"""What a sifter said of the rows of a data set, as a page shows it."""
+
+from __future__ import annotations
+
+import torch
+
+from unbackdoor.data import ImageSet
+from unbackdoor.report.charts import histogram_chart
+from unbackdoor.report.content import Chart, Gallery, Picture, Verdict
+from unbackdoor.sift import Sifter, Suspicion
+
+MOST_CLASSES = 12
+"""Whose images are shown."""
+
+IMAGES = 6
+"""Of a class that are shown."""
+
+
+def suspicion_verdict(found: Suspicion, sifter: Sifter) -> Verdict:
+    """Return the banner: what the rows held poisoned say of the data as a whole."""
+    method, held = type(sifter).__name__, int(found.poisoned.sum())
+    rows = f"{held:,} of {len(found):,} rows"
+    if sifter.always:
+        return Verdict(
+            level="inconclusive",
+            headline=f"{method} ranks rows; it cannot say whether any is poisoned.",
+            detail=f"{found.summary}. It does so with clean data too.",
+            calibrated=True,
+        )
+    if held:
+        return Verdict(
+            level="backdoored",
+            headline=f"{rows} look poisoned to {method}.",
+            detail=f"{found.summary}.",
+            calibrated=False,
+        )
+    return Verdict(
+        level="no evidence",
+        headline=f"No evidence of poisoned rows found by {method}.",
+        detail=f"{found.summary}.",
+        calibrated=False,
+    )
+
+
+def suspicion_chart(found: Suspicion) -> Chart:
+    """Return how many rows have which score."""
+    return histogram_chart(found.scores.tolist(), found.poisoned.tolist(), "suspicion score")
+
+
+def suspicious_galleries(found: Suspicion, rows: ImageSet) -> list[Gallery]:
+    """Return the most suspicious images of each class, the classes with the most rows held poisoned first."""
+    labels = rows.labels.cpu()
+    held = torch.bincount(labels[found.poisoned], minlength=rows.classes)
+    present = [c for c in range(rows.classes) if bool((labels == c).any())]
+    order = sorted(present, key=lambda c: (-int(held[c]), -float(found.scores[labels == c].max())))
+    words = found.words()
+    galleries = []
+    for c in order[:MOST_CLASSES]:
+        members = (labels == c).nonzero().squeeze(1)
+        top = members[found.scores[members].argsort(descending=True, stable=True)[:IMAGES]]
+        galleries.append(
+            Gallery(
+                title=f"Most suspicious of class {rows.class_names[c]}",
+                explanation=f"{int(held[c]):,} of its {len(members):,} rows are held poisoned.",
+                pictures=[
+                    Picture(
+                        caption=f"row {row}: {found.scores[row]:.3g}, {words[row]}",
+                        image=rows.images[row].float() / 255,
+                    )
+                    for row in top.tolist()
+                ],
+            )
+        )
+    return galleries

@@ -1,0 +1,110 @@
+"""Loss isolation: poisoned rows are learned first, so their loss is lowest early in training.
+
+Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data" (NeurIPS 2021), the first
+half of ABL. A network learns the data by local gradient ascent: a row whose loss l has fallen below gamma is pushed
+back up,
+
+    sign(l - gamma) l,
+
+and the rows whose loss is lowest afterwards, one in a hundred, are held poisoned: always, also in clean data.
+
+Without a model of the caller's one is trained in that way. A model that is given is used as it is: the longer it was
+trained, the less its losses say. The sign is taken row by row, as in the paper's formula; published code takes that of
+a batch's mean, or floods it, and computes the losses of the rows one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.sift.base import Sifter, Suspicion, check_share, extremes
+from unbackdoor.sift.observed import Observed
+from unbackdoor.sift.quick_model import NETWORK
+from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, new_network, stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossIsolation(Sifter):
+    """Score rows by how low their loss is early in training.
+
+    Attributes:
+        poisoned_share: of the rows with the lowest losses, held poisoned.
+        epochs: of training, where no model is given.
+        learning_rate: of its SGD, constant.
+        gamma: loss below which a row is pushed back up, 0 or more; 0 trains as usual.
+    """
+
+    poisoned_share: float = 0.01
+    epochs: int = 20
+    learning_rate: float = 0.01
+    gamma: float = 0.5
+
+    always: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_share("LossIsolation", poisoned_share=self.poisoned_share)
+        if not self.gamma >= 0:
+            raise InputError(f"LossIsolation: gamma must be 0 or more, found {self.gamma}")
+
+    def learn(self, rows: ImageSet, runtime: Runtime, resume: Path | None) -> Network:
+        """Train a network by local gradient ascent (see `Sifter.learn`)."""
+        recipe = Recipe(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            weight_decay=1e-4,
+            schedule="constant",
+            label_smoothing=0.0,
+            ema=0.0,
+            augmentation="crop-flip",
+            low_resolution=0.0,
+        )
+        model = new_network(NETWORK, rows, runtime)
+        hook = GradientAscent(self.gamma)
+        fit(model, rows, recipe, runtime, hook=hook, resume=stage(resume, "ascent"), description="gradient ascent")
+        return model
+
+    def inspect(self, seen: Observed) -> Suspicion:
+        """Hold the rows with the lowest losses poisoned (see `Sifter.score`)."""
+        generator = seen.runtime.generator("loss isolation", "ties")
+        _, poisoned = extremes(-seen.losses, 0.0, self.poisoned_share, generator)
+        return Suspicion(
+            scores=-seen.losses,
+            clean=~poisoned,
+            poisoned=poisoned,
+            summary=f"the {int(poisoned.sum())} rows with the lowest loss are held poisoned, by their number alone",
+            reasons=[f"loss {loss:.4g}" for loss in seen.losses.tolist()],
+        )
+
+
+class GradientAscent(Hook):
+    """Minimise the mean of sign(l - gamma) l over the rows of a batch.
+
+    Args:
+        gamma: see `LossIsolation`.
+    """
+
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
+
+    def identity(self) -> object:
+        """Return the name and gamma."""
+        return type(self).__name__, self.gamma
+
+    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss of a batch."""
+        return ascending(F.cross_entropy(model(batch.images), batch.targets, reduction="none"), self.gamma)
+
+
+def ascending(losses: Float[Tensor, "b"], gamma: float) -> Float[Tensor, ""]:
+    """Return the mean of sign(l - gamma) l."""
+    return (torch.sign(losses.detach() - gamma) * losses).mean()

@@ -1,0 +1,66 @@
+"""Consensus holds a group poisoned only where movement, loss and distance agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import norm
+
+from tests.sift.spread import FEATURES, TARGET, auroc, centres, reader, runtime, spread
+from unbackdoor.errors import InputError
+from unbackdoor.sift import Consensus
+from unbackdoor.sift.consensus import normal_scores
+
+FAINT = 0.2 * centres()
+"""Weights with which losses are not all 0."""
+
+
+def test_normal_scores_are_quantiles_of_ranks_and_equal_values_share_theirs() -> None:
+    found = normal_scores(torch.tensor([5.0, -1.0, 5.0, 100.0]))
+    assert found.tolist() == pytest.approx(norm.ppf([2 / 4, 0.5 / 4, 2 / 4, 3.5 / 4]).tolist(), abs=1e-6)
+    assert normal_scores(torch.ones(5)).tolist() == pytest.approx([0.0] * 5)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_a_group_that_lies_apart_moves_more_and_was_learned_earlier_is_held_poisoned(share: float) -> None:
+    planted = spread(1.8 * centres()[TARGET], share=share, count=1500)
+    found = Consensus().score(planted.data, runtime(), reader(FAINT))
+    assert float((found.poisoned == planted.planted).float().mean()) > 0.99
+    assert auroc(found.scores, planted.planted) > 0.99
+    assert not bool((found.clean & planted.planted).any())
+
+
+def test_the_same_rows_before_have_no_such_group() -> None:
+    planted = spread(1.8 * centres()[TARGET], count=1500)
+    found = Consensus().score(planted.without, runtime(), reader(FAINT))
+    assert not bool(found.poisoned.any())
+    assert found.summary.startswith("0 of 10 groups")
+
+
+def test_a_group_that_lies_apart_with_large_losses_is_not() -> None:
+    """Rows shifted against their own class: apart, and moving, but hard to learn."""
+    planted = spread(-1.8 * centres()[TARGET], share=0.2, count=1500)
+    found = Consensus().score(planted.data, runtime(), reader(FAINT))
+    (group,) = [one for one in found.evidence["groups"] if one["class"] == TARGET and one["rows"] == 60]
+    assert group["apart"] > 3
+    assert group["loss"] < 0
+    assert not bool(found.poisoned.any())
+
+
+def test_reasons_name_the_three_things() -> None:
+    planted = spread(torch.zeros(FEATURES), count=100)
+    found = Consensus(draws=1).score(planted.data, runtime(), reader(FAINT))
+    assert all("movement" in reason and "loss" in reason and "apart" in reason for reason in found.reasons)
+
+
+def test_classes_with_hardly_any_rows_are_ranked_and_not_judged() -> None:
+    planted = spread(torch.zeros(FEATURES), count=7)
+    found = Consensus(draws=1).score(planted.data, runtime(), reader(FAINT))
+    assert set(found.reasons) == {"too few rows in its class to compare"}
+    assert not bool(found.poisoned.any())
+
+
+@pytest.mark.parametrize("options", [{"evidence": float("nan")}, {"apart": 0.0}, {"draws": 0}])
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="Consensus: "):
+        Consensus(**options)  # type: ignore[arg-type]

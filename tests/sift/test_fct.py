@@ -1,0 +1,155 @@
+"""FCT: its loss and its distance against slow plain versions, what it guards against, and what it finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.planted import pictures, planted, runtime
+from tests.sift.spread import auroc
+from unbackdoor.data import DefenderData
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.sift import FCT
+from unbackdoor.sift import fct as module
+from unbackdoor.sift.fct import TURN, closeness, movement, spread
+from unbackdoor.sift.observed import Observed
+from unbackdoor.testing.samples import same_state, state_of
+
+
+def test_closeness_is_the_mean_over_the_whole_matrix_with_its_diagonal_zero() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(40, 6, generator=generator), torch.randint(0, 5, (40,), generator=generator)
+    labels[labels == 3] = 1  # a class that is absent
+    means = {c: features[labels == c].mean(0) for c in labels.unique().tolist()}
+    total = sum(float(a @ b / (a.norm() * b.norm())) for i, a in means.items() for j, b in means.items() if i != j)
+    assert float(closeness(features, labels, 7)) == pytest.approx(total / 49, rel=1e-4)
+
+
+def test_closeness_pulls_on_features_of_every_row() -> None:
+    features = torch.randn(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_(True)
+    labels = torch.arange(12) % 3
+    assert torch.autograd.gradcheck(lambda x: closeness(x, labels, 3), (features,))
+
+
+def test_movement_is_the_mean_squared_difference_over_the_features() -> None:
+    before, after = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[4.0, 1.0], [1.0, 0.0]])
+    assert movement(before, after).tolist() == pytest.approx([5.0, 0.0])
+
+
+def test_the_spread_does_not_depend_on_the_scale_and_is_nothing_where_nothing_moves() -> None:
+    scores = torch.arange(101.0)
+    assert spread(scores) == pytest.approx((95 - 50) / 50)
+    assert spread(1e-3 * scores) == pytest.approx(spread(scores))
+    assert spread(torch.zeros(10)) == 0.0
+
+
+def test_nothing_moves_under_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TURN", lambda batch, generator: batch)
+    seen = Observed(planted(0).suspect, pictures(60, 1), None, runtime())
+    scores, dead = FCT(draws=2).measure(seen, seen.model)
+    assert scores.tolist() == [0.0] * 60
+    assert dead == 0
+
+
+def test_the_transform_turns_by_any_angle_and_shifts_by_a_fifth() -> None:
+    draws = TURN.draw((2000, 3, 10, 10), torch.Generator().manual_seed(0))
+    angles, shift = draws[0]["degrees"], draws[1]
+    assert float(angles.min()) < -175
+    assert float(angles.max()) > 175
+    assert sorted(set(shift["rows"].tolist())) == [0, 1, 2, 3, 4]
+    assert sorted(set(shift["columns"].tolist())) == [0, 1, 2, 3, 4]
+
+
+def test_more_draws_rank_more_steadily() -> None:
+    steady = {}
+    for draws in (1, 8):
+        ranks = []
+        for seed in (1, 2):
+            seen = Observed(planted(0).suspect, planted(0).fitted.train, None, runtime(seed))
+            ranks.append(FCT(draws=draws).measure(seen, seen.model)[0].argsort().argsort().double())
+        steady[draws] = float(torch.corrcoef(torch.stack(ranks))[0, 1])
+    assert steady[8] > steady[1] + 0.05
+
+
+def features(model: Network, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = nn.Sequential(model.normalize, model.body[:-1])(images.float() / 255)
+    return found
+
+
+def test_fine_tuning_pushes_a_copy_apart_and_leaves_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = planted(0)
+    before = state_of(models.suspect)
+    seen = Observed(models.suspect, models.fitted.train, None, runtime())
+    # As if each epoch spread the scores more than the last.
+    spreads = iter(range(10))
+    monkeypatch.setattr(module, "spread", lambda scores: float(next(spreads)))
+    pushed, measured = FCT(epochs=2).push_apart(seen)
+    assert measured == [0.0, 1.0, 2.0]
+    labels = seen.rows.labels
+    after = closeness(features(pushed, seen.rows.images), labels, 8)
+    assert float(after) < float(closeness(seen.features, labels, 8)) - 0.02
+    assert same_state(before, state_of(models.suspect))
+
+
+def test_the_weights_with_the_largest_spread_are_kept_and_fine_tuning_ends_two_epochs_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = planted(0)
+    seen = Observed(models.suspect, models.fitted.train, None, runtime())
+    spreads = iter([1.0, 3.0, 2.0, 2.0, 9.0])
+    monkeypatch.setattr(module, "spread", lambda scores: next(spreads))
+    kept, measured = FCT(epochs=8).push_apart(seen)
+    assert measured == [1.0, 3.0, 2.0, 2.0]
+    spreads = iter([1.0, 3.0])
+    once, _ = FCT(epochs=1).push_apart(seen)
+    assert same_state(state_of(kept), state_of(once))
+
+
+def test_features_that_collapse_are_not_kept() -> None:
+    """Weight decay so strong that every feature goes to 0, as users of the published code saw."""
+    models = planted(0)
+    seen = Observed(models.suspect, models.fitted.train, None, runtime())
+    collapsed, spreads = FCT(epochs=3, learning_rate=5.0).push_apart(seen)
+    assert max(spreads) >= spreads[0] > 0
+    assert float(features(collapsed, seen.rows.images).norm(dim=1).median()) > 0
+
+
+def test_the_split_has_the_shares_asked_for_and_reports_rows_without_features() -> None:
+    models = planted(0)
+    data = DefenderData(untrusted=models.fitted.train)
+    found = FCT(epochs=1, draws=2).score(data, runtime(), models.suspect)
+    assert int(found.clean.sum()) == 160
+    assert int(found.poisoned.sum()) == 40
+    assert float(found.scores[found.clean].max()) <= float(found.scores[~found.clean].min())
+    dead = nn.Sequential(*models.suspect.body[:-1], nn.Threshold(1e9, 0.0), models.suspect.body[-1])
+    found = FCT(epochs=0, draws=1).score(data, runtime(), Network(dead, models.suspect.description).eval())
+    assert found.evidence["rows_without_features"] == 800
+    assert found.evidence["ties_at_the_clean_threshold"] == 800
+
+
+def test_rows_with_a_patch_move_more_and_without_a_backdoor_they_hardly_do() -> None:
+    models = planted(1)
+    mask = models.fitted.kinds == 1
+    data = DefenderData(untrusted=models.fitted.train)
+    backdoored = auroc(FCT(epochs=1, draws=4).score(data, runtime(), models.suspect).scores, mask)
+    twin = auroc(FCT(epochs=1, draws=4).score(data, runtime(), models.twin).scores, mask)
+    assert backdoored > 0.75
+    assert backdoored > twin + 0.1
+
+
+def test_interrupted_fine_tuning_goes_on(tmp_path: Path) -> None:
+    models = planted(0)
+    data = DefenderData(untrusted=models.fitted.train)
+    FCT(epochs=1, draws=1).score(data, runtime(), models.suspect, tmp_path / "resume.pt")
+    assert (tmp_path / "resume-fct.pt").exists()
+
+
+@pytest.mark.parametrize("options", [{"draws": 0}, {"epochs": -1}, {"clean_share": 0.0}, {"poisoned_share": 1.0}])
+def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="FCT: "):
+        FCT(**options)  # type: ignore[arg-type]
