@@ -14,11 +14,11 @@ from tests.parted import GivenDBR, partly_known
 from tests.planted import network, pictures, planted, runtime
 from tests.purify.stages import StopsIn
 from unbackdoor.data import DefenderData
-from unbackdoor.data.partition import Partition
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify.d_br import UnlearnFirst
+from unbackdoor.sift import Suspicion
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Recipe, Runtime, fit
 
@@ -60,7 +60,7 @@ def test_every_poisoned_row_is_unlearned_once_a_round(monkeypatch: pytest.Monkey
     assert seen == [40, 10, 40, 40] * 2
 
 
-def _known(kinds: torch.Tensor, count: int) -> Partition:
+def _known(kinds: torch.Tensor, count: int) -> Suspicion:
     return partly_known(kinds, good=4, bad=2)
 
 
@@ -98,7 +98,7 @@ def test_an_interrupted_repair_goes_on(tmp_path: Path) -> None:
 
 
 def test_without_untrusted_data_it_says_what_to_give() -> None:
-    with pytest.raises(InputError, match="DBR needs the training data"):
+    with pytest.raises(InputError, match="DBR needs the data that"):
         GivenDBR().purify(network(0), DefenderData(clean=pictures(24, 3)), runtime())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.parted import GivenDST, partly_known
+from tests.parted import GivenDST, every_few, partly_known
 from tests.planted import network, pictures, planted, runtime
 from tests.purify.stages import StopsIn
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network
-from unbackdoor.secure.d_st import Contrast, MixedEntropy, Positives, Projected, contrastive_loss, positive_pairs
+from unbackdoor.secure.d_st import DST, Contrast, MixedEntropy, Positives, Projected, contrastive_loss, positive_pairs
+from unbackdoor.sift import FCT, Suspicion
 from unbackdoor.testing import check_secure_trainer
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime
@@ -131,6 +133,19 @@ def test_a_planted_backdoor_is_kept_out_with_some_of_the_rows_known(seed: int) -
 
 def test_it_conforms_with_a_partition_that_is_given() -> None:
     check_secure_trainer(GivenDST(**{**SHORT, "batch_size": 12}))
+
+
+def test_fct_says_which_rows_are_held_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, asked = pictures(96, 0), []
+
+    def score(sifter: FCT, given: DefenderData, runtime: Runtime, resume: Path | None = None) -> Suspicion:
+        asked.append((sifter, given.untrusted, runtime.budget))
+        return every_few(96)
+
+    monkeypatch.setattr(FCT, "score", score)
+    clean, poisoned = DST(clean_share=0.3).sift(data, replace(runtime(), budget=10.0), None).held()
+    assert (len(clean), len(poisoned)) == (72, 8)
+    assert asked == [(FCT(clean_share=0.3, poisoned_share=0.05), data, 1.0)]
 
 
 @pytest.mark.parametrize("where", ["DST: features", "DST: classifier"])

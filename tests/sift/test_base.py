@@ -115,7 +115,7 @@ def test_a_sifter_that_forgets_rows_is_noticed() -> None:
 
 
 def test_without_untrusted_data_there_is_nothing_to_sift() -> None:
-    with pytest.raises(InputError, match="SpectralSignatures needs the training data"):
+    with pytest.raises(InputError, match="SpectralSignatures needs the data that"):
         SpectralSignatures().score(DefenderData(clean=spread(away()).rows), runtime(), reader())
 
 
@@ -151,3 +151,11 @@ def test_names_and_shares_out_of_range_are_said() -> None:
 def test_planted_rows_are_found_through_the_whole_path() -> None:
     planted = spread(0.6 * away())
     assert auroc(SpectralSignatures().score(planted.data, runtime(), reader()).scores, planted.planted) > 0.95
+
+
+def test_methods_that_need_rows_of_either_kind_are_refused_without() -> None:
+    some = torch.tensor([True, False, False])
+    found = Suspicion(scores=torch.zeros(3), clean=some, poisoned=some.flip(0))
+    assert [rows.tolist() for rows in found.held()] == [[0], [2]]
+    with pytest.raises(InputError, match="0 poisoned"):
+        Suspicion(scores=torch.zeros(3), clean=some, poisoned=torch.zeros(3, dtype=torch.bool)).held()

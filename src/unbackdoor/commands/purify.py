@@ -57,9 +57,9 @@ def run(
         method: how.
         scanner: how the result is scanned.
         runtime: device, seed, budget, progress.
-        clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id. All methods but CLP and EP
-            need them, and the scan of the result.
-        untrusted: the data that the model was trained on, poisoned images and all, for methods that need them (EP).
+        clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id. All methods but CLP, DBR
+            and EP need them, and so does the scan of the result.
+        untrusted: the data that the model was trained on, poisoned images and all, for DBR and EP, which need them.
         clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
         rescan: whether to scan the repaired model.
         arch: architecture of a file that does not name one: a network's name or module:function.

@@ -5,6 +5,7 @@ from unbackdoor.purify.auto import Auto
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.bnp import BNP
 from unbackdoor.purify.clp import CLP
+from unbackdoor.purify.d_br import DBR
 from unbackdoor.purify.ep import EP
 from unbackdoor.purify.fp import FP
 from unbackdoor.purify.ft import FT
@@ -21,7 +22,7 @@ from unbackdoor.purify.tsbd import TSBD
 from unbackdoor.registry import Registry
 
 PURIFIERS: Registry[Purifier] = Registry(
-    "purifier", ANP, Auto, BNP, CLP, EP, FP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU, TSBD
+    "purifier", ANP, Auto, BNP, CLP, DBR, EP, FP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU, TSBD
 )
 """All purifiers, by name."""
 
@@ -29,6 +30,7 @@ __all__ = [
     "ANP",
     "BNP",
     "CLP",
+    "DBR",
     "EP",
     "FP",
     "FT",

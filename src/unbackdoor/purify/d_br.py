@@ -1,8 +1,8 @@
 """D-BR: unlearn what is held poisoned and relearn what is held clean, in turns.
 
 Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned Samples" (NeurIPS 2022). It has no
-clean data, but the training data as found, of which some rows are held clean and some poisoned. Each round is one epoch
-of gradient ascent on the latter, and then one of descent on the former.
+clean data, but the training data as found, of which FCT holds some rows clean and some poisoned. Each round is one
+epoch of gradient ascent on the latter, and then one of descent on the former.
 
 The authors' program returns the round with the largest difference of test accuracy and attack success; ours returns the
 last, as BackdoorBench's does. Both stages share one optimiser.
@@ -10,10 +10,9 @@ last, as BackdoorBench's does. Both stages share one optimiser.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +21,15 @@ from torch import Tensor, nn
 
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.data.augment import AUGMENTATIONS
-from unbackdoor.data.partition import Partition
 from unbackdoor.models import Network
-from unbackdoor.purify.base import Purifier
+from unbackdoor.purify.base import Needed, Purifier
 from unbackdoor.purify.ft import fine_tuning
-from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
+from unbackdoor.sift import FCT, Suspicion
+from unbackdoor.sift.base import check_share
+from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, stage
+
+SIFTING = 0.4
+"""Share of a budget for finding out what rows are held to be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,25 +41,35 @@ class DBR(Purifier):
         batch_size: images a step.
         learning_rate: of SGD, constant.
         augmentation: of both; see `Recipe`.
+        clean_share: of the rows, those that FCT scores lowest, held clean.
+        poisoned_share: of the rows, those that FCT scores highest, held poisoned.
     """
+
+    needs: ClassVar[frozenset[Needed]] = frozenset({"untrusted"})
 
     rounds: int = 20
     batch_size: int = 128
     learning_rate: float = 1e-4
     augmentation: str = "crop-flip"
+    clean_share: float = 0.20
+    poisoned_share: float = 0.05
 
-    @abstractmethod
-    def partition(self, untrusted: ImageSet, runtime: Runtime, resume: Path | None) -> Partition:
-        """Return which rows are held clean and which poisoned."""
+    def __post_init__(self) -> None:
+        check_share("DBR", clean_share=self.clean_share, poisoned_share=self.poisoned_share)
+
+    def sift(self, untrusted: ImageSet, runtime: Runtime, resume: Path | None) -> Suspicion:
+        """Return which rows are held clean and which poisoned, by a model of the data of FCT's own."""
+        sifter = FCT(clean_share=self.clean_share, poisoned_share=self.poisoned_share)
+        return sifter.score(DefenderData(untrusted=untrusted), runtime.part(SIFTING), resume=stage(resume, "sift"))
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Unlearn and relearn with `model` in place (see `Purifier.repair`)."""
         untrusted = data.need_untrusted("DBR")
-        rows = self.partition(untrusted, runtime, resume)
-        clean, poisoned = untrusted.subset(rows.clean), untrusted.subset(rows.poisoned)
+        clean, poisoned = (untrusted.subset(rows) for rows in self.sift(untrusted, runtime, resume).held())
         recipe = fine_tuning(self.rounds, self.batch_size, self.learning_rate, self.augmentation, "constant", 0.0)
         hook = UnlearnFirst(poisoned)
-        history = fit(model, clean, recipe, runtime, hook=hook, resume=resume, description="DBR")
+        part = runtime.part(1 - SIFTING)
+        history = fit(model, clean, recipe, part, hook=hook, resume=resume, description="DBR")
         note = f"DBR held {len(clean)} of {len(untrusted)} images clean and {len(poisoned)} poisoned."
         return replace(history, notes=(*history.notes, note))
 

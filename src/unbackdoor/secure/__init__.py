@@ -3,10 +3,11 @@
 from unbackdoor.registry import Registry
 from unbackdoor.secure.abl import ABL
 from unbackdoor.secure.base import Part, SecureTrainer, Trained
+from unbackdoor.secure.d_st import DST
 from unbackdoor.secure.decoder import Decoder
 from unbackdoor.secure.trap_and_replace import TrapAndReplace
 
-TRAINERS: Registry[SecureTrainer] = Registry("trainer", ABL, TrapAndReplace)
+TRAINERS: Registry[SecureTrainer] = Registry("trainer", ABL, DST, TrapAndReplace)
 """All secure trainers, by name."""
 
-__all__ = ["ABL", "TRAINERS", "Decoder", "Part", "SecureTrainer", "Trained", "TrapAndReplace"]
+__all__ = ["ABL", "DST", "TRAINERS", "Decoder", "Part", "SecureTrainer", "Trained", "TrapAndReplace"]

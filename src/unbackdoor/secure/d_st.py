@@ -1,7 +1,7 @@
 """D-ST: learn features without the labels of what may be poisoned, then a classifier on them.
 
-Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned Samples" (NeurIPS 2022). Some rows of
-the untrusted data are held clean and some poisoned.
+Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned Samples" (NeurIPS 2022). FCT holds
+some rows of the untrusted data clean and some poisoned.
 
 1. Semi-supervised contrastive learning. Each image is seen twice, augmented. With normalised projections z of both
    views of a batch, the positives P(i) of view i, temperature t and base temperature b,
@@ -18,7 +18,6 @@ does so in the authors' program is not known to us.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,18 +30,19 @@ from torch import Tensor, nn
 
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.data.augment import Augmentation, ColorJitter, Flip, Grey, ResizeCrop
-from unbackdoor.data.partition import Partition
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.secure.base import SecureTrainer, Trained
 from unbackdoor.secure.frozen import FrozenStem
+from unbackdoor.sift import FCT, Suspicion
+from unbackdoor.sift.base import check_share
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
 
 VIEW = Augmentation((ResizeCrop(scale=(0.2, 1.0)), Flip(), ColorJitter(), Grey()))
 WARM_UP, COLD = 10 / 200, 0.01 / 0.5
 """Share of contrastive learning in which the rate rises, and the share of the peak at which it begins."""
-LEARNING = 0.95
-"""Share of a budget for the features."""
+SIFTING, LEARNING = 0.1, 0.85
+"""Shares of a budget for finding out what rows are held to be, and for the features."""
 Positives = Literal["paper", "code"]
 
 
@@ -63,6 +63,8 @@ class DST(SecureTrainer):
         head_learning_rate: of SGD there, on a cosine, without weight decay.
         forgetting: weight of the loss on rows held poisoned, which is climbed, 0 or more.
         augmentation: of the images there; see `Recipe`.
+        clean_share: of the rows, those that FCT scores lowest, held clean.
+        poisoned_share: of the rows, those that FCT scores highest, held poisoned.
     """
 
     epochs: int = 200
@@ -77,6 +79,8 @@ class DST(SecureTrainer):
     head_learning_rate: float = 5.0
     forgetting: float = 1e-3
     augmentation: str = "crop-flip"
+    clean_share: float = 0.20
+    poisoned_share: float = 0.05
 
     def __post_init__(self) -> None:
         if not (0 < self.temperature < math.inf and 0 < self.base_temperature < math.inf and self.projection >= 1):
@@ -89,6 +93,7 @@ class DST(SecureTrainer):
                 "DST: positives are paper or code, and forgetting 0 or more, found"
                 f" {self.positives!r} and {self.forgetting}"
             )
+        check_share("DST", clean_share=self.clean_share, poisoned_share=self.poisoned_share)
         self._recipes()
 
     def _recipes(self) -> tuple[Recipe, Recipe]:
@@ -114,30 +119,30 @@ class DST(SecureTrainer):
         )
         return contrasting, classifying
 
-    @abstractmethod
-    def partition(self, untrusted: ImageSet, runtime: Runtime, resume: Path | None) -> Partition:
-        """Return which rows are held clean and which poisoned."""
+    def sift(self, untrusted: ImageSet, runtime: Runtime, resume: Path | None) -> Suspicion:
+        """Return which rows are held clean and which poisoned, by a model of the data of FCT's own."""
+        sifter = FCT(clean_share=self.clean_share, poisoned_share=self.poisoned_share)
+        return sifter.score(DefenderData(untrusted=untrusted), runtime.part(SIFTING), resume=stage(resume, "sift"))
 
     def learn(
         self, build_model: Callable[[], Network], data: DefenderData, runtime: Runtime, resume: Path | None
     ) -> Trained:
         """Learn features, then the last layer (see `SecureTrainer.learn`)."""
         untrusted, model = data.need_untrusted("DST"), build_model()
-        rows = self.partition(untrusted, runtime, resume)
-        clean = torch.zeros(len(untrusted), dtype=torch.bool)
-        clean[rows.clean] = True
+        found = self.sift(untrusted, runtime, resume)
+        held_clean, held_poisoned = found.held()
         contrasting, classifying = self._recipes()
         projected = Projected(model, self.projection, runtime.generator("projection").initial_seed())
-        hook = Contrast(clean, self.temperature, self.base_temperature, self.positives)
+        hook = Contrast(found.clean, self.temperature, self.base_temperature, self.positives)
         part, resumed = runtime.part(LEARNING), stage(resume, "features")
         fit(projected, untrusted, contrasting, part, hook=hook, resume=resumed, description="DST: features")
-        decided = torch.cat([rows.clean, rows.poisoned]).sort().values
-        head = MixedEntropy(clean[decided], self.forgetting)
+        decided = torch.cat([held_clean, held_poisoned]).sort().values
+        head = MixedEntropy(found.clean[decided], self.forgetting)
         frozen = FrozenStem(model, model.stages()[-1][0])
-        part = runtime.part(1 - LEARNING)
+        part = runtime.part(1 - SIFTING - LEARNING)
         given = untrusted.subset(decided)
         history = fit(frozen, given, classifying, part, hook=head, resume=resume, description="DST: classifier")
-        note = f"DST held {len(rows.clean)} of {len(untrusted)} images clean and {len(rows.poisoned)} poisoned."
+        note = f"DST held {len(held_clean)} of {len(untrusted)} images clean and {len(held_poisoned)} poisoned."
         return Trained(network=model, history=replace(history, notes=(note,)))
 
 

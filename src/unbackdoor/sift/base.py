@@ -69,6 +69,20 @@ class Suspicion:
         numbers = (self.clean.long() + 2 * self.poisoned.long()).tolist()
         return [("undecided", "clean", "poisoned")[number] for number in numbers]
 
+    def held(self) -> tuple[Int[Tensor, "p"], Int[Tensor, "q"]]:
+        """Return the rows held clean and the rows held poisoned, for methods that need some of either.
+
+        Raises:
+            InputError: there are none of one kind.
+        """
+        clean, poisoned = (rows.nonzero().squeeze(1) for rows in (self.clean, self.poisoned))
+        if not len(clean) or not len(poisoned):
+            raise InputError(
+                f"of {len(self)} rows {len(clean)} are held clean and {len(poisoned)} poisoned; at least one of either"
+                " is needed, so give more images, or larger shares"
+            )
+        return clean, poisoned
+
     def at(self, rows: Int[Tensor, "m"]) -> Suspicion:
         """Return what is said of these rows, in their order."""
         reasons = [self.reasons[row] for row in rows.tolist()] if self.reasons else ()
