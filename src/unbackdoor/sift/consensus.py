@@ -15,7 +15,7 @@ Our own combination of three published ideas; it needs no label, rate, target or
    than usual, and its class is unusually far apart. Each by itself is true of groups of clean rows too, such as a class
    that is easy. Rows with a score below 0 are held clean, and the rest is undecided.
 
-Thresholds were chosen on seeds other than those of the figures that are reported. Where every class holds poison, as in
+The thresholds were chosen by looking at a few small runs, and are not calibrated. Where every class holds poison, as in
 an all-to-all attack, no class lies further apart than others: rows are ranked, and none is held poisoned.
 """
 
