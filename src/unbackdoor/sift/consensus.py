@@ -45,7 +45,8 @@ class Consensus(Sifter):
     """Hold a group of a class poisoned where movement, loss and distance all say so; the default.
 
     Attributes:
-        evidence: that the mean of a group must exceed, of movement and of loss, in standard deviations.
+        evidence: that a group's mean of movement and loss must exceed, and each of the two by half, in standard
+            deviations; above 0.
         apart: that the distance of a class's two parts must exceed, in scaled median absolute deviations.
         groups: into which each class is divided, 2 or more; fewer where it has few rows.
         draws: of rotation and shift; 1 or more.
@@ -57,9 +58,9 @@ class Consensus(Sifter):
     draws: int = 4
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.evidence) or not 0 < self.apart < math.inf or self.groups < 2 or self.draws < 1:
+        if not 0 < self.evidence < math.inf or not 0 < self.apart < math.inf or self.groups < 2 or self.draws < 1:
             raise InputError(
-                "Consensus: the evidence must be a number, apart a positive one, groups 2 or more and draws 1 or more,"
+                "Consensus: evidence and apart must be positive numbers, groups 2 or more and draws 1 or more,"
                 f" found {self.evidence}, {self.apart}, {self.groups} and {self.draws}"
             )
 
@@ -81,7 +82,8 @@ class Consensus(Sifter):
                 members = rows[part]
                 moved, learned = evidence[members].mean(0).tolist()
                 scores[members] += weight * (moved + learned) / 2
-                suspected = min(moved, learned) > self.evidence and anomalies[c] > self.apart
+                strong = (moved + learned) / 2 > self.evidence and min(moved, learned) > self.evidence / 2
+                suspected = strong and anomalies[c] > self.apart
                 poisoned[members] = suspected
                 told = f"its group: movement {moved:+.2f}, loss {learned:+.2f}, apart {anomalies[c]:+.2f}"
                 for row in members.tolist():
