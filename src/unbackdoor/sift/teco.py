@@ -85,7 +85,7 @@ def pixelate(
     """Shrink to that share of the side, and enlarge without smoothing."""
     height, width = images.shape[2:]
     small = F.interpolate(images, (max(1, int(strength * height)), max(1, int(strength * width))), mode="area")
-    return F.interpolate(small, (height, width), mode="nearest")
+    return F.interpolate(small, (height, width), mode="nearest-exact")
 
 
 KINDS: tuple[tuple[Corruption, tuple[float, ...]], ...] = (
@@ -95,7 +95,7 @@ KINDS: tuple[tuple[Corruption, tuple[float, ...]], ...] = (
     (blur, (0.4, 0.6, 0.8, 1.1, 1.5)),
     (brightness, (0.05, 0.10, 0.15, 0.20, 0.30)),
     (contrast, (0.75, 0.50, 0.40, 0.30, 0.15)),
-    (pixelate, (0.9, 0.8, 0.7, 0.6, 0.5)),
+    (pixelate, (0.8, 0.65, 0.5, 0.4, 0.3)),
 )
 """The kinds of corruption, each with five strengths of growing severity."""
 
