@@ -92,11 +92,11 @@ def test_an_interrupted_sifting_goes_on(
 
     with monkeypatch.context() as patched:
         patched.setattr(sift, "write_table", stop)
-        code, _, error = run(capsys, *arguments, "--out", str(out), *QUICK)
+        code, _, error = run(capsys, *arguments, "--out", str(out), "--budget", "0.02", *QUICK)
     assert code == 130
     assert "goes on where this one stopped" in error
     assert {path.name for path in out.glob("resume*")} == {"resume-quick.pt", "resume-fct.pt"}
-    code, _, error = run(capsys, *arguments, "--out", str(out), *QUICK)
+    code, _, error = run(capsys, *arguments, "--out", str(out), "--budget", "0.02", *QUICK)
     assert code == 3
     assert "resumed after epoch" in error
     assert not list(out.glob("resume*"))

@@ -10,7 +10,15 @@ from xml.etree import ElementTree
 import pytest
 
 from unbackdoor.errors import InputError
-from unbackdoor.report import Interval, Metric, anomaly_chart, curve_chart, metric_chart, series_chart
+from unbackdoor.report import (
+    Interval,
+    Metric,
+    anomaly_chart,
+    curve_chart,
+    histogram_chart,
+    metric_chart,
+    series_chart,
+)
 from unbackdoor.report.svg import harmless_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -85,6 +93,24 @@ def test_names_from_outside_are_data_never_expressions_or_markup() -> None:
     assert nodes <= {SVG + tag for tag in ("svg", "g", "path", "line", "text", "tspan")}
     assert "0 · '+datum.index+'|\\n<sc…" in texts(chart.svg)
     assert "\x1b" not in chart.svg
+
+
+def test_a_histogram_counts_every_row_once_and_shows_flagged_ones_apart() -> None:
+    scores = [0.0] * 50 + [0.5] * 30 + [1.0] * 3
+    chart = histogram_chart(scores, [False] * 80 + [True] * 3, "suspicion score")
+    for svg in (chart.svg, chart.narrow_svg):
+        assert sorted(bars(svg)) == ["var(--accent)", "var(--bar)", "var(--bar)"]
+    assert chart.explanation.startswith("3 of 83 rows are held poisoned.")
+    assert "from 0 to 1. 3 of 83 rows" in ElementTree.fromstring(chart.svg).get("aria-label", "")
+    assert histogram_chart([2.0, 2.0], [False] * 2, "x").explanation.startswith("No row is held poisoned.")
+
+
+@pytest.mark.parametrize(
+    ("scores", "flagged"), [([], []), ([1.0], []), ([math.nan], [False]), ([1.0, math.inf], [False, True])]
+)
+def test_histograms_of_what_is_no_score_are_refused(scores: list[float], flagged: list[bool]) -> None:
+    with pytest.raises(InputError, match="one flag for each of one or more finite scores"):
+        histogram_chart(scores, flagged, "x")
 
 
 def test_the_metric_chart_shows_each_figure_that_was_measured() -> None:

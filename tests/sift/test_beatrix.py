@@ -68,7 +68,7 @@ def test_medians_come_from_clean_samples_where_there_are_any() -> None:
     assert not torch.equal(found.scores, Beatrix(orders=2).score(data, runtime(), reader()).scores)
 
 
-@pytest.mark.parametrize("options", [{"orders": 0}, {"references": 1}, {"threshold": 0.0}])
+@pytest.mark.parametrize("options", [{"orders": 0}, {"references": 1}, {"poisoned_share": 0.0}])
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="Beatrix: "):
         Beatrix(**options)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from tests.sift.spread import FEATURES, TARGET, auroc, centres, reader, runtime, spread
 from unbackdoor.errors import InputError
 from unbackdoor.sift import Consensus
-from unbackdoor.sift.consensus import normal_scores
+from unbackdoor.sift.consensus import normal_scores, parted
 
 FAINT = 0.2 * centres()
 """Weights with which losses are not all 0."""
@@ -34,17 +34,24 @@ def test_the_same_rows_before_have_no_such_group() -> None:
     planted = spread(1.8 * centres()[TARGET], count=1500)
     found = Consensus().score(planted.without, runtime(), reader(FAINT))
     assert not bool(found.poisoned.any())
-    assert found.summary.startswith("0 of 10 groups")
+    assert found.summary.startswith("0 of 20 groups")
 
 
 def test_a_group_that_lies_apart_with_large_losses_is_not() -> None:
     """Rows shifted against their own class: apart, and moving, but hard to learn."""
     planted = spread(-1.8 * centres()[TARGET], share=0.2, count=1500)
     found = Consensus().score(planted.data, runtime(), reader(FAINT))
-    (group,) = [one for one in found.evidence["groups"] if one["class"] == TARGET and one["rows"] == 60]
-    assert group["apart"] > 3
-    assert group["loss"] < 0
+    hard = [one for one in found.evidence["groups"] if one["class"] == TARGET and one["loss"] < -1]
+    assert sum(one["rows"] for one in hard) == 60
+    assert min(one["apart"] for one in hard) > 3
     assert not bool(found.poisoned.any())
+
+
+def test_rows_that_are_all_alike_are_one_group_and_groups_have_rows_enough() -> None:
+    assert [part.tolist() for part in parted(torch.ones(20, 3).double(), 4, 0)] == [list(range(20))]
+    points = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double()
+    assert len(parted(points, 4, 0)) == 2
+    assert sorted(torch.cat(parted(points, 4, 0)).tolist()) == list(range(9))
 
 
 def test_reasons_name_the_three_things() -> None:
@@ -60,7 +67,7 @@ def test_classes_with_hardly_any_rows_are_ranked_and_not_judged() -> None:
     assert not bool(found.poisoned.any())
 
 
-@pytest.mark.parametrize("options", [{"evidence": float("nan")}, {"apart": 0.0}, {"draws": 0}])
+@pytest.mark.parametrize("options", [{"evidence": float("nan")}, {"apart": 0.0}, {"groups": 1}, {"draws": 0}])
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="Consensus: "):
         Consensus(**options)  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ def run(
         if loaded is not None and model is not None:
             clock.inputs[model.name] = loaded.sha256
         if samples is not None:
-            clock.inputs[samples.name] = samples.digest()
+            clock.inputs[f"clean: {samples.name}"] = samples.digest()
         clock.options = {"method": options_of(method)}
         kept = ~found.poisoned
         if clean_out is not None:

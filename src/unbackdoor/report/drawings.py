@@ -300,13 +300,12 @@ def histogram(bins: Sequence[Bin], x_title: str, canvas: Canvas) -> alt.LayerCha
     """Draw the bins on a logarithmic scale of counts, flagged rows above the others."""
     import altair as alt
 
-    # Counts from 1 on: a bin of one row is seen, and an empty one is not.
-    heights = [(bar, 1 + bar.plain, 1 + bar.plain + bar.flagged) for bar in bins]
-    top = max(height for *_, height in heights)
+    top = max(bar.plain + bar.flagged for bar in bins)
     y = alt.Y(
         "from:Q",
-        scale=alt.Scale(type="log", domain=[1, 1.3 * top], nice=False),
-        axis=alt.Axis(title="Rows", tickCount=4, format="~s"),
+        # Logarithmic, but for 0, which has a place on it.
+        scale=alt.Scale(type="symlog", domain=[0, 1.3 * top], nice=False),
+        axis=alt.Axis(title="Rows", values=[0, *(10**power for power in range(len(str(top))))], format="~s"),
     )
     x = alt.X(
         "left:Q",
@@ -315,8 +314,8 @@ def histogram(bins: Sequence[Bin], x_title: str, canvas: Canvas) -> alt.LayerCha
     )
     layers: list[alt.Chart] = []
     for colour, spans in (
-        (BAR, [(bar, 1, plain) for bar, plain, _ in heights]),
-        (ACCENT, [(bar, plain, all_) for bar, plain, all_ in heights]),
+        (BAR, [(bar, 0, bar.plain) for bar in bins]),
+        (ACCENT, [(bar, bar.plain, bar.plain + bar.flagged) for bar in bins]),
     ):
         rows = [
             {"left": bar.left, "right": bar.right, "from": low, "to": high} for bar, low, high in spans if high > low

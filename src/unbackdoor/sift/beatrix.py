@@ -10,23 +10,21 @@ row's deviation is the sum over all entries of how far they lie beyond median +-
 
 The paper takes medians from clean samples, asks of each class by a kernel test whether its deviations come from one
 distribution, and then suspects classes. Here medians are those of the class's own rows (of clean samples where there
-are any), and rows are held poisoned by themselves: where their deviation lies more than e^2 scaled MADs above the
-median of all rows.
+are any), and the rows with the highest deviations are held poisoned, one in twenty: always, also in clean data.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from unbackdoor.errors import InputError
-from unbackdoor.sift.base import Sifter, Suspicion
+from unbackdoor.sift.base import Sifter, Suspicion, check_share, extremes
 from unbackdoor.sift.observed import Observed
-from unbackdoor.sift.robust import robust_z
 
 BATCH = 250
 """Images whose Gram matrices are in memory at once."""
@@ -42,18 +40,20 @@ class Beatrix(Sifter):
     Attributes:
         orders: of the Gram matrices, 1 or more.
         references: rows of each class from which medians are taken, 2 or more; all if there are fewer.
-        threshold: on the deviation, in scaled median absolute deviations above the median.
+        poisoned_share: of the rows with the highest deviations, held poisoned.
     """
 
     orders: int = 8
     references: int = 200
-    threshold: float = math.e**2
+    poisoned_share: float = 0.05
+
+    always: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.orders < 1 or self.references < 2 or not 0 < self.threshold < math.inf:
+        check_share("Beatrix", poisoned_share=self.poisoned_share)
+        if self.orders < 1 or self.references < 2:
             raise InputError(
-                "Beatrix: orders must be 1 or more, references 2 or more and the threshold positive, found"
-                f" {self.orders}, {self.references} and {self.threshold}"
+                f"Beatrix: orders must be 1 or more and references 2 or more, found {self.orders} and {self.references}"
             )
 
     def inspect(self, seen: Observed) -> Suspicion:
@@ -65,12 +65,13 @@ class Beatrix(Sifter):
                 if len(rows) > 1:
                     scores[rows] = self.of_class(seen, c, rows)
                 advance()
-        poisoned = robust_z(scores) > self.threshold
+        _, poisoned = extremes(scores, 0.0, self.poisoned_share, seen.runtime.generator("beatrix", "ties"))
         return Suspicion(
             scores=scores,
             clean=~poisoned,
             poisoned=poisoned,
-            summary=f"{int(poisoned.sum())} rows have Gram matrices that are unusual in their class",
+            summary=f"the {int(poisoned.sum())} rows whose Gram matrices are most unusual are held poisoned, by their"
+            " number alone",
             reasons=[f"deviation {score:.4g} of its Gram matrices" for score in scores.tolist()],
         )
 

@@ -5,35 +5,36 @@ Our own combination of three published ideas; it needs no label, rate, target or
 1. *Evidence of each row.* How far its features move when the image is turned and shifted (FCT), and how low its loss is
    early in training (loss isolation). Each is replaced by the normal quantile of its rank among all rows, so that the
    two weigh alike whatever their units. Both are noisy row by row.
-2. *Groups.* Each class is divided in two as by SCAn, in features whitened within groups: the rows that are poison for
-   the same reason lie together. The distance of the two groups is compared over the classes, in scaled median absolute
-   deviations above the median. SCAn cannot tell which group is the poison where they are of one size, as at high poison
-   rates; the evidence can.
-3. *Score.* Rows share the mean evidence of their group, weighted by how surely they belong to it, and up to doubled
-   where the groups of their class lie unusually far apart. A row's own evidence ranks it within its group.
+2. *Groups.* Each class is divided in two as by SCAn, in features whitened within groups. The distance of the two is
+   compared over the classes, in scaled median absolute deviations above the median. In the same features each class is
+   divided into a few groups: the rows that are poison for the same reason lie together. SCAn cannot tell which group is
+   the poison where they are of one size, as at high poison rates; the evidence can.
+3. *Score.* Rows share the mean evidence of their group, up to doubled where their class is unusually far apart. A row's
+   own evidence ranks it within its group.
 4. *Rule.* A group is held poisoned where three things agree: its rows move more than usual, they were learned earlier
-   than usual, and the groups of its class lie unusually far apart. Each by itself is true of groups of clean rows too,
-   such as a class that is easy. Rows with a score below 0 are held clean, and the rest is undecided.
+   than usual, and its class is unusually far apart. Each by itself is true of groups of clean rows too, such as a class
+   that is easy. Rows with a score below 0 are held clean, and the rest is undecided.
 
-Thresholds were chosen on seeds other than those of the figures that are reported. Where every class holds poison, as in
+The thresholds were chosen by looking at a few small runs, and are not calibrated. Where every class holds poison, as in
 an all-to-all attack, no class lies further apart than others: rows are ranked, and none is held poisoned.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unbackdoor.errors import InputError
 from unbackdoor.sift.base import Sifter, Suspicion
 from unbackdoor.sift.fct import FCT
 from unbackdoor.sift.observed import Observed
-from unbackdoor.sift.robust import robust_z
-from unbackdoor.sift.scan import divided
+from unbackdoor.sift.robust import random_state, robust_z
+from unbackdoor.sift.scan import FEWEST, divided
 
 OWN = 0.1
 """Weight of a row's own evidence beside that of its group."""
@@ -44,53 +45,53 @@ class Consensus(Sifter):
     """Hold a group of a class poisoned where movement, loss and distance all say so; the default.
 
     Attributes:
-        evidence: that the mean of a group must exceed, of movement and of loss, in standard deviations.
-        apart: that the distance of a class's groups must exceed, in scaled median absolute deviations.
+        evidence: that a group's mean of movement and loss must exceed, and each of the two by half, in standard
+            deviations; above 0.
+        apart: that the distance of a class's two parts must exceed, in scaled median absolute deviations.
+        groups: into which each class is divided, 2 or more; fewer where it has few rows.
         draws: of rotation and shift; 1 or more.
     """
 
     evidence: float = 1.0
     apart: float = 3.0
+    groups: int = 4
     draws: int = 4
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.evidence) or not 0 < self.apart < math.inf or self.draws < 1:
+        if not 0 < self.evidence < math.inf or not 0 < self.apart < math.inf or self.groups < 2 or self.draws < 1:
             raise InputError(
-                "Consensus: the evidence must be a number, apart a positive one and draws 1 or more, found"
-                f" {self.evidence}, {self.apart} and {self.draws}"
+                "Consensus: evidence and apart must be positive numbers, groups 2 or more and draws 1 or more,"
+                f" found {self.evidence}, {self.apart}, {self.groups} and {self.draws}"
             )
 
     def inspect(self, seen: Observed) -> Suspicion:
         """Weigh the evidence of groups (see `Sifter.score`)."""
         movement, _ = FCT(draws=self.draws).measure(seen, seen.model)
         evidence = torch.stack([normal_scores(movement), normal_scores(-seen.losses)], 1)
-        found = divided(seen.features, seen.rows.labels.cpu(), seen.rows.classes, seen.runtime)
+        points, found = divided(seen.features, seen.rows.labels.cpu(), seen.rows.classes, seen.runtime)
         anomalies = dict(zip(found, robust_z(torch.tensor([one.distance for one in found.values()])).tolist()))
         own = evidence.mean(1)
         scores = OWN * own
         poisoned = torch.zeros(len(own), dtype=torch.bool)
         reasons = ["too few rows in its class to compare"] * len(own)
         groups = []
-        for c, division in found.items():
+        for c in found:
             rows = seen.of_class(c)
             weight = 1 + min(max(anomalies[c], 0.0), self.apart) / self.apart
-            for inside, belongs in (
-                (~division.second, 1 - division.posterior),
-                (division.second, division.posterior),
-            ):
-                if not bool(inside.any()):
-                    continue
-                moved, learned = evidence[rows[inside]].mean(0).tolist()
-                scores[rows] += belongs * weight * (moved + learned) / 2
-                suspected = min(moved, learned) > self.evidence and anomalies[c] > self.apart
-                poisoned[rows[inside]] = suspected
+            for part in parted(points[rows], self.groups, random_state(seen.runtime, "consensus", c)):
+                members = rows[part]
+                moved, learned = evidence[members].mean(0).tolist()
+                scores[members] += weight * (moved + learned) / 2
+                strong = (moved + learned) / 2 > self.evidence and min(moved, learned) > self.evidence / 2
+                suspected = strong and anomalies[c] > self.apart
+                poisoned[members] = suspected
                 told = f"its group: movement {moved:+.2f}, loss {learned:+.2f}, apart {anomalies[c]:+.2f}"
-                for row in rows[inside].tolist():
+                for row in members.tolist():
                     reasons[row] = told
                 groups.append(
                     {
                         "class": c,
-                        "rows": int(inside.sum()),
+                        "rows": len(members),
                         "movement": round(moved, 4),
                         "loss": round(learned, 4),
                         "apart": round(anomalies[c], 4),
@@ -106,6 +107,20 @@ class Consensus(Sifter):
             reasons=reasons,
             evidence={"groups": groups},
         )
+
+
+def parted(points: Float[Tensor, "n k"], groups: int, seed: int) -> list[Int[Tensor, "m"]]:
+    """Return the rows of each group of a class, by k-means; at least `FEWEST` rows a group on average."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    wanted = max(1, min(groups, len(points) // FEWEST))
+    with warnings.catch_warnings():
+        # Of rows that are all alike: there are then fewer groups.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assigned = torch.from_numpy(KMeans(wanted, n_init=4, random_state=seed).fit(points.numpy()).labels_)
+    parts = [(assigned == number).nonzero().squeeze(1) for number in range(wanted)]
+    return [part for part in parts if len(part)]
 
 
 def normal_scores(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:

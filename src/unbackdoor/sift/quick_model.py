@@ -23,7 +23,7 @@ from unbackdoor.training import Recipe, Runtime, check_fits, fit, new_network
 RECIPE = Recipe(epochs=8, learning_rate=0.1, label_smoothing=0.0, ema=0.0, augmentation="none")
 """How it is trained; images at three quarters of their side in the first half, as in all our training."""
 
-LEAST_STEPS = 300
+LEAST_STEPS = 200
 """Of training."""
 
 NETWORK: Callable[[int, int], nn.Module] = partial(PreActResNet18, width=16)

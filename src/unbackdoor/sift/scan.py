@@ -71,7 +71,7 @@ class SCAn(Sifter):
     def inspect(self, seen: Observed) -> Suspicion:
         """Divide each class and compare the classes (see `Sifter.score`)."""
         labels = seen.rows.labels.cpu()
-        found = divided(seen.features, labels, seen.rows.classes, seen.runtime)
+        _, found = divided(seen.features, labels, seen.rows.classes, seen.runtime)
         if len(found) < 3:
             raise InputError(f"{seen.rows.name}: SCAn compares classes and needs at least 3 with {FEWEST} rows or more")
         anomalies = dict(zip(found, robust_z(torch.tensor([one.gain for one in found.values()])).tolist()))
@@ -106,14 +106,15 @@ def _turned(seen: Observed, c: int, rows: Int[Tensor, "m"], second: Bool[Tensor,
 
 def divided(
     features: Float[Tensor, "n d"], labels: Int[Tensor, "n"], classes: int, runtime: Runtime
-) -> dict[int, Groups]:
-    """Return the groups of each class that has `FEWEST` rows or more, in features whitened within groups."""
+) -> tuple[Float[Tensor, "n k"], dict[int, Groups]]:
+    """Return features whitened within groups, and the groups of each class that has `FEWEST` rows or more."""
     wide = features.double()
     members = {c: (labels == c).nonzero().squeeze(1) for c in range(classes)}
     large = {c: rows for c, rows in members.items() if len(rows) >= FEWEST}
     if not large:
-        return {}
+        return wide, {}
     parts = [rows for rows in members.values() if len(rows)]
+    points = wide
     found: dict[int, Groups] = {}
     for round_ in range(2):
         points = whiten(wide, parts)
@@ -121,7 +122,7 @@ def divided(
         parts = [
             part for c, rows in large.items() for part in (rows[~found[c].second], rows[found[c].second]) if len(part)
         ]
-    return found
+    return points, found
 
 
 def whiten(features: Float[Tensor, "n d"], parts: list[Int[Tensor, "m"]]) -> Float[Tensor, "n k"]:

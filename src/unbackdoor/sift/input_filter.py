@@ -1,0 +1,64 @@
+"""`InputFilter`: does an image that comes in at test time carry a trigger? For a model that is suspected already."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.training import Runtime
+
+BATCH = 500
+"""Images a forward pass."""
+
+Change = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
+"""What is done to images in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFilter(ABC):
+    """Base of all filters of inputs: its fields are its options, nothing else is stored."""
+
+    def score(self, model: Network, images: UInt8[Tensor, "n c h w"], runtime: Runtime) -> Float[Tensor, "n"]:
+        """Return how suspicious each image is; higher is more suspicious, and an image's score is its own.
+
+        Args:
+            model: what the images are for; not changed.
+            images: uint8 pixels; as many or as few as there are.
+            runtime: device, precision, seed.
+
+        Raises:
+            InputError: images of another size than the model's.
+        """
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != model.description.image_shape:
+            raise InputError(
+                f"{type(self).__name__} needs uint8 images of the model's size {model.description.image_shape}, found"
+                f" {images.dtype} of {tuple(images.shape[1:])}"
+            )
+        frozen = runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
+        parts = [self.inspect(frozen, images[i : i + BATCH], runtime) for i in range(0, len(images), BATCH)]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    @abstractmethod
+    def inspect(self, model: Network, images: UInt8[Tensor, "b c h w"], runtime: Runtime) -> Float[Tensor, "b"]:
+        """Do the work of `score` on one batch, with a frozen copy of the model."""
+
+
+@torch.no_grad()
+def answers(
+    model: nn.Module, images: UInt8[Tensor, "b c h w"], runtime: Runtime, change: Change | None = None
+) -> Int[Tensor, "b"]:
+    """Return the class that the model gives each image of a batch, after the change if there is one; on the CPU."""
+    batch = runtime.layout(images).float() / 255
+    if change is not None:
+        batch = runtime.layout(change(batch).clamp(0, 1))
+    with runtime.autocast():
+        labels: Tensor = model(batch).argmax(1).cpu()
+    return labels

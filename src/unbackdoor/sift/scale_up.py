@@ -1,0 +1,47 @@
+"""SCALE-UP: a triggered image keeps its class when all its pixels are multiplied.
+
+Guo, Li, Chen, Guo, Sun, Liu, "SCALE-UP: An Efficient Black-box Input-level Backdoor Detection via Analyzing Scaled
+Prediction Consistency" (ICLR 2023). The score is the share of the factors under which the answer stays what it was, the
+product cut off at white. This is the paper's setting without any clean samples; it holds inputs triggered from about a
+half on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.sift.input_filter import Change, InputFilter, answers
+from unbackdoor.training import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleUp(InputFilter):
+    """Score images by how often the answer stays when pixels are multiplied.
+
+    Attributes:
+        factors: that pixels are multiplied by, each above 1.
+    """
+
+    factors: tuple[float, ...] = (3.0, 5.0, 7.0, 9.0, 11.0)
+
+    def __post_init__(self) -> None:
+        if not self.factors or not all(1 < factor < math.inf for factor in self.factors):
+            raise InputError(f"ScaleUp: factors must be one or more numbers above 1, found {self.factors}")
+
+    def inspect(self, model: Network, images: UInt8[Tensor, "b c h w"], runtime: Runtime) -> Float[Tensor, "b"]:
+        """Multiply and compare (see `InputFilter.score`)."""
+        first = answers(model, images, runtime)
+        kept = [answers(model, images, runtime, times(factor)) == first for factor in self.factors]
+        return torch.stack(kept).float().mean(0)
+
+
+def times(factor: float) -> Change:
+    """Return the change that multiplies pixels."""
+    return lambda batch: batch * factor
