@@ -1,0 +1,82 @@
+"""Single molecules: parsing SMILES that strangers wrote, and which molecules a generator of this kind can learn."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from rdkit import Chem, rdBase
+
+MAX_ATOMS = 29
+"""Most heavy atoms of a molecule, as in 3M-Diffusion's filter ("below 30")."""
+
+ELEMENTS = frozenset({"B", "Br", "C", "Cl", "F", "I", "N", "O", "P", "S", "Se", "Si"})
+"""Elements of 3M-Diffusion's filter."""
+
+MAX_SMILES = 2000
+"""Characters: a molecule of `MAX_ATOMS` atoms needs a few hundred at most."""
+
+
+class Reason(StrEnum):
+    """Why a row is not learned from; each row counts once, for the first that holds."""
+
+    NO_TEXT = "no text"
+    LONG_TEXT = "text over 20,000 characters"
+    NO_SMILES = "no SMILES"
+    LONG_SMILES = "SMILES over 2,000 characters"
+    UNREADABLE = "SMILES that cannot be parsed"
+    COMPONENTS = "several components, such as salts"
+    ELEMENT = "an element that is not modelled"
+    ISOTOPE = "isotope labels"
+    RADICAL = "unpaired electrons"
+    SIZE = "30 heavy atoms or more"
+
+
+def parse(smiles: str) -> Chem.Mol | None:
+    """Return the molecule of a SMILES, or None if RDKit cannot make one of it; nothing is logged."""
+    with rdBase.BlockLogs():
+        try:
+            molecule = Chem.MolFromSmiles(smiles)
+        # What RDKit raises for text that is no text to it (half of a character, zero bytes) is no closed list.
+        except Exception:
+            return None
+    return molecule if molecule is not None and molecule.GetNumAtoms() else None
+
+
+def canonical(molecule: Chem.Mol) -> str:
+    """Return the canonical SMILES without stereochemistry; the molecule loses its stereochemistry."""
+    Chem.RemoveStereochemistry(molecule)
+    text: str = Chem.MolToSmiles(molecule)
+    return text
+
+
+def checked(smiles: str) -> str | Reason:
+    """Return the canonical SMILES without stereochemistry of a molecule that can be learned, or why it cannot.
+
+    3M-Diffusion keeps what RDKit parses, of its elements and its size. Its decoder loses all but one component of a
+    molecule that has several, and neither it nor ours can write isotopes; such molecules are left out here.
+    """
+    if not smiles.strip():
+        return Reason.NO_SMILES
+    if len(smiles) > MAX_SMILES:
+        return Reason.LONG_SMILES
+    molecule = parse(smiles)
+    if molecule is None:
+        return Reason.UNREADABLE
+    return fault_of(molecule) or canonical(molecule)
+
+
+def fault_of(molecule: Chem.Mol) -> Reason | None:
+    """Return why a molecule cannot be learned, or None if it can."""
+    atoms = molecule.GetAtoms()
+    # First, as heavy hydrogen is no element of the list either.
+    if any(atom.GetIsotope() for atom in atoms):
+        return Reason.ISOTOPE
+    if any(atom.GetSymbol() not in ELEMENTS for atom in atoms):
+        return Reason.ELEMENT
+    if molecule.GetNumAtoms() > MAX_ATOMS:
+        return Reason.SIZE
+    if len(Chem.GetMolFrags(molecule)) > 1:
+        return Reason.COMPONENTS
+    if any(atom.GetNumRadicalElectrons() for atom in atoms):
+        return Reason.RADICAL
+    return None
