@@ -57,7 +57,7 @@ def choose_pairs(data: Sequence[str], test: str | None) -> Chosen:
         tested = pairs.where(_is_tested)
         dropped_test = Dropped(rows=len(tested), kept=len(tested))
     else:
-        tested, dropped_test = filter_pairs(read_table(test or data[0], "test"))
+        tested, dropped_test = filter_pairs(read_table(test or data[0], "test"), learned=False)
     train = pairs.without(tested)
     if not len(train) or not len(tested):
         what = "to train on" if len(tested) else "to test with"

@@ -51,8 +51,12 @@ class Dropped:
         }
 
 
-def filter_pairs(table: Table) -> tuple[Pairs, Dropped]:
-    """Return the pairs that can be learned from, and an account of the rows that cannot.
+def filter_pairs(table: Table, *, learned: bool = True) -> tuple[Pairs, Dropped]:
+    """Return the pairs that can be used, and an account of the rows that cannot.
+
+    Args:
+        table: rows as they were found.
+        learned: see `checked`; pairs to test with are filtered as 3M-Diffusion does, so that they are its prompts.
 
     Raises:
         DataError: no row is left.
@@ -68,7 +72,7 @@ def filter_pairs(table: Table) -> tuple[Pairs, Dropped]:
         elif len(text) > MAX_TEXT:
             result = Reason.LONG_TEXT
         else:
-            result = seen[smiles] if smiles in seen else seen.setdefault(smiles, checked(smiles))
+            result = seen[smiles] if smiles in seen else seen.setdefault(smiles, checked(smiles, learned=learned))
         if isinstance(result, Reason):
             why.setdefault(result, []).append(row)
         else:
@@ -81,8 +85,7 @@ def filter_pairs(table: Table) -> tuple[Pairs, Dropped]:
     if not kept:
         account = "; ".join(dropped.sentences()[1:]) or "it is empty"
         raise DataError(
-            f"{clean_text(table.name)} has no row that can be learned from ({account}); name a table of SMILES and"
-            " descriptions"
+            f"{clean_text(table.name)} has no row that can be used ({account}); name a table of SMILES and descriptions"
         )
     rows = [row for _, _, row in kept]
     pairs = Pairs(

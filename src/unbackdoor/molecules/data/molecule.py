@@ -12,6 +12,9 @@ MAX_ATOMS = 29
 ELEMENTS = frozenset({"B", "Br", "C", "Cl", "F", "I", "N", "O", "P", "S", "Se", "Si"})
 """Elements of 3M-Diffusion's filter."""
 
+BONDS = frozenset({Chem.BondType.SINGLE, Chem.BondType.DOUBLE, Chem.BondType.TRIPLE, Chem.BondType.AROMATIC})
+"""Kinds of bonds that a decoder writes."""
+
 MAX_SMILES = 2000
 """Characters: a molecule of `MAX_ATOMS` atoms needs a few hundred at most."""
 
@@ -28,6 +31,7 @@ class Reason(StrEnum):
     ELEMENT = "an element that is not modelled"
     ISOTOPE = "isotope labels"
     RADICAL = "unpaired electrons"
+    BOND = "a bond that is neither single, double, triple nor aromatic"
     SIZE = "30 heavy atoms or more"
 
 
@@ -49,11 +53,15 @@ def canonical(molecule: Chem.Mol) -> str:
     return text
 
 
-def checked(smiles: str) -> str | Reason:
-    """Return the canonical SMILES without stereochemistry of a molecule that can be learned, or why it cannot.
+def checked(smiles: str, *, learned: bool = True) -> str | Reason:
+    """Return the canonical SMILES without stereochemistry of a molecule that can be used, or why it cannot.
 
     3M-Diffusion keeps what RDKit parses, of its elements and its size. Its decoder loses all but one component of a
-    molecule that has several, and neither it nor ours can write isotopes; such molecules are left out here.
+    molecule that has several, and neither it nor ours can write isotopes; such molecules are not learned from here.
+
+    Args:
+        smiles: from outside.
+        learned: whether it is to be learned; for the reference of a test prompt 3M-Diffusion's filter is enough.
     """
     if not smiles.strip():
         return Reason.NO_SMILES
@@ -62,21 +70,24 @@ def checked(smiles: str) -> str | Reason:
     molecule = parse(smiles)
     if molecule is None:
         return Reason.UNREADABLE
-    return fault_of(molecule) or canonical(molecule)
+    return published_fault(molecule) or (learned and learning_fault(molecule)) or canonical(molecule)
 
 
-def fault_of(molecule: Chem.Mol) -> Reason | None:
-    """Return why a molecule cannot be learned, or None if it can."""
-    atoms = molecule.GetAtoms()
-    # First, as heavy hydrogen is no element of the list either.
-    if any(atom.GetIsotope() for atom in atoms):
-        return Reason.ISOTOPE
-    if any(atom.GetSymbol() not in ELEMENTS for atom in atoms):
+def published_fault(molecule: Chem.Mol) -> Reason | None:
+    """Return why 3M-Diffusion's filter drops a molecule, or None if it keeps it."""
+    if any(atom.GetSymbol() not in ELEMENTS for atom in molecule.GetAtoms()):
         return Reason.ELEMENT
-    if molecule.GetNumAtoms() > MAX_ATOMS:
-        return Reason.SIZE
+    return Reason.SIZE if molecule.GetNumAtoms() > MAX_ATOMS else None
+
+
+def learning_fault(molecule: Chem.Mol) -> Reason | None:
+    """Return why a molecule that the filter keeps cannot be learned, or None if it can."""
     if len(Chem.GetMolFrags(molecule)) > 1:
         return Reason.COMPONENTS
-    if any(atom.GetNumRadicalElectrons() for atom in atoms):
+    if any(atom.GetIsotope() for atom in molecule.GetAtoms()):
+        return Reason.ISOTOPE
+    if any(atom.GetNumRadicalElectrons() for atom in molecule.GetAtoms()):
         return Reason.RADICAL
+    if any(bond.GetBondType() not in BONDS for bond in molecule.GetBonds()):
+        return Reason.BOND
     return None
