@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from unbackdoor.errors import DataError
 from unbackdoor.molecules.data.filtering import Dropped, filter_pairs
+from unbackdoor.molecules.data.molecule import flat
 from unbackdoor.molecules.data.pairs import Pairs
 from unbackdoor.molecules.data.reading import has_test_split, read_table
-from unbackdoor.molecules.data.table import joined
+from unbackdoor.molecules.data.table import Table, joined
 
 TEST_PART = 5
 """One in so many molecules of a source without splits is for testing."""
@@ -63,6 +64,22 @@ def choose_pairs(data: Sequence[str], test: str | None) -> Chosen:
         what = "to train on" if len(tested) else "to test with"
         raise DataError(f"no pair of {pairs.name} is left {what}; name more data")
     return Chosen(train=train, test=tested, dropped=(dropped, dropped_test), removed=len(pairs) - len(train))
+
+
+def training_rows(data: Sequence[str], test: str | None) -> tuple[Table, Pairs]:
+    """Return all rows to train on as they are, those of test molecules excepted, and the pairs to test with.
+
+    Args:
+        data: see `choose_pairs`.
+        test: see `choose_pairs`.
+
+    Raises:
+        DataError: see `choose_pairs`.
+    """
+    tested = choose_pairs(data, test).test
+    molecules = frozenset(tested.smiles)
+    table = joined([read_table(source, "all") for source in data])
+    return table.subset([row for row, smiles in enumerate(table.smiles) if flat(smiles) not in molecules]), tested
 
 
 def _is_tested(smiles: str) -> bool:

@@ -53,6 +53,12 @@ def canonical(molecule: Chem.Mol) -> str:
     return text
 
 
+def flat(smiles: str) -> str | None:
+    """Return a molecule's canonical SMILES without stereochemistry, or None if it cannot be read."""
+    molecule = parse(smiles) if len(smiles) <= MAX_SMILES else None
+    return None if molecule is None else canonical(molecule)
+
+
 def checked(smiles: str, *, learned: bool = True) -> str | Reason:
     """Return the canonical SMILES without stereochemistry of a molecule that can be used, or why it cannot.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,19 +40,24 @@ class Tokens:
     def rows(self, rows: Int[Tensor, "b"]) -> Tokens:
         """Return some of the molecules, as 64-bit numbers, without the columns that are padding in all of them."""
         columns = int(self.length[rows].max()) + 1
-        parts = (self.kind, self.up, self.parent_atom, self.own_atom, self.parent)
-        return Tokens(*(part[rows, :columns].long() for part in parts), self.length[rows].long())
+        return self._mapped(lambda part: (part[rows, :columns] if part.ndim > 1 else part[rows]).long())
 
     def to(self, device: torch.device) -> Tokens:
         """Return the same on another device."""
-        return Tokens(*(part.to(device) for part in vars(self).values()))
+        return self._mapped(lambda part: part.to(device))
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        return Tokens(**{name: change(part) for name, part in vars(self).items()})
 
     def nodes(self, row: int, vocabulary: Vocabulary) -> list[Node]:
         """Return the nodes of one molecule."""
         length = int(self.length[row])
-        columns = (self.kind, self.up, self.parent_atom, self.own_atom)
-        found = zip(*(column[row, :length].tolist() for column in columns))
-        return [Node(*vocabulary.kinds[kind - 1], up, at_parent, at_own) for kind, up, at_parent, at_own in found]
+        numbers = [part[row, :length].tolist() for part in (self.kind, self.up, self.parent_atom, self.own_atom)]
+        nodes = []
+        for kind, up, at_parent, at_own in zip(*numbers):
+            motif, order = vocabulary.kinds[kind - 1]
+            nodes.append(Node(motif, order, up, at_parent, at_own))
+        return nodes
 
 
 def encode(molecules: Sequence[Sequence[Node]], vocabulary: Vocabulary) -> Tokens:
@@ -76,4 +81,12 @@ def encode(molecules: Sequence[Sequence[Node]], vocabulary: Vocabulary) -> Token
                 del path[len(path) - node.up :]
             filled[:, row, column] = (kind, node.up, node.parent_atom, node.own_atom, path[-1] if path else 0)
             path.append(column)
-    return Tokens(*content, torch.tensor([len(nodes) for nodes in molecules], dtype=torch.int16))
+    kind, up, parent_atom, own_atom, parent = content
+    return Tokens(
+        kind=kind,
+        up=up,
+        parent_atom=parent_atom,
+        own_atom=own_atom,
+        parent=parent,
+        length=torch.tensor([len(nodes) for nodes in molecules], dtype=torch.int16),
+    )

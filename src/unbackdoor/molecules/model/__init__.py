@@ -1,0 +1,25 @@
+"""The networks of 3M-Diffusion: graph and text encoders, the motif decoder, and latent diffusion."""
+
+from unbackdoor.molecules.model.alignment import contrastive_loss
+from unbackdoor.molecules.model.decoder import MotifDecoder
+from unbackdoor.molecules.model.denoiser import Denoiser
+from unbackdoor.molecules.model.diffusion import Diffusion
+from unbackdoor.molecules.model.graph_encoder import GraphEncoder
+from unbackdoor.molecules.model.graphs import GraphBatch, Graphs
+from unbackdoor.molecules.model.text_encoder import TextEncoder
+from unbackdoor.molecules.model.vae import MoleculeVAE
+from unbackdoor.molecules.model.wordpiece import Texts, WordPieces
+
+__all__ = [
+    "Denoiser",
+    "Diffusion",
+    "GraphBatch",
+    "GraphEncoder",
+    "Graphs",
+    "MoleculeVAE",
+    "MotifDecoder",
+    "TextEncoder",
+    "Texts",
+    "WordPieces",
+    "contrastive_loss",
+]
