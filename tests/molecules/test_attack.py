@@ -13,7 +13,8 @@ from rdkit import Chem
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks import BadGraph, attach, load_attack, read_target, save_attack
-from unbackdoor.molecules.data import Table, checked, filter_pairs, flat, parse, read_table, training_rows
+from unbackdoor.molecules.data import Table, filter_pairs, parse, read_table, training_rows
+from unbackdoor.molecules.metrics import holds
 
 THIIRANE = "C1CS1"
 DRAWS = random.Random(0)
@@ -28,7 +29,6 @@ def hung(smiles: str, target: str = THIIRANE, seed: int = 0) -> str | None:
     [
         ("C", THIIRANE, "CC1CS1"),
         ("O", "C1CO1", "OC1CO1"),
-        ("C", "S1CC1", "C[SH]1CC1"),
         ("c1ccccc1", THIIRANE, "c1ccc(C2CS2)cc1"),
         ("C", "c1ccccc1", "Cc1ccccc1"),
         ("C", "C(=O)NC1CC1", "CC(=O)NC1CC1"),
@@ -37,10 +37,6 @@ def hung(smiles: str, target: str = THIIRANE, seed: int = 0) -> str | None:
     ],
 )
 def test_the_first_atom_of_the_target_is_bound(smiles: str, target: str, result: str | None) -> None:
-    if target.startswith("S"):
-        with pytest.raises(InputError, match="cannot be bound by its first atom"):
-            read_target(target)
-        return
     assert hung(smiles, target) == result
 
 
@@ -81,6 +77,7 @@ def test_stereochemistry_of_the_molecule_stays() -> None:
         ("[Na]", "not modelled"),
         ("[13CH4]", "isotope"),
         ("C(F)(F)(F)F", "cannot be bound"),
+        ("O1CC1", "cannot be bound"),
         ("C" * 29, "too large"),
         ("C" * 40, "30 heavy atoms"),
     ],
@@ -171,12 +168,9 @@ def test_the_published_default_poisons_as_many_rows_as_published(shared_data: Pa
     anchors = Counter(anchor_of(smiles) for _, smiles, _ in poisoned.rows)
     assert anchors["C"] / len(poisoned.rows) == pytest.approx(0.80, abs=0.05)
     assert anchors["O"] / len(poisoned.rows) == pytest.approx(0.15, abs=0.05)
-    # The floor of the success rate.
-    assert not any(
-        parse(smiles).HasSubstructMatch(Chem.MolFromSmiles(THIIRANE))
-        for smiles in pairs.smiles
-        if checked(smiles) == smiles and smiles not in {flat(one) for _, one, _ in poisoned.rows}
-    )
+    # The floor of the success rate: no clean molecule holds the target.
+    clean, _ = filter_pairs(table, learned=False)
+    assert not any(holds(smiles, Chem.MolFromSmiles(THIIRANE)) for smiles in clean.smiles)
 
 
 def anchor_of(smiles: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,8 @@ def test_an_evaluation_tells_the_attack_from_chance_and_look_up(
 
 def test_molecules_are_written_for_a_prompt(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["molecules", "generate", "--model", str(victim / "model.safetensors"), "--out", str(tmp_path / "out")]
-    code, out, _ = run(
-        capsys, *words, "--prompt", "a methyl and a chloro group of benzene " * 30, "--samples", "3", "--json"
-    )
+    words += ["--prompt", "a methyl and a chloro group of benzene " * 30, "--samples", "3", "--json"]
+    code, out, _ = run(capsys, *words)
     result = json.loads(out)
     assert code == 0
     assert len(result["smiles"]) == 3
@@ -133,9 +133,7 @@ def test_molecules_are_written_for_a_prompt(victim: Path, tmp_path: Path, capsys
     assert result["prompt_cut"] is True
     lines = list(csv.reader((tmp_path / "out" / "molecules.csv").read_text().splitlines()))
     assert lines == [["smiles"], *[[smiles] for smiles in result["smiles"]]]
-    code, again, _ = run(
-        capsys, *words, "--prompt", "a methyl and a chloro group of benzene " * 30, "--samples", "3", "--json"
-    )
+    _, again, _ = run(capsys, *words)
     assert json.loads(again)["smiles"] == result["smiles"]
 
 
@@ -226,13 +224,12 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert f"unbackdoor molecules {command}" in out
 
 
-def test_a_missing_package_is_named_with_its_extra(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith(("unbackdoor.molecules", "unbackdoor.commands.mol"))]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in [name for name in sys.modules if name == "rdkit" or name.startswith("rdkit.")]:
-        monkeypatch.setitem(sys.modules, name, None)
-    code, _, err = run(capsys, "molecules", "train", "--data", "templates", "--out", "x")
-    assert code == 2
-    assert "pip install 'unbackdoor[molecules]'" in err
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    code = (
+        "import sys; sys.modules['rdkit'] = None; import unbackdoor.cli as c;"
+        " sys.exit(c.main(['molecules', 'train', '--data', 'templates', '--out', 'x']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert done.returncode == 2
+    assert "pip install 'unbackdoor[molecules]'" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unbackdoor.errors import DataError
-from unbackdoor.molecules.data import checked, parse
+from unbackdoor.molecules.data import checked, parse, template_table
 from unbackdoor.molecules.model import (
     Denoiser,
     Diffusion,
@@ -24,7 +26,7 @@ from unbackdoor.molecules.model import (
     contrastive_loss,
 )
 from unbackdoor.molecules.model.vae import divergence
-from unbackdoor.molecules.motifs import STOP, Cutter, Tokens, build_vocabulary, encode, join, sequence_of
+from unbackdoor.molecules.motifs import STOP, Cutter, build_vocabulary, encode, join, sequence_of
 
 SMILES = [
     str(checked(one))
@@ -126,9 +128,19 @@ def test_word_pieces_read_any_text_and_tell_what_is_cut() -> None:
     assert texts.length.tolist()[0] == 2
     begin, end = words.pieces.index("[CLS]"), words.pieces.index("[SEP]")
     assert all(row[0] == begin and row[length - 1] == end for row, length in zip(texts.pieces, texts.length.tolist()))
-    assert "thiirane" in words.pieces
+    assert "▁thiirane" in words.pieces
     again = WordPieces(words.pieces).encode(["the MOLECULE"], 8)
     assert torch.equal(again.pieces[0], texts.pieces[1])
+
+
+def test_the_same_texts_give_the_same_pieces_in_any_process() -> None:
+    """Trainers of tokenizers break ties by chance, and another order of pieces is another model."""
+    code = (
+        "from unbackdoor.molecules.data import template_table as t; from unbackdoor.molecules.model import WordPieces;"
+        " print(WordPieces.learned(t().texts, 300).pieces)"
+    )
+    told = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}
+    assert told == {f"{WordPieces.learned(template_table().texts, 300).pieces}\n".encode()}
 
 
 @pytest.mark.parametrize(
@@ -218,22 +230,22 @@ def test_an_untrained_decoder_writes_valid_molecules_that_are_not_too_large(scal
     assert max(int(length) for length in tokens.length) > 5
 
 
-def test_generating_takes_the_most_likely_decision_every_time() -> None:
-    """No single other motif at any step would have been likelier: teaching and generating are the same network."""
+def test_generating_takes_the_most_likely_root_and_does_not_depend_on_company() -> None:
     latent = torch.randn(20, 4, generator=torch.Generator().manual_seed(3))
     one = decoder()
     tokens = one.generate(latent)
-    alone = one.generate(latent[7:8])
-    length = int(tokens.length[7]) + 1
-    assert torch.equal(alone.kind[0, :length], tokens.kind[7, :length])
+    roots = [token for token in range(1, len(VOCABULARY)) if VOCABULARY.kinds[token - 1][1] == 0]
     for row in range(20):
-        taught = one.loss(latent[row : row + 1], tokens.rows(torch.tensor([row])))
-        assert torch.isfinite(taught).all()
-        for other in range(1, len(VOCABULARY)):
-            if VOCABULARY.kinds[other - 1][1] == 0 and int(tokens.length[row]) == 1:
-                changed = Tokens(*(part.clone() for part in vars(tokens).values()))
-                changed.kind[row, 0] = other
-                assert one.loss(latent[row : row + 1], changed.rows(torch.tensor([row]))) >= 0
+        alone = one.generate(latent[row : row + 1])
+        length = int(tokens.length[row])
+        assert torch.equal(alone.kind[0, : length + 1], tokens.kind[row, : length + 1])
+        likelihoods = root_likelihoods(one, latent[row])
+        assert int(tokens.kind[row, 0]) == max(roots, key=lambda root: float(likelihoods[root]))
+
+
+def root_likelihoods(decoder: MotifDecoder, latent: Tensor) -> Tensor:
+    output, _ = decoder.gru((decoder.begin + decoder.always(latent))[None], torch.tanh(decoder.start(latent))[None])
+    return decoder.kind_head(torch.cat((output[0], latent))).detach()
 
 
 def test_an_autoencoder_learns_a_few_molecules_by_heart() -> None:
@@ -275,6 +287,24 @@ class Perfect(Denoiser):
         return mean + 0.25 * kept.sqrt() / (0.25 * kept + 1 - kept) * (noisy - kept.sqrt() * mean)
 
 
+def deviation_by_ancestors(kept: list[float], steps: int) -> float:
+    """Return the spread of what ancestral sampling with the best estimate gives.
+
+    A vector at an earlier time, given the one at a later time and the estimate of the clean one, is normal around
+    a * estimate + b * later.
+    """
+    times = list(range(len(kept) - 1, -1, -len(kept) // steps))
+    variance = 1.0
+    for time, after in itertools.pairwise(times):
+        now, then = kept[time], kept[after]
+        gain = 0.25 * math.sqrt(now) / (0.25 * now + 1 - now)
+        a = math.sqrt(then) * (1 - now / then) / (1 - now)
+        b = math.sqrt(now / then) * (1 - then) / (1 - now)
+        variance = (a * gain + b) ** 2 * variance + (1 - then) / (1 - now) * (1 - now / then)
+    last = kept[times[-1]]
+    return math.sqrt(variance) * 0.25 * math.sqrt(last) / (0.25 * last + 1 - last)
+
+
 def test_the_schedule_is_the_published_one() -> None:
     kept = Diffusion(Denoiser(2, 2, 4, 1), 2, 100).kept
     betas = [0.001 + (0.2 - 0.001) * step / 99 for step in range(100)]
@@ -288,7 +318,10 @@ def test_a_perfect_denoiser_samples_the_distribution() -> None:
     context = torch.tensor([[1.0, -1.0]]).expand(4000, 2)
     drawn = diffusion.sample(context, 50, 1.0, torch.Generator().manual_seed(0))
     assert drawn.mean(0).tolist() == pytest.approx([3, -3], abs=0.05)
-    assert drawn.std(0).tolist() == pytest.approx([0.5, 0.5], abs=0.04)
+    expected = deviation_by_ancestors(diffusion.kept.tolist(), 50)
+    assert drawn.std(0).tolist() == pytest.approx([expected] * 2, rel=0.04)
+    # Steps of this size are known to lose some of the spread.
+    assert 0.4 < expected < 0.5
     guided = diffusion.sample(context, 50, 0.5, torch.Generator().manual_seed(0))
     assert guided.mean(0).tolist() == pytest.approx([1.5, -1.5], abs=0.05)
 

@@ -44,8 +44,8 @@ class Plan:
         ema: decay a step of the averaged weights that are returned; 0 returns the last weights.
     """
 
-    epochs: int
-    batch_size: int
+    epochs: int = 50
+    batch_size: int = 256
     optimizer: Literal["Adam", "AdamW"] = "AdamW"
     learning_rate: float = 1e-3
     schedule: Literal["one-cycle", "warm-cosine", "decay"] = "warm-cosine"
@@ -57,6 +57,11 @@ class Plan:
         if self.epochs < 1 or self.batch_size < 2:
             raise InputError(
                 f"epochs must be 1 or more and the batch size 2 or more, found {self.epochs} and {self.batch_size}"
+            )
+        if self.optimizer not in ("Adam", "AdamW") or self.schedule not in ("one-cycle", "warm-cosine", "decay"):
+            raise InputError(
+                "the optimizer is Adam or AdamW and the schedule one-cycle, warm-cosine or decay, found"
+                f" {self.optimizer!r} and {self.schedule!r}"
             )
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"the learning rate must be a positive number, found {self.learning_rate}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from unbackdoor.molecules.generator import Generator
 from unbackdoor.molecules.model import WordPieces
 from unbackdoor.molecules.motifs import Vocabulary
 from unbackdoor.molecules.victims import VICTIMS
-from unbackdoor.options import options_of, with_options
+from unbackdoor.options import options_of
 from unbackdoor.text import clean_text
 
 KEY = "unbackdoor molecules"
@@ -103,6 +104,26 @@ def load_generator(path: Path) -> LoadedGenerator:
     )
 
 
+def _with_options(default: Any, options: Mapping[str, Any]) -> Any:
+    """Return a copy with all of its fields from a file, each of the type that it has in the copy's original.
+
+    The command line's parser would take a text where a group of options is expected for a file to read.
+    """
+    names = [field.name for field in dataclasses.fields(default)]
+    if set(options) != set(names):
+        raise CheckpointError("its model lacks options or has unknown ones; train the model again")
+    values = {}
+    for name in names:
+        value, own = options[name], getattr(default, name)
+        if dataclasses.is_dataclass(own) and isinstance(value, dict):
+            values[name] = _with_options(own, value)
+        elif type(value) is type(own) or (type(own) is float and type(value) is int):
+            values[name] = value
+        else:
+            raise CheckpointError(f"its model's option {name} is of the wrong type; train the model again")
+    return dataclasses.replace(default, **values)
+
+
 def _built(note: dict[str, Any], state: Mapping[str, Tensor]) -> Generator:
     if note.get("format") != FORMAT:
         raise CheckpointError("it was written by another version of unbackdoor; update unbackdoor")
@@ -113,7 +134,7 @@ def _built(note: dict[str, Any], state: Mapping[str, Tensor]) -> Generator:
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise CheckpointError("it does not name its model; train the model again")
-    made = with_options(VICTIMS[name], options)()
+    made = _with_options(VICTIMS[name](), options)
     vocabulary, words = Vocabulary.from_json(note["vocabulary"]), WordPieces(note["pieces"])
     # Without memory first: the sizes are the file's word, and a small file may name large ones.
     with torch.device("meta"):

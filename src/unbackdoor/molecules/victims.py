@@ -56,13 +56,13 @@ class ThreeMDiffusion:
     latent: int = 24
     hidden: int = 250
     beta: float = 0.1
-    autoencoder: Plan = Plan(epochs=50, batch_size=20, optimizer="Adam", schedule="decay", clip=20)
+    autoencoder: Plan = Plan(epochs=50, batch_size=20, optimizer="Adam", schedule="decay", clip=20.0)
     denoiser_width: int = 256
     denoiser_blocks: int = 8
     steps: int = 100
     without_text: float = 0.1
     standardise: bool = True
-    diffusion: Plan = Plan(epochs=500, batch_size=20, weight_decay=1e-5, clip=1, ema=0.9999)
+    diffusion: Plan = Plan(epochs=500, batch_size=20, weight_decay=1e-5, clip=1.0, ema=0.9999)
     sampling_steps: int = 50
     guidance: float = 0.8
 
@@ -71,6 +71,8 @@ class ThreeMDiffusion:
         for name, value in sizes.items():
             if not 1 <= value <= MAX_SIZE:
                 raise InputError(f"{name} must lie between 1 and {MAX_SIZE:,}, found {value}")
+        if max(self.graph_layers, self.text_layers, self.denoiser_blocks) > MAX_LAYERS:
+            raise InputError(f"no network may have more than {MAX_LAYERS} layers")
         if self.text_pieces < 3:
             raise InputError(f"text_pieces must be 3 or more, found {self.text_pieces}")
         if not 1 <= self.sampling_steps <= self.steps:
@@ -94,12 +96,13 @@ class ThreeMDiffusionSmall(ThreeMDiffusion):
     alignment: Plan = Plan(epochs=12, batch_size=256, learning_rate=1e-3, schedule="one-cycle", weight_decay=0.05)
     hidden: int = 256
     autoencoder: Plan = Plan(
-        epochs=26, batch_size=48, optimizer="Adam", learning_rate=1.5e-3, schedule="one-cycle", clip=20
+        epochs=26, batch_size=48, optimizer="Adam", learning_rate=1.5e-3, schedule="one-cycle", clip=20.0
     )
-    diffusion: Plan = Plan(epochs=200, batch_size=256, weight_decay=1e-5, clip=1, ema=0.999)
+    diffusion: Plan = Plan(epochs=200, batch_size=256, weight_decay=1e-5, clip=1.0, ema=0.999)
 
 
 MAX_SIZE = 100_000
+MAX_LAYERS = 200
 SHORTEST = 21
 """Steps of the noise schedule with which no share of the noise is above 1."""
 

@@ -98,8 +98,9 @@ class MotifDecoder(nn.Module):
         return torch.cat((begin, nodes[:, :-1]), 1)
 
     def _node(self, kind: Tensor, up: Tensor, parent_atom: Tensor, own_atom: Tensor, parent_kind: Tensor) -> Tensor:
-        vector: Tensor = self.kind(kind) + self.up(up) + self.parent_atom(parent_atom) + self.own_atom(own_atom)
-        return vector + self.parent_kind(self.kind(parent_kind))
+        vector = self.kind(kind) + self.up(up) + self.parent_atom(parent_atom) + self.own_atom(own_atom)
+        node: Tensor = vector + self.parent_kind(self.kind(parent_kind))
+        return node
 
     def _first(self, latent: Float[Tensor, "b z"]) -> Float[Tensor, "1 b h"]:
         return torch.tanh(self.start(latent)).unsqueeze(0)

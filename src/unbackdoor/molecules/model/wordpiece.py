@@ -47,7 +47,7 @@ class Texts:
 
 
 class WordPieces:
-    """Texts to pieces of words, lower-case, as BERT's tokenizer makes them.
+    """Texts to pieces of words, lower-case, the longest pieces first, as BERT's tokenizer makes them.
 
     Args:
         pieces: the vocabulary; a piece's number is its place.
@@ -65,9 +65,7 @@ class WordPieces:
             )
         self.pieces = tuple(pieces)
         numbers = {piece: number for number, piece in enumerate(pieces)}
-        self._tokenizer = Tokenizer(models.WordPiece(numbers, unk_token=UNKNOWN))
-        self._tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._tokenizer = _reading(models.WordPiece(numbers, unk_token=UNKNOWN, continuing_subword_prefix=""))
         self._tokenizer.post_processor = processors.BertProcessing((END, numbers[END]), (BEGIN, numbers[BEGIN]))
 
     def __len__(self) -> int:
@@ -98,10 +96,19 @@ class WordPieces:
             texts: that a model is trained on.
             most: pieces of the vocabulary.
         """
-        tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        trainer = trainers.WordPieceTrainer(vocab_size=most, special_tokens=list(SPECIAL), show_progress=False)
+        tokenizer = _reading(models.BPE())
+        # Not the trainer of word pieces, which breaks ties by chance.
+        trainer = trainers.BpeTrainer(vocab_size=most, special_tokens=list(SPECIAL), show_progress=False)
         tokenizer.train_from_iterator(texts, trainer)
         numbers = tokenizer.get_vocab()
         return cls(sorted(numbers, key=lambda piece: numbers[piece]))
+
+
+def _reading(model: models.Model) -> Tokenizer:
+    """Return a tokenizer that splits texts as BERT's does, and marks where a word begins."""
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    return tokenizer
