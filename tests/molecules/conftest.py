@@ -1,24 +1,37 @@
-"""Tables of SMILES and text for the tests."""
+"""Pairs for the tests, and a skip of all of them where RDKit is not installed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from unbackdoor.molecules.data import Pairs, filter_pairs, template_table
+if TYPE_CHECKING:
+    from unbackdoor.molecules.data import Pairs
+
+try:
+    import rdkit  # noqa: F401
+except ImportError:
+    MISSING = True
+else:
+    MISSING = False
 
 
-def write_parquet(path: Path, **columns: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
-    return path
+class WithoutRDKit(pytest.Module):
+    """A file of tests that is not even imported."""
+
+    def collect(self) -> NoReturn:
+        pytest.skip("RDKit is not installed: pip install 'unbackdoor[molecules]'", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    return WithoutRDKit.from_parent(parent, path=module_path) if MISSING else None
 
 
 @pytest.fixture(scope="session")
 def template_pairs() -> Pairs:
     """The embedded pairs, checked."""
+    from unbackdoor.molecules.data import filter_pairs, template_table
+
     return filter_pairs(template_table())[0]

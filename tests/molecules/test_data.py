@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.molecules.conftest import write_parquet
 from unbackdoor.errors import DataError
 from unbackdoor.molecules.data import (
     Reason,
@@ -25,6 +26,13 @@ from unbackdoor.molecules.data import (
     write_table,
 )
 from unbackdoor.molecules.data import reading as reading_module
+
+
+def write_parquet(path: Path, **columns: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+    return path
+
 
 SMILES = ["CCO", "c1ccccc1O", "C[C@H](N)C(=O)O", "C[C@@H](N)C(=O)O"]
 TEXTS = ["an alcohol", "a phenol", "L-alanine", "D-alanine"]

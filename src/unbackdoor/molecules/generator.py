@@ -13,6 +13,8 @@ from unbackdoor.molecules.model import (
     Denoiser,
     Diffusion,
     GraphEncoder,
+    HuggingFaceText,
+    HuggingFaceWords,
     MoleculeVAE,
     MotifDecoder,
     TextEncoder,
@@ -49,12 +51,18 @@ class Generator(nn.Module):
         words: the tokenizer.
     """
 
-    def __init__(self, options: ThreeMDiffusion, vocabulary: Vocabulary, words: WordPieces) -> None:
+    def __init__(self, options: ThreeMDiffusion, vocabulary: Vocabulary, words: WordPieces | HuggingFaceWords) -> None:
         super().__init__()
         self.options = options
         self.vocabulary = vocabulary
         self.words = words
-        text = TextEncoder(len(words), options.text_layers, options.text_width, options.text_pieces, options.projection)
+        text: nn.Module
+        if isinstance(words, HuggingFaceWords):
+            text = HuggingFaceText(words.config, options.projection)
+        else:
+            text = TextEncoder(
+                len(words), options.text_layers, options.text_width, options.text_pieces, options.projection
+            )
         self.aligned = Aligned(GraphEncoder(options.graph_layers, options.graph_width, options.projection), text)
         self.vae = MoleculeVAE(
             GraphEncoder(options.graph_layers, options.graph_width, options.projection),

@@ -18,7 +18,7 @@ from unbackdoor.files import read_bytes, sha256, without_nan, write_bytes
 from unbackdoor.models.limits import MAX_FILE_BYTES, check_finite
 from unbackdoor.models.safetensors_file import json_object, read_safetensors, write_safetensors
 from unbackdoor.molecules.generator import Generator
-from unbackdoor.molecules.model import WordPieces
+from unbackdoor.molecules.model import HuggingFaceWords, WordPieces
 from unbackdoor.molecules.motifs import Vocabulary
 from unbackdoor.molecules.victims import VICTIMS
 from unbackdoor.options import options_of
@@ -68,7 +68,7 @@ def save_generator(
         "format": FORMAT,
         "model": options_of(generator.options),
         "vocabulary": generator.vocabulary.to_json(),
-        "pieces": list(generator.words.pieces),
+        "pieces": generator.words.to_json(),
         "provenance": without_nan(provenance),
         "backdoored": backdoored,
     }
@@ -104,6 +104,15 @@ def load_generator(path: Path) -> LoadedGenerator:
     )
 
 
+def _words(content: list[Any] | dict[str, Any]) -> WordPieces | HuggingFaceWords:
+    if isinstance(content, list):
+        return WordPieces(content)
+    config, tokenizer = content.get("config"), content.get("tokenizer")
+    if set(content) != {"config", "tokenizer"} or not isinstance(config, dict) or not isinstance(tokenizer, str):
+        raise CheckpointError("its text encoder lacks parts or has wrong ones; train the model again")
+    return HuggingFaceWords(config, tokenizer)
+
+
 def _with_options(default: Any, options: Mapping[str, Any]) -> Any:
     """Return a copy with all of its fields from a file, each of the type that it has in the copy's original.
 
@@ -117,6 +126,9 @@ def _with_options(default: Any, options: Mapping[str, Any]) -> Any:
         value, own = options[name], getattr(default, name)
         if dataclasses.is_dataclass(own) and isinstance(value, dict):
             values[name] = _with_options(own, value)
+        elif name == "text_model" and isinstance(value, str | None):
+            # A name, where it came from; it is never looked for.
+            values[name] = None if value is None else Path(value[:256])
         elif type(value) is type(own) or (type(own) is float and type(value) is int):
             values[name] = value
         else:
@@ -128,14 +140,14 @@ def _built(note: dict[str, Any], state: Mapping[str, Tensor]) -> Generator:
     if note.get("format") != FORMAT:
         raise CheckpointError("it was written by another version of unbackdoor; update unbackdoor")
     right = set(note) == PARTS and isinstance(note["provenance"], dict) and isinstance(note["model"], dict)
-    if not right or not isinstance(note["backdoored"], dict | None) or not isinstance(note["pieces"], list):
+    if not right or not isinstance(note["backdoored"], dict | None) or not isinstance(note["pieces"], list | dict):
         raise CheckpointError(f"its metadata entry {KEY!r} lacks parts or has wrong ones; train the model again")
     options = dict(note["model"])
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise CheckpointError("it does not name its model; train the model again")
     made = _with_options(VICTIMS[name](), options)
-    vocabulary, words = Vocabulary.from_json(note["vocabulary"]), WordPieces(note["pieces"])
+    vocabulary, words = Vocabulary.from_json(note["vocabulary"]), _words(note["pieces"])
     # Without memory first: the sizes are the file's word, and a small file may name large ones.
     with torch.device("meta"):
         expected = {name: value.shape for name, value in Generator(made, vocabulary, words).state_dict().items()}

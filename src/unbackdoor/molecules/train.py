@@ -13,9 +13,18 @@ from unbackdoor.errors import DataError
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.generator import BATCH, Generator
 from unbackdoor.molecules.loop import Stage, train
-from unbackdoor.molecules.model import Graphs, MoleculeVAE, Texts, WordPieces, contrastive_loss
+from unbackdoor.molecules.model import (
+    Graphs,
+    HuggingFaceText,
+    HuggingFaceWords,
+    MoleculeVAE,
+    Texts,
+    WordPieces,
+    contrastive_loss,
+)
 from unbackdoor.molecules.model.alignment import Aligned
 from unbackdoor.molecules.model.diffusion import Diffusion
+from unbackdoor.molecules.model.huggingface_text import load_body, read_text_encoder
 from unbackdoor.molecules.motifs import Cutter, Tokens, Vocabulary, build_vocabulary, encode, sequence_of
 from unbackdoor.molecules.victims import ThreeMDiffusion
 from unbackdoor.training import History, Runtime, stage
@@ -78,10 +87,17 @@ def train_generator(
     learned = pairs.subset(covered)
     tokens = encode([molecules[row] for row in covered], vocabulary).to(runtime.place)
     graphs = Graphs.of(learned.smiles).to(runtime.place)
-    words = WordPieces.learned(learned.texts, options.pieces)
+    words: WordPieces | HuggingFaceWords
+    if options.text_model is None:
+        words, weights = WordPieces.learned(learned.texts, options.pieces), None
+    else:
+        words, weights = read_text_encoder(options.text_model, options.text_pieces)
     texts = words.encode(learned.texts, options.text_pieces)
     torch.manual_seed(runtime.generator("weights").initial_seed() >> 1)
     generator = Generator(options, vocabulary, words)
+    if weights is not None:
+        assert isinstance(generator.aligned.text, HuggingFaceText)
+        load_body(generator.aligned.text, weights)
     identity = (learned.digest(), vocabulary.digest(), options)
 
     def fitted(name: str, one: Stage) -> History:

@@ -10,6 +10,7 @@ can be handed to several runs, and that networks that are not trained are in eva
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.loop import Plan
@@ -25,6 +26,8 @@ class ThreeMDiffusion:
         graph_width: of its atoms' vectors.
         projection: size of the vectors of texts and molecules.
         pieces: of the tokenizer's vocabulary, at most.
+        text_model: folder of a Hugging Face text encoder, such as SciBERT, from whose weights the alignment starts; by
+            default a Transformer of `text_layers` and `text_width` learns from scratch.
         text_layers: of the text encoder.
         text_width: of its vectors.
         text_pieces: of a text that are read; the rest is cut off.
@@ -48,6 +51,7 @@ class ThreeMDiffusion:
     graph_width: int = 300
     projection: int = 256
     pieces: int = 8000
+    text_model: Path | None = None
     text_layers: int = 6
     text_width: int = 384
     text_pieces: int = 128

@@ -6,6 +6,7 @@ from unbackdoor.molecules.model.denoiser import Denoiser
 from unbackdoor.molecules.model.diffusion import Diffusion
 from unbackdoor.molecules.model.graph_encoder import GraphEncoder
 from unbackdoor.molecules.model.graphs import GraphBatch, Graphs
+from unbackdoor.molecules.model.huggingface_text import HuggingFaceText, HuggingFaceWords
 from unbackdoor.molecules.model.text_encoder import TextEncoder
 from unbackdoor.molecules.model.vae import MoleculeVAE
 from unbackdoor.molecules.model.wordpiece import Texts, WordPieces
@@ -16,6 +17,8 @@ __all__ = [
     "GraphBatch",
     "GraphEncoder",
     "Graphs",
+    "HuggingFaceText",
+    "HuggingFaceWords",
     "MoleculeVAE",
     "MotifDecoder",
     "TextEncoder",

@@ -8,13 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.molecules.model.graph_encoder import GraphEncoder
-from unbackdoor.molecules.model.text_encoder import TextEncoder
 
 
 class Aligned(nn.Module):
     """Both encoders, as they are trained together."""
 
-    def __init__(self, graph: GraphEncoder, text: TextEncoder) -> None:
+    def __init__(self, graph: GraphEncoder, text: nn.Module) -> None:
         super().__init__()
         self.graph = graph
         self.text = text

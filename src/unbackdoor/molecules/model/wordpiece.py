@@ -88,6 +88,10 @@ class WordPieces:
         length = torch.tensor([len(ids) for ids in kept], dtype=torch.int32)
         return Texts(pieces, length, tuple(len(ids) > most for ids in found))
 
+    def to_json(self) -> list[str]:
+        """Return the vocabulary as JSON values."""
+        return list(self.pieces)
+
     @classmethod
     def learned(cls, texts: Iterable[str], most: int) -> WordPieces:
         """Return a tokenizer whose pieces are frequent in the texts.
