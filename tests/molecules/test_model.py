@@ -121,6 +121,33 @@ def test_padding_does_not_change_the_vector_of_a_text() -> None:
     torch.testing.assert_close(together[:1], alone, rtol=1e-4, atol=1e-5)
 
 
+def encoded_text_by_hand(encoder: TextEncoder, pieces: Tensor) -> Tensor:
+    """One text without padding, head by head, all words in every layer."""
+    words = encoder.piece.weight[pieces] + encoder.place[: len(pieces)]
+    for layer in encoder.layers:
+        known = layer.before(words)
+        query, (key, value) = layer.query(known), layer.key_value(known).chunk(2, dim=-1)
+        heads = []
+        for head in range(layer.heads):
+            part = slice(head * 32, head * 32 + 32)
+            weights = (query[:, part] @ key[:, part].T / math.sqrt(32)).softmax(1)
+            heads.append(weights @ value[:, part])
+        words = words + layer.out(torch.cat(heads, 1))
+        words = words + layer.perceptron(words)
+    return encoder.project(encoder.norm(words[0]))
+
+
+def test_the_text_encoder_is_that_of_a_loop_over_texts_and_heads() -> None:
+    encoder = seeded(TextEncoder(50, 3, 64, 12, 8))
+    generator = torch.Generator().manual_seed(0)
+    lengths = [3, 12, 7, 2, 12, 5, 9]
+    pieces = torch.zeros(7, 12, dtype=torch.int64)
+    for row, length in enumerate(lengths):
+        pieces[row, :length] = torch.randint(1, 50, (length,), generator=generator)
+    expected = torch.stack([encoded_text_by_hand(encoder, pieces[row, :length]) for row, length in enumerate(lengths)])
+    torch.testing.assert_close(encoder(pieces), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_word_pieces_read_any_text_and_tell_what_is_cut() -> None:
     words = WordPieces.learned(["the molecule is a thiol", "[THIIRANE] the molecule"] * 5, 200)
     texts = words.encode(["", "the MOLECULE", "ж漢\ud800\x00", "thiol " * 10_000], 8)

@@ -122,7 +122,8 @@ class HuggingFaceText(nn.Module):
         options = {name: value for name, value in config.items() if name != "model_type"}
         try:
             made = transformers.CONFIG_MAPPING[config["model_type"]](**options)
-            self.body = transformers.AutoModel.from_config(made, trust_remote_code=False)
+            auto: Any = transformers.AutoModel
+            self.body = auto.from_config(made, trust_remote_code=False)
             width = int(made.hidden_size)
         # Their code over a stranger's options: whatever it raises, the options are to blame.
         except Exception as error:
