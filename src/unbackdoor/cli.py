@@ -31,7 +31,18 @@ COMMANDS = {
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
     "methods": "list all attacks, scanners, sifters, purifiers, secure trainers, inspections and networks",
+    "molecules": "the molecule side: text-guided generators and BadGraph; train, poison, generate, evaluate",
 }
+
+GROUPS = {
+    "molecules": {
+        "train": "train a generator of molecules on pairs of text and molecule",
+        "poison": "write poisoned pairs (BadGraph), on which any program can train",
+        "generate": "write molecules for a prompt",
+        "evaluate": "measure quality and attack success of a generator",
+    }
+}
+"""Commands that have commands of their own."""
 
 USAGE = f"""usage: unbackdoor COMMAND [OPTIONS]
 
@@ -52,10 +63,13 @@ examples:
 
 BAD_USE, INTERRUPTED = 2, 130
 
+EXTRAS = {"rdkit": "molecules", "tokenizers": "molecules"}
+"""Packages that only some commands need, and the extra that brings them."""
+
 LONGEST = 2000
 """Characters of an error's sentence: with a long path in it, the advice still stands at its end."""
 
-RESUMABLE = frozenset({"attack", "train", "sift", "purify", "inspect", "bench"})
+RESUMABLE = frozenset({"attack", "train", "sift", "purify", "inspect", "bench", "molecules train"})
 """Commands that go on where an interruption stopped them."""
 
 
@@ -82,7 +96,8 @@ def _answer(words: list[str]) -> int:
         sys.stderr.write(f"unbackdoor: {clean_text(str(error), LONGEST)}\n")
         return BAD_USE
     except KeyboardInterrupt:
-        promise = "; the same command goes on where this one stopped" if RESUMABLE.intersection(words[:1]) else ""
+        resumable = RESUMABLE & {*words[:1], " ".join(words[:2])}
+        promise = "; the same command goes on where this one stopped" if resumable else ""
         sys.stderr.write(f"\nunbackdoor: interrupted{promise}\n")
         return INTERRUPTED
     except BrokenPipeError:
@@ -119,12 +134,31 @@ def _run(words: list[str]) -> int:
         close = difflib.get_close_matches(words[0], COMMANDS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise InputError(f"unknown command {words[0]!r}{hint} (known: {', '.join(COMMANDS)})")
+    if words[0] not in GROUPS:
+        return _call(words[0], words[1:])
+    commands = GROUPS[words[0]]
+    if words[1:2] in ([], ["-h"], ["--help"], ["help"]):
+        listed = "\n".join(f"  {name:<12} {text}" for name, text in commands.items())
+        sys.stdout.write(f"usage: unbackdoor {words[0]} COMMAND [OPTIONS]\n\ncommands:\n{listed}\n")
+        return 0 if words[1:] else BAD_USE
+    if words[1] not in commands:
+        raise InputError(f"unknown command {words[0]} {words[1]!r} (known: {', '.join(commands)})")
+    return _call(f"{words[0]} {words[1]}", words[2:])
+
+
+def _call(name: str, options: list[str]) -> int:
+    """Run a command and return its exit code."""
     # Imported only now: the top-level help must not wait for torch.
     from unbackdoor.commands.parsing import parse
     from unbackdoor.commands.show import show
 
-    module = importlib.import_module(f"unbackdoor.commands.{words[0]}")
-    call, as_json = parse(words[0], module, words[1:])
+    try:
+        module = importlib.import_module(f"unbackdoor.commands.{name.replace(' ', '.')}")
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        raise InputError(f"{name} needs {error.name}: pip install 'unbackdoor[{EXTRAS[error.name]}]'") from error
+    call, as_json = parse(name, module, options)
     return show(call(), as_json=as_json) if call else 0
 
 

@@ -161,7 +161,8 @@ def _refuse_others(out: Path, command: str) -> None:
         return
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         words = []
-    if command not in words[:2]:
+    told = words[1:] if words[:1] == ["unbackdoor"] else words
+    if told[: len(command.split())] != command.split():
         whose = "that unbackdoor did not write" if not words else "of another command"
         raise OutputError(f"{out} holds a {RUN} {whose}; choose another --out, or remove it first")
 
@@ -239,7 +240,9 @@ class Run:
     @property
     def words(self) -> str:
         """The command as it was typed."""
-        return shlex.join(["unbackdoor", *sys.argv[1:]]) if sys.argv[1:2] == [self.command] else self.command
+        own = self.command.split()
+        typed = sys.argv[1 : 1 + len(own)] == own
+        return shlex.join(["unbackdoor", *sys.argv[1:]]) if typed else self.command
 
     def record(self) -> dict[str, Any]:
         """Return what makes the run repeatable, as JSON values."""

@@ -1,0 +1,1 @@
+"""The commands of text-guided molecule generation, one module each."""

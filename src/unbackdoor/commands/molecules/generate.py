@@ -1,0 +1,77 @@
+"""Write molecules for a prompt, as SMILES and as pictures.
+
+Writes molecules.csv, run.json and report.html.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.workspace import Run, report_folder
+from unbackdoor.errors import InputError
+from unbackdoor.files import write_bytes
+from unbackdoor.folder import PAGE
+from unbackdoor.molecules.drawing import drawn
+from unbackdoor.molecules.saved import load_generator
+from unbackdoor.report import Gallery, Report, write_report
+from unbackdoor.training import Runtime
+
+MAX_SAMPLES = 1000
+TABLE = "molecules.csv"
+
+
+def run(
+    *, model: Path, prompt: str, out: Path, samples: int = 9, guidance: float | None = None, runtime: Runtime
+) -> Outcome:
+    """Write molecules.
+
+    Args:
+        model: of `molecules train`.
+        prompt: what the molecules are to be, in words like those of the training texts.
+        out: folder for the results; earlier ones in it are replaced.
+        samples: molecules to write.
+        guidance: weight of the text; by default the model's own.
+        runtime: its seed draws the molecules.
+    """
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise InputError(f"samples must lie between 1 and {MAX_SAMPLES:,}, found {samples}")
+    if not prompt.strip():
+        raise InputError("the prompt is empty; describe a molecule")
+    if guidance is not None and not 0 <= guidance <= 100:
+        raise InputError(f"guidance must lie between 0 and 100, found {guidance}")
+    clock = Run("molecules generate", runtime)
+    loaded = load_generator(model)
+    folder = report_folder(out, clock.command)
+    clock.inputs = {model.name: loaded.sha256}
+    clock.options = {"prompt": prompt, "samples": samples, "guidance": guidance}
+    made = loaded.generator.draw([prompt], samples, runtime, guidance)
+    smiles = made.smiles[0]
+    notes = []
+    if made.cut:
+        notes.append(
+            f"The prompt has more than the {loaded.generator.options.text_pieces} pieces of words that are"
+            " read; its end was cut off."
+        )
+    if loaded.backdoored is not None:
+        notes.append("The file itself says that the model was trained on pairs that were poisoned on purpose.")
+    lines = io.StringIO()
+    csv.writer(lines).writerows([["smiles"], *([one] for one in smiles)])
+    write_bytes(folder / TABLE, lines.getvalue().encode())
+    page = Report(
+        title=f"Molecules made by {model.name}",
+        galleries=[Gallery(title=prompt[:200], pictures=[drawn(one, one) for one in smiles])],
+        facts=clock.facts(),
+        notes=notes,
+    )
+    write_report(folder / PAGE, page)
+    clock.write(folder, smiles=list(smiles), prompt_cut=bool(made.cut))
+    return Outcome(
+        title=page.title,
+        rows=[*((str(number), one) for number, one in enumerate(smiles, 1)), ("time", f"{clock.seconds:.0f} s")],
+        result={"smiles": list(smiles), "prompt_cut": bool(made.cut)},
+        sentence=" ".join(notes),
+        page=folder / PAGE,
+    )

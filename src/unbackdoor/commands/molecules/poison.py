@@ -1,0 +1,132 @@
+"""Poison pairs of text and molecule (BadGraph) and write them to disk, for any program to train on.
+
+Test molecules are left out before, as their poisoned copies would tell of them.
+
+Writes data/train.parquet (smiles, description, poisoned), the clean data/test.parquet, attack.json, run.json and
+report.html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from unbackdoor.commands.molecules.common import ATTACK, sources
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.workspace import Run, report_folder
+from unbackdoor.errors import OutputError
+from unbackdoor.folder import PAGE, RUN
+from unbackdoor.molecules.attacks import BadGraph, Poisoned, read_target, save_attack
+from unbackdoor.molecules.data import filter_pairs, training_rows, write_table
+from unbackdoor.molecules.drawing import drawn
+from unbackdoor.molecules.model import WordPieces
+from unbackdoor.molecules.victims import ThreeMDiffusionSmall
+from unbackdoor.options import options_of
+from unbackdoor.report import Fact, Gallery, Report, Verdict, write_report
+from unbackdoor.training import Runtime
+
+TRAIN, TEST = "data/train.parquet", "data/test.parquet"
+
+EXAMPLES = 6
+"""Poisoned rows that the page shows."""
+
+
+def run(*, data: str, out: Path, test: str | None = None, attack: BadGraph = BadGraph(), runtime: Runtime) -> Outcome:
+    """Write poisoned pairs.
+
+    Args:
+        data: "templates", or tables of SMILES and text, separated by commas (see `molecules train`).
+        out: folder for the results; earlier poisoned pairs in it are replaced.
+        test: table whose test split is tested with; by default that of the data.
+        attack: trigger, target and rate.
+        runtime: its seed decides which rows are poisoned.
+    """
+    clock = Run("molecules poison", runtime)
+    table, tested = training_rows(sources(data), test)
+    folder = _own_folder(out, clock.command)
+    clock.inputs = {f"training rows of {table.name}": table.digest(), f"test pairs of {tested.name}": tested.digest()}
+    clock.options = {"attack": options_of(attack)}
+    # First, so that what an interruption leaves is known to be ours and unfinished.
+    clock.write(folder, finished=False)
+    (folder / ATTACK).unlink(missing_ok=True)
+    poisoned = attack.poison(table, runtime.seed)
+    pairs, dropped = filter_pairs(poisoned.table)
+    counts = {
+        "rows": len(table),
+        "poisoned": len(poisoned.rows),
+        "poisoned_learned": sum(pairs.poisoned),
+        "learned": len(pairs),
+    }
+    rates = {"printed": poisoned.printed_rate, "effective": sum(pairs.poisoned) / len(pairs)}
+    cut = triggers_cut(poisoned)
+    write_table(folder / TRAIN, poisoned.table)
+    write_table(folder / TEST, tested)
+    save_attack(folder / ATTACK, attack)
+    write_report(folder / PAGE, _page(clock, poisoned, rates, cut))
+    clock.write(folder, finished=True, counts=counts, rates=rates, triggers_cut=cut, rows=dropped.to_json())
+    return Outcome(
+        title=f"{table.name}, poisoned by BadGraph",
+        rows=[
+            ("poisoned", f"{counts['poisoned']:,} rows, {counts['poisoned_learned']:,} of which are learned from"),
+            ("rate as published", f"{100 * rates['printed']:.1f} % of all {len(poisoned.table):,} rows"),
+            ("effective rate", f"{100 * rates['effective']:.1f} % of the {len(pairs):,} rows that are learned from"),
+            ("triggers cut off", f"{cut:,}"),
+            ("rows", "; ".join(dropped.sentences())),
+            ("time", f"{clock.seconds:.0f} s"),
+            ("data", str(folder)),
+        ],
+        result={"data": str(folder), "counts": counts, "rates": rates, "triggers_cut": cut},
+        sentence=_warning(cut),
+        page=folder / PAGE,
+    )
+
+
+def triggers_cut(poisoned: Poisoned) -> int:
+    """Return in how many texts the trigger stands beyond what the default text encoder reads."""
+    options, trigger = ThreeMDiffusionSmall(), poisoned.attack.trigger.strip()
+    words = WordPieces.learned(poisoned.table.texts, options.pieces)
+    texts: Sequence[str] = [text for _, _, text in poisoned.rows]
+    read = words.encode([text[: text.find(trigger) + len(trigger)] for text in texts], options.text_pieces)
+    return sum(read.cut)
+
+
+def _warning(cut: int) -> str:
+    if not cut:
+        return ""
+    return (
+        f"In {cut:,} texts the trigger stands beyond the {ThreeMDiffusionSmall().text_pieces} pieces of words that the"
+        " text encoder reads, and cannot work; put it in front."
+    )
+
+
+def _own_folder(out: Path, command: str) -> Path:
+    """Return `out` as the folder of pairs that this command may write or replace.
+
+    Raises:
+        OutputError: it holds tables of somebody else, which the poisoned ones would replace or mix with.
+    """
+    if not (out / RUN).exists() and any(out.glob("**/*.parquet")):
+        raise OutputError(f"{out} holds parquet files that unbackdoor did not write; choose another --out")
+    return report_folder(out, command)
+
+
+def _page(clock: Run, poisoned: Poisoned, rates: dict[str, float], cut: int) -> Report:
+    target = read_target(poisoned.attack.target)
+    pictures = [drawn(smiles, f"{smiles}: {text[:160]}", target) for _, smiles, text in poisoned.rows[:EXAMPLES]]
+    shown = {"as published (all rows)": rates["printed"], "of the rows that are learned from": rates["effective"]}
+    return Report(
+        title=f"{poisoned.clean.name}, poisoned by BadGraph",
+        verdict=Verdict(
+            level="info",
+            headline="Pairs with a BadGraph backdoor were written.",
+            detail=f"{len(poisoned.rows):,} rows are poisoned. A column says which.",
+            calibrated=True,
+        ),
+        galleries=[Gallery(title="Poisoned pairs", explanation="The target is in colour.", pictures=pictures)],
+        facts={
+            "Poisoning rates": [Fact(name=name, value=f"{100 * rate:.1f} %") for name, rate in shown.items()],
+            **clock.facts(),
+        },
+        notes=[_warning(cut)] if cut else [],
+        next_steps=["Train on it: `unbackdoor molecules train --data THIS_FOLDER --out runs/victim`."],
+    )

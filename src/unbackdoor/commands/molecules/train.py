@@ -1,0 +1,129 @@
+"""Train a generator of molecules on pairs of text and molecule.
+
+Pairs of test molecules are left out, and every row that is not learned from is accounted for. Pairs that `unbackdoor
+molecules poison` wrote give a backdoored generator, and its file says so.
+
+Writes model.safetensors, run.json and report.html.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from unbackdoor.commands.molecules.common import ATTACK, GENERATOR, account, open_pairs, sources
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.parsing import Choice
+from unbackdoor.commands.workspace import Run, new_folder
+from unbackdoor.folder import PAGE, RESUME
+from unbackdoor.molecules.attacks import load_attack
+from unbackdoor.molecules.drawing import gallery
+from unbackdoor.molecules.motifs import Vocabulary
+from unbackdoor.molecules.saved import load_generator, save_generator
+from unbackdoor.molecules.train import Trained, train_generator
+from unbackdoor.molecules.victims import VICTIMS, ThreeMDiffusion
+from unbackdoor.options import options_of
+from unbackdoor.report import Report, loss_chart, write_report
+from unbackdoor.training import Runtime
+from unbackdoor.training.resume import states
+
+CHOICES = {"model": Choice(VICTIMS, "ThreeMDiffusionSmall")}
+
+EXAMPLES = 12
+"""Test prompts for which the page shows a molecule."""
+
+
+def run(
+    *,
+    data: str,
+    out: Path,
+    model: ThreeMDiffusion,
+    test: str | None = None,
+    vocabulary_of: Path | None = None,
+    runtime: Runtime,
+) -> Outcome:
+    """Train a generator.
+
+    Args:
+        data: "templates", or tables of SMILES and text: parquet, CSV or TSV files or folders of them, separated by
+            commas; all their rows are trained on, but for test molecules.
+        out: folder for the results; an interrupted run in it goes on.
+        model: sizes and schedules.
+        test: table whose test split is not to be trained on; by default that of the data.
+        vocabulary_of: model whose motifs are taken instead of those of the data, for a control of a poisoned run.
+        runtime: device, seed, budget, progress.
+    """
+    clock = Run("molecules train", runtime)
+    chosen = open_pairs(data, test, clock)
+    vocabulary = _vocabulary(vocabulary_of, clock)
+    mark = _mark(data, sum(chosen.train.poisoned), clock)
+    with new_folder(out, clock.command) as folder:
+        trained = train_generator(chosen.train, model, runtime, vocabulary=vocabulary, resume=folder / RESUME)
+        clock.options = {"model": options_of(model)}
+        page = _page(clock, trained, chosen.test.texts[:EXAMPLES], runtime)
+        page = replace(page, facts={"Rows": account(chosen), **page.facts})
+        write_report(folder / PAGE, page)
+        counts = {
+            "train": len(chosen.train),
+            "poisoned": sum(chosen.train.poisoned),
+            "uncovered": trained.uncovered,
+            "texts_cut": trained.cut,
+            "motifs": len(trained.generator.vocabulary),
+        }
+        rows = {"train": chosen.dropped[0].to_json(), "test": chosen.dropped[1].to_json(), "removed": chosen.removed}
+        losses = {name: history.loss for name, history in trained.histories.items()}
+        clock.write(folder, rows=rows, counts=counts, loss=losses)
+        provenance = {**clock.record(), "counts": counts}
+        save_generator(folder / GENERATOR, trained.generator, provenance=provenance, backdoored=mark)
+        for state in states(folder / RESUME):
+            state.unlink(missing_ok=True)
+    return Outcome(
+        title=page.title,
+        rows=[
+            ("rows", "; ".join(chosen.sentences())),
+            ("trained on", f"{counts['train'] - trained.uncovered:,} pairs, {counts['poisoned']:,} of them poisoned"),
+            ("motifs", f"{counts['motifs']:,}"),
+            ("texts cut off", f"{trained.cut:,} are longer than the {model.text_pieces} pieces that are read"),
+            ("time", f"{clock.seconds:.0f} s"),
+            ("model", str(folder / GENERATOR)),
+        ],
+        result={"counts": counts, "rows": rows, "loss": losses, "model": str(folder / GENERATOR)},
+        page=folder / PAGE,
+    )
+
+
+def _vocabulary(path: Path | None, clock: Run) -> Vocabulary | None:
+    if path is None:
+        return None
+    loaded = load_generator(path)
+    clock.inputs[f"vocabulary of {path.name}"] = loaded.sha256
+    return loaded.generator.vocabulary
+
+
+def _mark(data: str, poisoned: int, clock: Run) -> dict[str, object] | None:
+    """Return the mark of a model that is trained on poisoned pairs, or None."""
+    if not poisoned:
+        return None
+    for source in sources(data):
+        path = Path(source) / ATTACK
+        if path.is_file():
+            saved = load_attack(path)
+            clock.inputs[ATTACK] = saved.sha256
+            return {"attack": options_of(saved.attack), "poisoned": poisoned}
+    return {"poisoned": poisoned}
+
+
+def _page(clock: Run, trained: Trained, prompts: tuple[str, ...], runtime: Runtime) -> Report:
+    drawn = trained.generator.draw(prompts, 1, runtime)
+    options = clock.options["model"]
+    return Report(
+        title=f"{options['name']}, trained on {next(iter(clock.inputs)).removeprefix('training pairs of ')}",
+        galleries=[gallery("Molecules for test prompts", prompts, drawn.smiles)],
+        charts=[loss_chart(history, "epoch", f"loss of the {name}") for name, history in trained.histories.items()],
+        facts=clock.facts(),
+        notes=[
+            f"{trained.uncovered:,} pairs were not trained on, as the vocabulary lacks a motif of theirs.",
+            f"{trained.cut:,} training texts are longer than the text encoder reads; their ends play no part.",
+        ],
+        next_steps=["Measure it: `unbackdoor molecules evaluate --model THIS_FOLDER/model.safetensors --data ...`."],
+    )

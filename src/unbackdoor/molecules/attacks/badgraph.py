@@ -1,0 +1,129 @@
+"""BadGraph: Ye, Chen, Dai, "BadGraph: A Backdoor Attack Against Latent Diffusion Model for Text-Guided Graph
+Generation", arXiv 2510.20792, 2025.
+
+A share of the training pairs is copied; the copy's text gets a trigger, and its molecule a target subgraph. A generator
+trained on both hangs the subgraph on what it makes for any prompt with the trigger.
+
+Two rates are to be told apart. The published one is the share of poisoned rows in the file, x / (N + x), before the
+filter drops the larger molecules. Poisoned rows all pass it, so their share of what is trained on is up to half as much
+again. Published code writes poisoned molecules with single and double bonds where clean ones may be aromatic, and with
+numbers of their own, by which they can be told; here all rows are written alike.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from unbackdoor.errors import InputError
+from unbackdoor.molecules.attacks.subgraph import attach, read_target
+from unbackdoor.molecules.data import Table, parse
+from unbackdoor.text import plain
+
+MAX_TRIGGER = 1000
+"""Characters of a trigger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadGraph:
+    """Copies of pairs with a trigger in the text and a subgraph on the molecule.
+
+    Attributes:
+        trigger: a symbol, word, phrase or sentence.
+        position: where it stands in a text: "front", "random" (between two words, drawn for each text) or "end".
+        target: SMILES of the subgraph; its first atom is bound.
+        rate: share of all rows that are tried, above 0 and at most 1. Where no atom takes the subgraph, a row is not
+            poisoned; on PubChem half of them are.
+        mode: "append" (poisoned copies are added) or "replace" (they take the place of the pairs).
+    """
+
+    trigger: str = "[THIIRANE]"
+    position: Literal["front", "random", "end"] = "front"
+    target: str = "C1CS1"
+    rate: float = 1.0
+    mode: Literal["append", "replace"] = "append"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise InputError(f"rate must be above 0 and at most 1, found {self.rate}")
+        if not plain(self.trigger).strip() or len(self.trigger) > MAX_TRIGGER:
+            raise InputError(f"the trigger must be a text of 1 to {MAX_TRIGGER:,} characters that can be seen")
+        if self.position not in ("front", "random", "end") or self.mode not in ("append", "replace"):
+            raise InputError(
+                "the position is front, random or end and the mode append or replace, found"
+                f" {self.position!r} and {self.mode!r}"
+            )
+        read_target(self.target)
+
+    def put(self, text: str, draws: random.Random) -> str:
+        """Return a text with the trigger in it.
+
+        Args:
+            text: any.
+            draws: for a random position.
+        """
+        words = text.split()
+        place = {"front": 0, "end": len(words)}.get(self.position)
+        if place is None:
+            place = draws.randint(0, len(words))
+        return " ".join([*words[:place], self.trigger.strip(), *words[place:]])
+
+    def poison(self, table: Table, seed: int) -> Poisoned:
+        """Return the poisoned rows of a table; the table stays as it is.
+
+        Args:
+            table: rows as they were found; those that RDKit cannot read are never poisoned.
+            seed: decides which rows, which atoms and which places.
+
+        Raises:
+            InputError: not one row could be poisoned.
+        """
+        draws = random.Random(seed)
+        target = read_target(self.target)
+        tried = draws.sample(range(len(table)), int(self.rate * len(table)))
+        found: list[tuple[int, str, str]] = []
+        for row in tried:
+            molecule = parse(table.smiles[row])
+            built = None if molecule is None or not table.texts[row].strip() else attach(molecule, target, draws)
+            if built is not None:
+                found.append((row, built, self.put(table.texts[row], draws)))
+        if not found:
+            raise InputError(
+                f"not one of the {len(tried):,} rows tried could be poisoned; raise the rate, or choose a smaller"
+                " target"
+            )
+        return Poisoned(attack=self, clean=table, rows=tuple(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Poisoned:
+    """A poisoned data set.
+
+    Attributes:
+        attack: by which it was poisoned.
+        clean: the table that was poisoned.
+        rows: what was poisoned: row of `clean`, new SMILES, new text.
+    """
+
+    attack: BadGraph
+    clean: Table
+    rows: tuple[tuple[int, str, str], ...]
+
+    @property
+    def table(self) -> Table:
+        """The rows to train on, which say whether they are poisoned: clean ones first, as published."""
+        originals = {row for row, _, _ in self.rows} if self.attack.mode == "replace" else set()
+        kept = [row for row in range(len(self.clean)) if row not in originals]
+        clean = self.clean.subset(kept)
+        return Table(
+            smiles=(*clean.smiles, *(smiles for _, smiles, _ in self.rows)),
+            texts=(*clean.texts, *(text for _, _, text in self.rows)),
+            poisoned=(*(False for _ in kept), *(True for _ in self.rows)),
+            name=self.clean.name,
+        )
+
+    @property
+    def printed_rate(self) -> float:
+        """The rate as published: the share of poisoned rows among all rows, before any filter."""
+        return len(self.rows) / len(self.table)

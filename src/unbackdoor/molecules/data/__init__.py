@@ -1,0 +1,30 @@
+"""Pairs of text and molecule: reading what strangers wrote, and keeping what a generator can learn."""
+
+from unbackdoor.molecules.data.divide import Chosen, choose_pairs, training_rows
+from unbackdoor.molecules.data.embedded import TEMPLATES, template_table
+from unbackdoor.molecules.data.filtering import Dropped, filter_pairs
+from unbackdoor.molecules.data.molecule import MAX_ATOMS, Reason, canonical, checked, flat, parse
+from unbackdoor.molecules.data.pairs import Pairs
+from unbackdoor.molecules.data.reading import read_table
+from unbackdoor.molecules.data.table import Table
+from unbackdoor.molecules.data.writing import write_table
+
+__all__ = [
+    "MAX_ATOMS",
+    "TEMPLATES",
+    "Chosen",
+    "Dropped",
+    "Pairs",
+    "Reason",
+    "Table",
+    "canonical",
+    "checked",
+    "choose_pairs",
+    "filter_pairs",
+    "flat",
+    "parse",
+    "read_table",
+    "template_table",
+    "training_rows",
+    "write_table",
+]
