@@ -124,7 +124,7 @@ def sift_page(
     """Return the report of a sifting."""
     name = rows.name.split("/")[0]
     steps = [
-        "Look at the images below: what do those of one class have in common that its other images lack?",
+        "Look at the images above: what do those of one class have in common that its other images lack?",
         "`suspicion.parquet` has the score of every row.",
     ]
     if clean_out is None:
