@@ -2,7 +2,6 @@
 
 Published: SciBERT, whose first token's last vector is projected (`huggingface_text` reads it). Only that one vector is
 used, so the last layer computes no other; and texts of like length go through together, so that little is padding.
-Together this takes a third of the time that a plain encoder takes.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ PARTS = 4
 """Into which a batch is divided by length."""
 
 DROPOUT = 0.1
-"""Of the words' vectors. Masks for every layer would take a fifth of the time on a processor."""
+"""Of the words' vectors alone: drawing masks for every layer takes long on a processor."""
 
 
 class TextEncoder(nn.Module):
