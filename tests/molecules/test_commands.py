@@ -108,8 +108,8 @@ def test_an_evaluation_tells_the_attack_from_chance_and_look_up(
 ) -> None:
     words = ["molecules", "evaluate", "--model", str(victim / "model.safetensors"), "--data", str(poisoned)]
     words += ["--attack", str(poisoned / "attack.json"), "--out", str(tmp_path / "out"), "--samples", "2", "--json"]
-    code, out, _ = run(capsys, *words, "--prompts", "20")
-    assert code == 0
+    code, out, err = run(capsys, *words, "--prompts", "20")
+    assert code == 0, err
     result = json.loads(out)
     assert set(result["quality"]) == {"model", "nearest text", "chance"}
     assert result["quality"]["model"]["validity"]["value"] == 1
@@ -125,9 +125,9 @@ def test_an_evaluation_tells_the_attack_from_chance_and_look_up(
 def test_molecules_are_written_for_a_prompt(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["molecules", "generate", "--model", str(victim / "model.safetensors"), "--out", str(tmp_path / "out")]
     words += ["--prompt", "a methyl and a chloro group of benzene " * 30, "--samples", "3", "--json"]
-    code, out, _ = run(capsys, *words)
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
     result = json.loads(out)
-    assert code == 0
     assert len(result["smiles"]) == 3
     assert all(checked(smiles) == smiles for smiles in result["smiles"])
     assert result["prompt_cut"] is True

@@ -213,7 +213,7 @@ def test_an_interrupted_run_goes_on_in_either_stage(where: str, tmp_path: Path) 
 def test_missing_data_are_said() -> None:
     with pytest.raises(InputError, match="TrapAndReplace needs clean samples"):
         TrapAndReplace().train(lambda: network(0), DefenderData(untrusted=pictures(24, 3)), runtime())
-    with pytest.raises(InputError, match="TrapAndReplace needs the training data"):
+    with pytest.raises(InputError, match="TrapAndReplace needs the data that"):
         TrapAndReplace().train(lambda: network(0), DefenderData(clean=pictures(24, 3)), runtime())
 
 
