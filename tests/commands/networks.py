@@ -19,6 +19,14 @@ def tiny(channels: int, classes: int, hidden: int = 8) -> nn.Module:
     return nn.Sequential(*features, nn.Flatten(), nn.Linear(16 * hidden, classes))
 
 
+PIXELS = "tests.commands.networks:pixels"
+
+
+def pixels(channels: int, classes: int) -> nn.Module:
+    """Return a network whose features are the pixels of images of 4 x 4."""
+    return nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(16 * channels, classes, bias=False))
+
+
 def tiny_network(classes: int = 10, seed: int = 0) -> Network:
     """Return an untrained registered network for the digits."""
     description = Description(
