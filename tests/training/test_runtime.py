@@ -148,3 +148,8 @@ def test_two_runtimes_differ_by_what_decides_results_not_by_how_progress_is_show
     assert _cpu(seed=1) != _cpu(seed=2)
     with pytest.raises(dataclasses.FrozenInstanceError):
         _cpu().seed = 1  # type: ignore[misc]
+
+
+def test_threads_are_chosen_also_where_no_gradients_are_kept() -> None:
+    with torch.no_grad():
+        assert fastest_threads() >= 1

@@ -188,7 +188,8 @@ def fastest_threads() -> int:
 
 def _timed_step(layer: nn.Module, images: Tensor) -> float:
     start = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16):
+    # Whoever asks first may be inside of `no_grad`.
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
         layer(images).float().sum().backward()
     return time.perf_counter() - start
 
