@@ -514,9 +514,8 @@ def test_clean_images_pass_the_frozen_layers_once() -> None:
     images: list[int] = []
     model.body.get_submodule("conv1").register_forward_pre_hook(lambda module, inputs: images.append(len(inputs[0])))
     repair(model, warm_up_epochs=3, epochs=2, steps=1)
-    # One image to find the place, one for its size, one at the start of each stage; all clean images once, and once more
-    # to see whether the model knows them; and in each step of the main stage one pass to search and one for the images
-    # found.
+    # One image to find the place, one for its size, one at the start of each stage; all clean images once, and once to
+    # see whether the model knows them; and in each step of the main stage one pass to search and one for what it found.
     assert sorted(images) == [1] * 4 + [12] * 8 + [24] * 2
 
 
