@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.models.modes import evaluating
 from unbackdoor.models.network import Network
 
 Size = tuple[int, ...]
@@ -89,15 +90,9 @@ def _finished(model: nn.Module, images: Float[Tensor, "b c h w"]) -> dict[str, _
 
         return note
 
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with ExitStack() as hooks:
-            for name, module in root.named_modules():
-                if name:
-                    hooks.enter_context(module.register_forward_hook(noting(name)))
-            model(images)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), ExitStack() as hooks:
+        for name, module in root.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(noting(name)))
+        model(images)
     return found

@@ -101,10 +101,9 @@ class _Court:
         self.options, self.held, self.probes, self.runtime = options, held, probes, runtime
         self.suspected = standing_out(probes)
         self.heard: list[_Heard] = []
-        self.suspect = self._measured("as it was", suspect, History(epochs=0))
+        self.suspect = self._measured("as it was", suspect, History(epochs=0), probes.answers)
 
-    def _measured(self, name: str, network: Network, history: History) -> _Heard:
-        answers = answers_to(network, self.probes, self.runtime)
+    def _measured(self, name: str, network: Network, history: History, answers: Int[Tensor, "2 k n"]) -> _Heard:
         return _Heard(
             name=name,
             network=network,
@@ -116,7 +115,8 @@ class _Court:
 
     def hear(self, name: str, network: Network, history: History) -> _Heard:
         """Measure a candidate."""
-        self.heard.append(self._measured(name, self.runtime.settle(network), history))
+        answers = answers_to(self.runtime.settle(network), self.probes, self.runtime)
+        self.heard.append(self._measured(name, network, history, answers))
         return self.heard[-1]
 
     def cost(self, candidate: _Heard) -> float:

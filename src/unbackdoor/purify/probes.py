@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from unbackdoor.data import DefenderData, ImageSet, draw_clean
 from unbackdoor.models import Network
+from unbackdoor.models.modes import evaluating
 from unbackdoor.scan import NeuralCleanse
 from unbackdoor.scan.universal import universal_perturbations
 from unbackdoor.training import Runtime
@@ -127,14 +128,9 @@ def successes(answers: Int[Tensor, "2 k n"], probes: Probes) -> Float[Tensor, "2
 @torch.no_grad()
 def answers_to(model: nn.Module, probes: Probes, runtime: Runtime) -> Int[Tensor, "2 k n"]:
     """Return the model's answers to all probes, in evaluation mode; its mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     found = []
-    try:
+    with evaluating(model):
         for images in probes.images():
             with runtime.autocast():
                 found.append(model(runtime.layout(images)).argmax(1))
-    finally:
-        for module, training in modes:
-            module.training = training
     return torch.stack(found).view(2, -1, len(probes.labels))

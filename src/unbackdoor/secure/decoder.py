@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
+from unbackdoor.models.modes import evaluating
 from unbackdoor.secure.base import Part
 
 NARROWEST = 8
@@ -58,11 +59,8 @@ def features_shape(network: Network, at: str) -> tuple[int, ...]:
     """Return the shape of the features of one image where the network is cut."""
     stem, _ = network.split(at)
     device = next(network.parameters()).device
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    features: Tensor = stem(torch.zeros(1, *network.description.image_shape, device=device))
-    for module, training in modes:
-        module.training = training
+    with evaluating(network):
+        features: Tensor = stem(torch.zeros(1, *network.description.image_shape, device=device))
     return tuple(features.shape[1:])
 
 

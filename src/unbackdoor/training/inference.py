@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from unbackdoor.models.modes import evaluating
 from unbackdoor.training.runtime import Runtime
 
 BATCH = 500
@@ -27,15 +28,10 @@ def logits_of(
         images: uint8 pixels.
         runtime: device and precision.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     results = []
-    try:
+    with evaluating(model):
         for start in range(0, len(images), BATCH):
             batch = runtime.layout(images[start : start + BATCH]).float() / 255
             with runtime.autocast():
                 results.append(model(batch).float())
-    finally:
-        for module, training in modes:
-            module.training = training
     return torch.cat(results)
