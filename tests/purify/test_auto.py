@@ -145,6 +145,15 @@ def test_no_candidate_learns_from_what_judges_it_and_the_budget_is_shared(monkey
     assert calls == [(192, pytest.approx(0.16)), (192, pytest.approx(0.08))]
 
 
+def test_doubts_about_the_clean_samples_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = planted(1)
+    clean = models.data.need_clean("Test")
+    wrong = DefenderData(clean=replace(clean, labels=(clean.labels + 1) % CLASSES))
+    tried(monkeypatch, TSBD=models.suspect)
+    _, history = Auto(methods=("TSBD",)).purify(models.suspect, wrong, runtime())
+    assert len([note for note in history.notes if "sure of its answers" in note]) == 1
+
+
 def test_a_planted_backdoor_is_taken_out(tmp_path: Path) -> None:
     models = planted(2)
     repaired, history = Auto(methods=("CLP",)).purify(models.suspect, models.data, runtime(), tmp_path / "state")

@@ -76,8 +76,10 @@ class Auto(Purifier):
         whole = sum(WEIGHTS[name] for name in self.methods)
         for name in self.methods:
             part = runtime.part((1 - PROBING) * WEIGHTS[name] / whole)
-            repaired, history = TRIED[name]().purify(model, DefenderData(clean=kept), part, stage(resume, name))
-            if court.enough(court.hear(name, repaired, history)):
+            # Not `purify`, which would say once more what it said of the clean samples on the way here.
+            repaired = copy.deepcopy(model)
+            history = TRIED[name]().repair(repaired, DefenderData(clean=kept), part, stage(resume, name))
+            if court.enough(court.hear(name, repaired.eval(), history)):
                 break
         return court.judge(model)
 
