@@ -235,6 +235,17 @@ def test_finished_samples_are_left_out() -> None:
     assert sizes[-1] < 20
 
 
+def test_the_copy_that_is_timed_does_all_the_work_and_finds_the_same() -> None:
+    scene = Scene(bound=0.07, step_size=0.02, steps=8)
+    found = scene.search()
+    scene.hook = scene.hook.for_timing()
+    sizes: list[int] = []
+    scene.hook.suspect.register_forward_pre_hook(lambda module, images: sizes.append(len(images[0])))
+    same = (scene.search() == found).flatten(1).all(1)
+    assert int(same.sum()) >= 46
+    assert sizes == [48] * 8
+
+
 def test_a_search_by_length_equals_a_plain_one_image_by_image() -> None:
     scene = Scene(norm="l2", bound=1.0, step_size=0.25, steps=6)
     expected, counts = searched_plainly(scene)

@@ -116,6 +116,13 @@ class _Unlearning(Hook):
         self.options = options
         self.suspect = copy.deepcopy(suspect).eval().requires_grad_(False)
         self.clean = clean
+        self.stops_early = True
+
+    def for_timing(self) -> _Unlearning:
+        """Return a copy that does all steps of the search: the further the repair, the more of them are needed."""
+        copied = copy.deepcopy(self)
+        copied.stops_early = False
+        return copied
 
     def identity(self) -> object:
         """Return the options."""
@@ -190,12 +197,13 @@ class _Unlearning(Hook):
                 options.fool_weight,
                 options.share_weight,
             )
-            if bool(shared.all()):
+            if self.stops_early and bool(shared.all()):
                 break
             (gradient,) = torch.autograd.grad(objective, changed)
             moved = delta[active] - options.step_size * step(gradient)
             delta[active] = project(moved, options.bound)
-            active = active[~shared]
+            if self.stops_early:
+                active = active[~shared]
         return self.seen(batch.images + delta)
 
     def seen(self, changed: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

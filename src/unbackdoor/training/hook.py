@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +70,10 @@ class Hook:
     def finished(self, model: nn.Module) -> bool:
         """Return whether training ends with the epoch that was just done, before the schedule's end."""
         return False
+
+    def for_timing(self) -> Self:
+        """Return a copy whose steps take as long as they will on average; by default they always do."""
+        return copy.deepcopy(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the model: tensors, numbers and strings only."""

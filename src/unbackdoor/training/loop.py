@@ -157,7 +157,7 @@ class _Run:
         """Return how many epochs fit the runtime's budget, by timing steps on a throw-away copy."""
         if self.runtime.budget is None:
             return self.recipe.epochs
-        trial = _Run(copy.deepcopy(self.model), self.data, self.recipe, self.runtime, copy.deepcopy(self.hook))
+        trial = _Run(copy.deepcopy(self.model), self.data, self.recipe, self.runtime, self.hook.for_timing())
         trial.hook.begin(trial.model, self.recipe, self.runtime)
         trial.model.train(self.recipe.train_mode)
         rows = torch.arange(len(self.data) // self.batches, device=self.runtime.place)
