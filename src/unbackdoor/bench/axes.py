@@ -230,7 +230,9 @@ def _model(sources: Sequence[Source], data_needed: Sequence[str], found: Located
     if data_needed and not model.poisons:
         raise found.error(f"the attack on {model.name} has no poisoned data; {_apart(data_needed)}")
     if "secure" in data_needed and model.untrained is None:
-        raise found.error(f"{model.name} is a {model.network}, which cannot be trained here; put secure into another grid")
+        raise found.error(
+            f"{model.name} is a {model.network}, which cannot be trained here; put secure into another grid"
+        )
     return model
 
 

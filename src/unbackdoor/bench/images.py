@@ -19,14 +19,7 @@ from unbackdoor.bench.given import NO_ATTACK
 from unbackdoor.bench.located import Located
 from unbackdoor.bench.pages import facts, repair_page, scan_page, written_page
 from unbackdoor.bench.poisoned import untrusted_data
-from unbackdoor.bench.untrusted import (
-    Defence,
-    learn_quickly,
-    poison_data,
-    sift_data,
-    train_securely,
-    uses_quick_model,
-)
+from unbackdoor.bench.untrusted import DEFENCES, Defence, poison_data, uses_quick_model
 from unbackdoor.bench.victims import (
     Given,
     Trained,
@@ -158,9 +151,7 @@ class Images(Domain):
                     kind="secure",
                     labels={**labels, "method": name, "clean_size": size},
                     recipe={**recipe, "network": bound_options(network)},
-                    work=Defence(
-                        setting=setting, method=trainer, network=network, clean_size=size, budget=axes.budget
-                    ),
+                    work=Defence(setting=setting, method=trainer, network=network, clean_size=size, budget=axes.budget),
                     needs=poison,
                 )
 
@@ -177,12 +168,8 @@ class Images(Domain):
                 return purify_victim(cell, treatment, given, folder, treatment.runtime(runtime))
             case Cell(kind="poison", work=Trained() | Given() as setting):
                 return poison_data(cell, setting, folder, setting.runtime(runtime))
-            case Cell(kind="quick", work=Defence() as task):
-                return learn_quickly(cell, task, given, folder, task.runtime(runtime))
-            case Cell(kind="sift", work=Defence() as task):
-                return sift_data(cell, task, given, folder, task.runtime(runtime))
-            case Cell(kind="secure", work=Defence() as task):
-                return train_securely(cell, task, given, folder, task.runtime(runtime))
+            case Cell(work=Defence() as task) if cell.kind in DEFENCES:
+                return DEFENCES[cell.kind](cell, task, given, folder, task.runtime(runtime))
         raise InputError(f"a cell of kind {cell.kind!r} is none of image classifiers")
 
 

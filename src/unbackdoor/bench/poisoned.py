@@ -1,7 +1,7 @@
 """The training data that an attack poisoned: kept in as few bytes as tell them, and made again where they are needed.
 
-An attack's file says which rows are poisoned and has the trigger. That is all for attacks that stamp training images as
-they stamp test images. Of the others (adversarial images below the patch, weaker triggers) the rows themselves are kept.
+An attack's file says which rows are poisoned and has the trigger. For attacks that stamp training images as they stamp
+test images that is all. Of the others (adversarial images below a patch, weaker triggers) the rows themselves are kept.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from unbackdoor.attacks import Attack, FittedAttack, Online, SavedAttack, load_attack, save_attack
@@ -185,7 +186,7 @@ def train_securely(cell: Cell, task: Defence, given: Path, folder: Path, runtime
     clean = None
     if task.clean_size is not None:
         held = clean_rows(train, task.clean_size, runtime.seed)
-        others = (train.labels == train.labels).index_fill(0, held, False).nonzero().squeeze(1)
+        others = torch.ones(len(train), dtype=torch.bool).index_fill(0, held, False).nonzero().squeeze(1)
         if not len(others):
             raise InputError(f"{train.name}: all {len(train)} images are clean samples, and none is left to train on")
         clean, untrusted = train.subset(held), untrusted.subset(others)
@@ -222,6 +223,10 @@ def train_securely(cell: Cell, task: Defence, given: Path, folder: Path, runtime
         "notes": list(trained.history.notes),
     }
     return Result(metrics=metrics, details=details, files={**files, **page}, optional=frozenset(files))
+
+
+DEFENCES = {"quick": learn_quickly, "sift": sift_data, "secure": train_securely}
+"""What is done with poisoned data, by the kind of the cell."""
 
 
 def _error(name: str, mean: Mean | None) -> dict[str, float]:
