@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 NO_ATTACK = "None"
 """The attack of models that are trained on clean data, and of those whose attack nobody names."""
 
+THERE = "given: "
+"""How the label begins that says of a model that it was there already."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GivenModel:

@@ -15,7 +15,7 @@ from typing import Any
 from unbackdoor.attacks import AllToOne, Attack, load_attack
 from unbackdoor.bench.axes import Axes, read_axes
 from unbackdoor.bench.cell import Cell, Domain, Label, Result
-from unbackdoor.bench.given import NO_ATTACK
+from unbackdoor.bench.given import NO_ATTACK, THERE
 from unbackdoor.bench.located import Located
 from unbackdoor.bench.pages import facts, repair_page, scan_page, written_page
 from unbackdoor.bench.poisoned import untrusted_data
@@ -119,7 +119,7 @@ class Images(Domain):
             labels["training"] = None
         poison = Cell(domain=self, kind="poison", labels=labels, recipe=_poison_recipe(setting, told), work=setting)
         yield poison
-        labels["budget"] = axes.budget
+        labels = {**labels, "budget": axes.budget}
         quick = Cell(
             domain=self,
             kind="quick",
@@ -302,7 +302,7 @@ def _made(setting: Victim, told: Mapping[Method, Told]) -> dict[str, Label]:
                 "network": model.network,
                 "attack": model.attack_name,
                 "poison_rate": model.poison_rate,
-                "training": f"given: {model.name}",
+                "training": f"{THERE}{model.name}",
             }
 
 

@@ -15,7 +15,9 @@ from jaxtyping import Bool, Int
 
 from unbackdoor.bench.table import (
     BLOCK,
-    SHARES,
+    REPAIRED,
+    SECURED,
+    SIFTED,
     Trials,
     block_means,
     mean_of,
@@ -27,7 +29,16 @@ from unbackdoor.bench.table import (
 )
 from unbackdoor.errors import InputError
 from unbackdoor.report import Fact
-from unbackdoor.report.leaderboard import Curve, Estimate, Filter, Leaderboard, Row, ScannerRow, Selection
+from unbackdoor.report.leaderboard import (
+    Curve,
+    Estimate,
+    Filter,
+    Leaderboard,
+    Row,
+    ScannerRow,
+    Selection,
+    Standing,
+)
 
 TITLES = {
     "data": "Data",
@@ -58,6 +69,17 @@ NOTES = (
     " half of the cells of the one that has most is listed without a rank, with the figures of its own cells.",
 )
 
+SECURE_NOTE = (
+    "Models that were trained securely have a DER where the same data gave a model without a defence, which is the model"
+    " before. MSE is the error with which a decoder, of methods that train one, reconstructs images from 0 to 1."
+)
+SIFT_NOTE = (
+    "Sifters: AUROC is the chance that a poisoned row has a higher score than a clean one; TPR at FPR 1 % the share of"
+    " poisoned rows above all but 1 % of the clean ones; TPR and FPR are of the rows that the sifter itself holds poisoned;"
+    " false alarms are its FPR on data without an attack. They are ranked by AUROC."
+)
+"""Of a board that has such methods."""
+
 
 def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
     """Return the leaderboard of cells.
@@ -72,8 +94,9 @@ def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
     if cells.empty:
         raise InputError("there are no cells to rank; run a grid first, with `unbackdoor bench GRID.yaml`")
     done = cells[cells["error"] == ""]
-    judged = done[done["kind"] != "victim"]
-    filters = [_filter(judged, name) for name in BLOCK if judged[name].nunique(dropna=False) > 1]
+    # The others are only there for these to start from.
+    judged = done[done["kind"].isin([REPAIRED.kind, "scan", SIFTED.kind, SECURED.kind])]
+    filters = [_filter(judged, name) for name in BLOCK if _varies(judged, name)]
     return Leaderboard(
         title=title,
         filters=filters,
@@ -82,7 +105,7 @@ def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
         columns=[str(name) for name in cells.columns],
         cells=[[_plain(value) for value in row] for row in cells.itertuples(index=False)],
         facts={"Cells": _facts(cells)},
-        notes=[*NOTES, *_mixed(done)],
+        notes=[*NOTES, *_of_kinds(judged), *_mixed(done)],
     )
 
 
@@ -91,11 +114,67 @@ def ranking(tried: Trials) -> list[Row]:
     if not tried.methods:
         return []
     tried, ranked = fair(tried)
-    der = block_means(tried.values["der"][ranked])
-    der = der[:, ~np.isnan(der).any(0)]
-    ranks = dict(zip(ranked.tolist(), rank_intervals(der.T).tolist())) if len(ranked) else {}
+    ranks = _ranks(tried, ranked)
     rows = [_row(tried, number, ranks.get(number)) for number in range(len(tried.methods))]
     return sorted(rows, key=lambda row: (row.rank.value if row.rank else math.inf, row.method))
+
+
+def standings(tried: Trials, on_clean_data: pd.DataFrame | None = None) -> list[Standing]:
+    """Return the methods of another kind, the ranked ones first and by rank.
+
+    Args:
+        tried: on data with an attack.
+        on_clean_data: the cells of sifters on data without one; their share of false alarms becomes the figure "clean".
+    """
+    tried, ranked = fair(tried) if tried.methods else (tried, np.empty(0, dtype=int))
+    ranks = _ranks(tried, ranked)
+    alarms = {} if on_clean_data is None else dict(_alarms(on_clean_data))
+    rows = []
+    for number, method in enumerate(tried.methods):
+        everywhere = np.full(len(tried.blocks), True)
+        rows.append(
+            Standing(
+                method=method,
+                blocks=int(tried.there[number].any(1).sum()),
+                of=len(tried.blocks),
+                complete=number in ranked,
+                rank=_rank(ranks.get(number)),
+                figures={**_estimates(tried, number, everywhere), **alarms.pop(method, {})},
+                seconds=mean_of(tried.values["seconds"][number]),
+                peak_mb=mean_of(tried.values["peak_mb"][number]),
+            )
+        )
+    rows += [
+        Standing(method=method, blocks=0, of=len(tried.blocks), complete=False, figures=figures)
+        for method, figures in alarms.items()
+    ]
+    return sorted(rows, key=lambda row: (row.rank.value if row.rank else math.inf, not row.complete, row.method))
+
+
+def _alarms(cells: pd.DataFrame) -> Iterator[tuple[str, dict[str, Estimate]]]:
+    """Yield for each sifter the mean share of rows of clean data that it holds poisoned."""
+    tried = trials(cells.assign(auroc=0.5), SIFTED)
+    for number, method in enumerate(tried.methods):
+        values = tried.values["fpr"][number]
+        if (mean := mean_of(values)) is not None:
+            low, high = seed_interval(values)
+            yield method, {"clean": Estimate(value=mean, low=low, high=high)}
+
+
+def _ranks(tried: Trials, ranked: Int[np.ndarray, "ranked"]) -> dict[int, list[float]]:
+    """Return rank and ends of its interval, by method; none where the figure that ranks is not everywhere."""
+    if not len(ranked):
+        return {}
+    best, there = tried.values[tried.judged.best][ranked], tried.there[ranked]
+    if np.isnan(best[there]).any():
+        return {}
+    means = block_means(best)
+    means = means[:, ~np.isnan(means).any(0)]
+    return dict(zip(ranked.tolist(), rank_intervals(means.T).tolist()))
+
+
+def _rank(found: Sequence[float] | None) -> Estimate | None:
+    return None if found is None else Estimate(value=found[0], low=_number(found[1]), high=_number(found[2]))
 
 
 def fair(tried: Trials) -> tuple[Trials, Int[np.ndarray, "ranked"]]:
@@ -103,7 +182,7 @@ def fair(tried: Trials) -> tuple[Trials, Int[np.ndarray, "ranked"]]:
 
     None can be if they have nothing in common, or if of several methods only one has enough cells.
     """
-    there = ~np.isnan(tried.values["der"])
+    there = tried.there
     counts = there.sum((1, 2))
     ranked = np.flatnonzero(2 * counts >= counts.max())
     common = there[ranked].all(0)
@@ -122,9 +201,9 @@ def _row(tried: Trials, method: int, rank: Sequence[float] | None) -> Row:
     by_attack = {str(attack): _estimates(tried, method, attacks == attack) for attack in dict.fromkeys(attacks)}
     return Row(
         method=tried.methods[method],
-        blocks=int((~np.isnan(tried.values["der"][method]).all(1)).sum()),
+        blocks=int(tried.there[method].any(1).sum()),
         der=shares["der"],
-        rank=None if rank is None else Estimate(value=rank[0], low=_number(rank[1]), high=_number(rank[2])),
+        rank=_rank(rank),
         acc=shares.get("acc"),
         asr=shares.get("asr"),
         ra=shares.get("ra"),
@@ -135,9 +214,9 @@ def _row(tried: Trials, method: int, rank: Sequence[float] | None) -> Row:
 
 
 def _estimates(tried: Trials, method: int, blocks: Bool[np.ndarray, "blocks"]) -> dict[str, Estimate]:
-    """Return the means of one method's shares over some blocks, with their intervals over seeds."""
+    """Return the means of one method's figures over some blocks, with their intervals over seeds."""
     found = {}
-    for name in SHARES:
+    for name in tried.judged.figures:
         values = tried.values[name][method, blocks]
         if (mean := mean_of(values)) is not None:
             low, high = seed_interval(values)
@@ -147,25 +226,37 @@ def _estimates(tried: Trials, method: int, blocks: Bool[np.ndarray, "blocks"]) -
 
 def _selections(judged: pd.DataFrame, filters: Sequence[Filter]) -> Iterator[tuple[tuple[str, ...], Selection]]:
     """Yield what every choice of filters shows, where there are cells."""
-    tried, scans = trials(judged), judged[judged["kind"] == "scan"]
-    of_blocks = {one.name: tried.blocks[one.name].map(_text).to_numpy() for one in filters}
-    of_scans = {one.name: scans[one.name].map(_text).to_numpy() for one in filters}
+    tried = [trials(judged, kind) for kind in (REPAIRED, SECURED, SIFTED)]
+    sifted_clean = judged["auroc"].isna() if "auroc" in judged else judged["kind"] == SIFTED.kind
+    counted = [judged[judged["kind"] == "scan"], judged[(judged["kind"] == SIFTED.kind) & sifted_clean]]
+    texts = [
+        {one.name: rows[one.name].map(_text).to_numpy() for one in filters}
+        for rows in (*(one.blocks for one in tried), *counted)
+    ]
     for key in itertools.product(*(("", *one.values) for one in filters)):
         chosen = {one.name: value for one, value in zip(filters, key, strict=True) if value}
-        blocks, some_scans = np.full(len(tried.blocks), True), np.full(len(scans), True)
-        for name, value in chosen.items():
-            blocks &= of_blocks[name] == value
-            some_scans &= of_scans[name] == value
-        if blocks.any() or some_scans.any():
-            yield key, _selection(tried.where(blocks), scans[some_scans])
+        masks = [np.full(len(rows), True) for rows in (*(one.blocks for one in tried), *counted)]
+        for mask, text in zip(masks, texts, strict=True):
+            for name, value in chosen.items():
+                mask &= text[name] == value
+        if any(mask.any() for mask in masks):
+            trial = [one.where(mask) for one, mask in zip(tried, masks)]
+            yield (
+                key,
+                _selection(*trial, *(rows[mask] for rows, mask in zip(counted, masks[len(tried) :], strict=True))),
+            )
 
 
-def _selection(tried: Trials, scans: pd.DataFrame) -> Selection:
+def _selection(
+    repaired: Trials, secured: Trials, sifted: Trials, scans: pd.DataFrame, sifted_clean: pd.DataFrame
+) -> Selection:
     return Selection(
-        blocks=len(tried.blocks),
-        methods=ranking(tried),
+        blocks=len(repaired.blocks),
+        methods=ranking(repaired),
         scanners=[_scanner(str(method), group) for method, group in scans.groupby("method")],
-        curves=[*_curves(tried)],
+        curves=[*_curves(repaired)],
+        trainers=standings(secured),
+        sifters=standings(sifted, sifted_clean),
     )
 
 
@@ -191,7 +282,7 @@ def _curves(tried: Trials) -> Iterator[Curve]:
     for label, axis in CURVES.items():
         others = told_apart(tried.blocks, [name for name in BLOCK if name != label])
         for number, method in enumerate(tried.methods):
-            there = ~np.isnan(tried.values["der"][number]).all(1) & tried.blocks[label].notna().to_numpy()
+            there = tried.there[number].any(1) & tried.blocks[label].notna().to_numpy()
             points = tried.blocks[label].to_numpy()
             seen = collections.Counter(others[there])
             # What was tried at one point only has no curve, and must not end those of others.
@@ -202,6 +293,18 @@ def _curves(tried: Trials) -> Iterator[Curve]:
                 at = [_estimates(tried, number, whole & (points == x)) for x in every]
                 means = [{name: estimate.value for name, estimate in one.items()} for one in at]
                 yield Curve(axis=axis, method=method, points=[(float(x), y) for x, y in zip(every, means)])
+
+
+def _varies(judged: pd.DataFrame, name: str) -> bool:
+    """Return whether cells of one kind differ in a label; that those of another kind have none is no choice."""
+    return any(cells[name].nunique(dropna=False) > 1 for _, cells in judged.groupby("kind"))
+
+
+def _of_kinds(judged: pd.DataFrame) -> Iterator[str]:
+    """Yield the notes on kinds of methods that there are."""
+    for kind, note in ((SECURED.kind, SECURE_NOTE), (SIFTED.kind, SIFT_NOTE)):
+        if (judged["kind"] == kind).any():
+            yield note
 
 
 def _filter(judged: pd.DataFrame, name: str) -> Filter:
