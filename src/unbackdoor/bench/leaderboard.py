@@ -5,13 +5,13 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 
 from unbackdoor.bench.table import (
     BLOCK,
@@ -70,13 +70,13 @@ NOTES = (
 )
 
 SECURE_NOTE = (
-    "Models that were trained securely have a DER where the same data gave a model without a defence, which is the model"
+    "Models that were trained securely have a DER where the same data gave a model without a defence: that is the one"
     " before. MSE is the error with which a decoder, of methods that train one, reconstructs images from 0 to 1."
 )
 SIFT_NOTE = (
     "Sifters: AUROC is the chance that a poisoned row has a higher score than a clean one; TPR at FPR 1 % the share of"
-    " poisoned rows above all but 1 % of the clean ones; TPR and FPR are of the rows that the sifter itself holds poisoned;"
-    " false alarms are its FPR on data without an attack. They are ranked by AUROC."
+    " poisoned rows above all but 1 % of the clean ones; TPR and FPR are of the rows that the sifter itself holds"
+    " poisoned; false alarms are its FPR on data without an attack. They are ranked by AUROC."
 )
 """Of a board that has such methods."""
 
@@ -137,7 +137,7 @@ def standings(tried: Trials, on_clean_data: pd.DataFrame | None = None) -> list[
                 method=method,
                 blocks=int(tried.there[number].any(1).sum()),
                 of=len(tried.blocks),
-                complete=number in ranked,
+                complete=bool(np.isin(number, ranked)),
                 rank=_rank(ranks.get(number)),
                 figures={**_estimates(tried, number, everywhere), **alarms.pop(method, {})},
                 seconds=mean_of(tried.values["seconds"][number]),
@@ -227,24 +227,28 @@ def _estimates(tried: Trials, method: int, blocks: Bool[np.ndarray, "blocks"]) -
 def _selections(judged: pd.DataFrame, filters: Sequence[Filter]) -> Iterator[tuple[tuple[str, ...], Selection]]:
     """Yield what every choice of filters shows, where there are cells."""
     tried = [trials(judged, kind) for kind in (REPAIRED, SECURED, SIFTED)]
-    sifted_clean = judged["auroc"].isna() if "auroc" in judged else judged["kind"] == SIFTED.kind
-    counted = [judged[judged["kind"] == "scan"], judged[(judged["kind"] == SIFTED.kind) & sifted_clean]]
-    texts = [
-        {one.name: rows[one.name].map(_text).to_numpy() for one in filters}
-        for rows in (*(one.blocks for one in tried), *counted)
-    ]
+    no_poison = judged["auroc"].isna() if "auroc" in judged else judged["kind"] == SIFTED.kind
+    counted = [judged[judged["kind"] == "scan"], judged[(judged["kind"] == SIFTED.kind) & no_poison]]
+    parts = [{one.name: rows[one.name].map(_text).to_numpy() for one in filters} for rows in counted]
+    parts = [{one.name: some.blocks[one.name].map(_text).to_numpy() for one in filters} for some in tried] + parts
+    sizes = [*(len(some.blocks) for some in tried), *map(len, counted)]
     for key in itertools.product(*(("", *one.values) for one in filters)):
         chosen = {one.name: value for one, value in zip(filters, key, strict=True) if value}
-        masks = [np.full(len(rows), True) for rows in (*(one.blocks for one in tried), *counted)]
-        for mask, text in zip(masks, texts, strict=True):
-            for name, value in chosen.items():
-                mask &= text[name] == value
+        masks = [_fits(labels, chosen, size) for labels, size in zip(parts, sizes, strict=True)]
         if any(mask.any() for mask in masks):
-            trial = [one.where(mask) for one, mask in zip(tried, masks)]
-            yield (
-                key,
-                _selection(*trial, *(rows[mask] for rows, mask in zip(counted, masks[len(tried) :], strict=True))),
-            )
+            repaired, secured, sifted = (some.where(mask) for some, mask in zip(tried, masks))
+            scans, sifted_clean = (rows[mask] for rows, mask in zip(counted, masks[len(tried) :]))
+            yield key, _selection(repaired, secured, sifted, scans, sifted_clean)
+
+
+def _fits(
+    labels: Mapping[str, Shaped[np.ndarray, "rows"]], chosen: Mapping[str, str], rows: int
+) -> Bool[np.ndarray, "rows"]:
+    """Return which rows have the chosen labels."""
+    fits = np.full(rows, True)
+    for name, value in chosen.items():
+        fits &= labels[name] == value
+    return fits
 
 
 def _selection(

@@ -54,8 +54,8 @@ SIFTED = Judged(kind="sift", needed="auroc", figures=("auroc", "tpr_at_1", "tpr"
 def cell_table(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row a cell: kind, labels, metrics, duration, error, machine and key.
 
-    Cells of domains with other labels than `BLOCK`, and so with other figures, are left out. Of models that were trained
-    securely the DER is added, where there is one that was trained without a defence (see `rate`).
+    Cells of domains with other labels than `BLOCK`, and so with other figures, are left out. Models that were trained
+    securely get their DER, where there is one that was trained without a defence (see `rate`).
     """
     rows = [
         {
@@ -202,10 +202,10 @@ def seed_interval(values: Float[np.ndarray, "blocks seeds"]) -> tuple[float | No
 
 
 def rank_intervals(der: Float[np.ndarray, "blocks methods"], seed: int = 0) -> Float[np.ndarray, "methods 3"]:
-    """Return each method's rank by mean DER (or another figure, of which more is better), 1 the best, and the ends of its 95 % bootstrap interval over blocks.
+    """Return each method's rank by mean DER, 1 the best, and the ends of its 95 % bootstrap interval over blocks.
 
     Args:
-        der: no entry missing.
+        der: or another figure of which more is better; no entry missing.
         seed: of the draws.
 
     Returns:

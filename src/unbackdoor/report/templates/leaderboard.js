@@ -23,7 +23,7 @@ function make(tag, properties = {}, ...children) {
 const plain = value => value === null ? "–" : String(value);
 const fixed = (digits, factor) => value => typeof value === "number" ? (factor * value).toFixed(digits) : plain(value);
 const share = fixed(2, 100);
-const FIGURES = { plain, share, whole: fixed(0, 1), rank: fixed(2, 1) };
+const FIGURES = { plain, share, whole: fixed(0, 1), rank: fixed(2, 1), error: fixed(5, 1) };
 
 // An estimate is a value alone, or a value and the ends of its interval.
 
@@ -69,11 +69,40 @@ const SCANNERS = [
   column("Time (s)", row => row.seconds, { figure: "whole" }),
 ];
 
+// Of the kinds that are judged by figures of their own, which stand in the order of packing.py.
+const KINDS = {
+  trainers: standingColumns([
+    ["DER (%)", "share", true], ["ACC (%)", "share", true], ["ASR (%)", "share", false], ["RA (%)", "share", true],
+    ["MSE, clean", "error", false], ["MSE, triggered", "error", false],
+  ]),
+  sifters: standingColumns([
+    ["AUROC (%)", "share", true], ["TPR at FPR 1 % (%)", "share", true], ["TPR (%)", "share", true],
+    ["FPR (%)", "share", false], ["False alarms (%)", "share", false],
+  ]),
+};
+
 const CELLS = board.columns.map(([title, figure], place) => {
   const long = board.cells.some(row => String(row[place]).length > LONG);
   const kind = figure !== "plain" ? "number" : long ? "words" : "word";
   return column(figure === "share" ? `${title} (%)` : title, row => row[place], { figure, kind });
 });
+
+function standingColumns(figures) {
+  return [
+    NAME,
+    column("Rank", row => valueIn(row.rank), { cell: placeCell }),
+    ...figures.map(([title, figure, high], n) => column(title, row => valueIn(row.figures[n]), {
+      cell: row => estimate(row.figures[n], FIGURES[figure]), high,
+    })),
+    column("Time (s)", row => row.seconds, { figure: "whole" }),
+    column("Memory (MB)", row => row.memory, { figure: "whole" }),
+    column("Blocks", row => row.blocks, { cell: row => [`${row.blocks} of ${row.all}`], high: true }),
+  ];
+}
+
+function placeCell(row) {
+  return row.rank === null && row.complete ? ["–"] : rankCell(row);
+}
 
 function rankCell(row) {
   if (row.rank === null) return ["– ", make("span", { className: "ends" }, "incomplete")];
@@ -115,14 +144,14 @@ function compare(left, right, sign = 1) {
 }
 
 function sortOf(id) {
-  return state.sorts[id] ?? { title: id === "ranking" ? "Rank" : "", down: false };
+  return state.sorts[id] ?? { title: id === "ranking" || id in KINDS ? "Rank" : "", down: false };
 }
 
 function sorted(id, columns, rows) {
   const { title, down } = sortOf(id);
   const value = columns.find(found => found.title === title)?.value ?? (() => 0);
-  // Methods without a rank stay below the others: their figures cannot be compared.
-  const below = row => row.rank === null;
+  // Methods that lack blocks stay below the others: their figures cannot be compared.
+  const below = row => "complete" in row ? !row.complete : row.rank === null;
   return [...rows].sort((a, b) => below(a) - below(b) || compare(value(a), value(b), down ? -1 : 1));
 }
 
@@ -157,7 +186,8 @@ function bodyCell({ cell, kind }, row) {
 // What the filters choose.
 
 function selection() {
-  const [blocks, rows, scanners, curves] = board.selections[state.filters.join(",")] ?? [0, [], [], []];
+  const [blocks, rows, scanners, curves, trainers, sifters] = board.selections[state.filters.join(",")]
+    ?? [0, [], [], [], [], []];
   return {
     blocks,
     rows: rows.map(([method, count, der, rank, acc, asr, ra, seconds, memory, means, attacks]) => (
@@ -168,7 +198,13 @@ function selection() {
     )),
     curves: curves.filter(([, , points]) => points.length > 1)
       .map(([axis, method, points]) => ({ axis, method, points })),
+    trainers: trainers.map(standing),
+    sifters: sifters.map(standing),
   };
+}
+
+function standing([method, blocks, all, complete, rank, seconds, memory, figures]) {
+  return { method, blocks, all, complete, rank, seconds, memory, figures };
 }
 
 function chosenCells() {
@@ -200,13 +236,17 @@ function show() {
   for (const [id, axis] of Object.entries(CURVES)) showCurves(id, curvesOver(chosen, axis));
   byId("scanners-section").hidden = !chosen.scanners.length;
   fill("scanners", SCANNERS, sorted("scanners", SCANNERS, chosen.scanners));
+  for (const id of Object.keys(KINDS)) showKind(id, chosen[id]);
   showCells();
   drawCharts(chosen);
   writeHash();
 }
 
-function showStatus({ blocks, rows, scanners }) {
-  const counts = [[rows.length, "methods"], [blocks, "blocks"], [scanners.length, "scanners"]];
+function showStatus({ blocks, rows, scanners, trainers, sifters }) {
+  const counts = [
+    [rows.length, "methods"], [blocks, "blocks"], [scanners.length, "scanners"],
+    [trainers.length, "secure trainers"], [sifters.length, "sifters"],
+  ];
   const found = counts.filter(([count]) => count).map(([count, name]) => `${name}: ${count}`).join(", ");
   byId("status").textContent = found || "There are no cells for this choice. Set one of the filters back to all.";
 }
@@ -217,6 +257,14 @@ function showMethods(rows) {
   byId("incomplete").hidden = rows.every(row => row.rank !== null);
   fill("ranking", RANKING, sorted("ranking", RANKING, rows));
   fill("attacks", columns, sorted("attacks", columns, rows));
+}
+
+function showKind(id, rows) {
+  // What no method of the kind has is no column.
+  const columns = KINDS[id].filter(found => found.title === "Rank" || rows.some(row => found.value(row) !== null));
+  byId(`${id}-section`).hidden = !rows.length;
+  byId(`${id}-incomplete`).hidden = rows.every(row => row.complete);
+  fill(id, columns, sorted(id, columns, rows));
 }
 
 function showCurves(id, curves) {
