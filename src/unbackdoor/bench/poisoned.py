@@ -16,7 +16,7 @@ from unbackdoor.attacks.base import CLEAN
 from unbackdoor.attacks.saved import MOST_BYTES
 from unbackdoor.data import ImageSet
 from unbackdoor.data.limits import reason_of
-from unbackdoor.errors import CheckpointError, InputError
+from unbackdoor.errors import CheckpointError, DataError, InputError
 from unbackdoor.files import read_bytes, write_bytes
 from unbackdoor.folder import ATTACK, ROWS
 from unbackdoor.models.safetensors_file import read_safetensors, write_safetensors
@@ -64,8 +64,9 @@ def untrusted_data(train: ImageSet, given: Path) -> tuple[ImageSet, SavedAttack 
         images, labels = state["images"], state["labels"]
         told = [(images.dtype, images.shape[1:]), (labels.dtype, labels.shape[1:])]
         if told != [(torch.uint8, train.shape), (torch.int64, ())] or not len(images) == len(labels) == int(rows.sum()):
-            raise ValueError("its rows are not those of the attack")
-    except (OSError, ValueError, KeyError, CheckpointError) as error:
+            raise CheckpointError("its rows are not those of the attack")
+        again.images[rows], again.labels[rows] = images, labels
+        # Checks the labels.
+        return replace(again), attack
+    except (OSError, ValueError, KeyError, CheckpointError, DataError) as error:
         raise InputError(f"{given / ROWS} is damaged ({reason_of(error)}); delete the cell that made it") from error
-    again.images[rows], again.labels[rows] = images, labels
-    return replace(again), attack
