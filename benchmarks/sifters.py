@@ -40,8 +40,8 @@ def written(grid: str, wanted: int, rows: Sequence[Row]) -> str:
         " AUROC, TPR at FPR 1 % (the share of poisoned rows that score above all but 1 % of the clean ones), and TPR"
         " and FPR of the rows that the sifter itself holds poisoned. Means are over attacks, each the mean over its"
         " seeds. Seconds are of the wall clock, with learning the model; of the quick model, which sifters share, every"
-        " one of them is charged all. CPU seconds tell whether a row was disturbed: undisturbed, they are close to twice"
-        " as many on two threads. Peak MB is the largest of the processes that learned and sifted, with data and"
+        " one of them is charged all. CPU seconds tell whether a row was disturbed: undisturbed, they are close to"
+        " twice as many on two threads. Peak MB is the largest of the processes that learned and sifted, with data and"
         " libraries.",
         "",
         *machines(list(rows)),

@@ -158,9 +158,10 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "Made by `python benchmarks/sifters_speed.py`. The plain one takes the steps of the authors' program: PIL"
         " images one at a time, ten epochs of pushing classes apart with two passes a step, and scoring image by image,"
-        f" with as many rotations a row as ours ({METHOD.draws}; the authors draw one). Ours ends pushing apart after two"
-        " epochs without progress; in the column *as many epochs* the plain one is charged only as many as ours took."
-        " Scoring is timed once more for both on one and the same model, one after the other. Medians over turns.",
+        f" with as many rotations a row as ours ({METHOD.draws}; the authors draw one). Ours ends pushing apart after"
+        " two epochs without progress; in the column *as many epochs* the plain one is charged only as many as ours"
+        " took. Scoring is timed once more for both on one and the same model, one after the other. Figures are medians"
+        " over turns.",
         "",
         *machines(list(rows)),
         "",
