@@ -265,6 +265,23 @@ def test_without_an_undefended_victim_there_is_no_der_and_no_rank() -> None:
     assert values(dst)["asr"] == 0.25
 
 
+def test_trainers_that_need_clean_samples_are_ranked_beside_those_that_do_not() -> None:
+    records = [trained(), secured("DST", asr=0.5), secured("TrapAndReplace", asr=0.25, clean_size=50)]
+    board = board_of(records)
+    assert board.filters == []
+    assert [(row.method, row.complete, row.rank and row.rank.value) for row in whole(board).trainers] == [
+        ("TrapAndReplace", True, 1),
+        ("DST", True, 2),
+    ]
+    sizes = [repaired("FT", 0.5, clean_size=size) for size in (50, 100)]
+    board = board_of([*records, *sizes, secured("TrapAndReplace", asr=0.75, clean_size=100)])
+    assert [one.name for one in board.filters] == ["clean_size"]
+    names = ["TrapAndReplace, 50 clean samples", "DST", "TrapAndReplace, 100 clean samples"]
+    for choice in ("", "50", "100"):
+        assert [row.method for row in board.selections[choice,].trainers] == names
+        assert [row.blocks for row in board.selections[choice,].methods] == [2 if choice == "" else 1]
+
+
 def test_kinds_stand_apart_and_filters_narrow_each_of_them() -> None:
     records = [
         trained(attack="BadNets"),

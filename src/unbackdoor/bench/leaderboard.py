@@ -230,7 +230,14 @@ def _selections(judged: pd.DataFrame, filters: Sequence[Filter]) -> Iterator[tup
     no_poison = judged["auroc"].isna() if "auroc" in judged else judged["kind"] == SIFTED.kind
     counted = [judged[judged["kind"] == "scan"], judged[(judged["kind"] == SIFTED.kind) & no_poison]]
     parts = [{one.name: rows[one.name].map(_text).to_numpy() for one in filters} for rows in counted]
-    parts = [{one.name: some.blocks[one.name].map(_text).to_numpy() for one in filters} for some in tried] + parts
+    parts = [
+        {
+            one.name: some.blocks[one.name].map(_text).to_numpy()
+            for one in filters
+            if not (some.judged.own_clean and one.name == "clean_size")
+        }
+        for some in tried
+    ] + parts
     sizes = [*(len(some.blocks) for some in tried), *map(len, counted)]
     for key in itertools.product(*(("", *one.values) for one in filters)):
         chosen = {one.name: value for one, value in zip(filters, key, strict=True) if value}
@@ -244,10 +251,11 @@ def _selections(judged: pd.DataFrame, filters: Sequence[Filter]) -> Iterator[tup
 def _fits(
     labels: Mapping[str, Shaped[np.ndarray, "rows"]], chosen: Mapping[str, str], rows: int
 ) -> Bool[np.ndarray, "rows"]:
-    """Return which rows have the chosen labels."""
+    """Return which rows have the chosen labels; one that they do not tell is no matter."""
     fits = np.full(rows, True)
     for name, value in chosen.items():
-        fits &= labels[name] == value
+        if name in labels:
+            fits &= labels[name] == value
     return fits
 
 
@@ -301,6 +309,8 @@ def _curves(tried: Trials) -> Iterator[Curve]:
 
 def _varies(judged: pd.DataFrame, name: str) -> bool:
     """Return whether cells of one kind differ in a label; that those of another kind have none is no choice."""
+    if name == "clean_size":
+        judged = judged[judged["kind"] != SECURED.kind]
     return any(cells[name].nunique(dropna=False) > 1 for _, cells in judged.groupby("kind"))
 
 

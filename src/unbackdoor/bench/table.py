@@ -32,19 +32,26 @@ class Judged:
         needed: the figure without which a cell says nothing of a method.
         figures: all that methods are compared by.
         best: the figure by which they are ranked; higher is better.
+        own_clean: whether clean samples are the method's affair, as some need them and others do without, and not one
+            of the things that all are tried on.
     """
 
     kind: str
     needed: str
     figures: tuple[str, ...]
     best: str
+    own_clean: bool = False
 
 
 REPAIRED = Judged(kind="purify", needed="der", figures=("acc", "asr", "ra", "der"), best="der")
 """Repairs of clean models have no DER."""
 
 SECURED = Judged(
-    kind="secure", needed="asr", figures=("acc", "asr", "ra", "der", "mse_clean", "mse_triggered"), best="der"
+    kind="secure",
+    needed="asr",
+    figures=("acc", "asr", "ra", "der", "mse_clean", "mse_triggered"),
+    best="der",
+    own_clean=True,
 )
 """There is a DER where a model was trained on the same data without a defence."""
 
@@ -145,6 +152,8 @@ def trials(cells: pd.DataFrame, judged: Judged = REPAIRED) -> Trials:
     needed = judged.needed
     chosen = (cells["kind"] == judged.kind) & cells[needed].notna() if needed in cells else cells["kind"] == ""
     cells = newest(cells[chosen])
+    if judged.own_clean:
+        cells = _with_own_clean(cells)
     block, _ = pd.factorize(told_apart(cells, BLOCK))
     method, methods = pd.factorize(cells["method"], sort=True)
     seed, seeds = pd.factorize(cells["seed"])
@@ -156,6 +165,15 @@ def trials(cells: pd.DataFrame, judged: Judged = REPAIRED) -> Trials:
     first = np.unique(block, return_index=True)[1]
     blocks = cells[list(BLOCK)].iloc[first].reset_index(drop=True)
     return Trials(judged, tuple(map(str, methods)), blocks, values)
+
+
+def _with_own_clean(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells with the clean samples told by the methods' names, where numbers of them differ."""
+    sizes = cells["clean_size"]
+    if sizes.nunique() > 1:
+        told = ["" if pd.isna(size) else f", {size:g} clean samples" for size in sizes]
+        cells = cells.assign(method=cells["method"] + told)
+    return cells.assign(clean_size=None)
 
 
 def newest(cells: pd.DataFrame) -> pd.DataFrame:
