@@ -52,6 +52,9 @@ TITLES = {
 }
 """Of the labels that can be filtered by."""
 
+CLEAN_SIZE = "clean_size"
+"""The label that is none of blocks where clean samples are a method's own affair."""
+
 CURVES: dict[str, Literal["poison rate", "clean samples"]] = {
     "poison_rate": "poison rate",
     "clean_size": "clean samples",
@@ -228,24 +231,18 @@ def _selections(judged: pd.DataFrame, filters: Sequence[Filter]) -> Iterator[tup
     """Yield what every choice of filters shows, where there are cells."""
     tried = [trials(judged, kind) for kind in (REPAIRED, SECURED, SIFTED)]
     no_poison = judged["auroc"].isna() if "auroc" in judged else judged["kind"] == SIFTED.kind
-    counted = [judged[judged["kind"] == "scan"], judged[(judged["kind"] == SIFTED.kind) & no_poison]]
-    parts = [{one.name: rows[one.name].map(_text).to_numpy() for one in filters} for rows in counted]
+    scans, sifted_clean = judged[judged["kind"] == "scan"], judged[(judged["kind"] == SIFTED.kind) & no_poison]
+    rows = [*((some.blocks, some.judged.own_clean) for some in tried), (scans, False), (sifted_clean, True)]
     parts = [
-        {
-            one.name: some.blocks[one.name].map(_text).to_numpy()
-            for one in filters
-            if not (some.judged.own_clean and one.name == "clean_size")
-        }
-        for some in tried
-    ] + parts
-    sizes = [*(len(some.blocks) for some in tried), *map(len, counted)]
+        {one.name: some[one.name].map(_text).to_numpy() for one in filters if not (own and one.name == CLEAN_SIZE)}
+        for some, own in rows
+    ]
     for key in itertools.product(*(("", *one.values) for one in filters)):
         chosen = {one.name: value for one, value in zip(filters, key, strict=True) if value}
-        masks = [_fits(labels, chosen, size) for labels, size in zip(parts, sizes, strict=True)]
+        masks = [_fits(labels, chosen, len(some)) for labels, (some, _) in zip(parts, rows, strict=True)]
         if any(mask.any() for mask in masks):
             repaired, secured, sifted = (some.where(mask) for some, mask in zip(tried, masks))
-            scans, sifted_clean = (rows[mask] for rows, mask in zip(counted, masks[len(tried) :]))
-            yield key, _selection(repaired, secured, sifted, scans, sifted_clean)
+            yield key, _selection(repaired, secured, sifted, scans[masks[-2]], sifted_clean[masks[-1]])
 
 
 def _fits(
@@ -307,11 +304,15 @@ def _curves(tried: Trials) -> Iterator[Curve]:
                 yield Curve(axis=axis, method=method, points=[(float(x), y) for x, y in zip(every, means)])
 
 
+def _with(judged: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the cells that a label of blocks is told of."""
+    own = [kind.kind for kind in (SECURED, SIFTED) if kind.own_clean and name == CLEAN_SIZE]
+    return judged[~judged["kind"].isin(own)]
+
+
 def _varies(judged: pd.DataFrame, name: str) -> bool:
     """Return whether cells of one kind differ in a label; that those of another kind have none is no choice."""
-    if name == "clean_size":
-        judged = judged[judged["kind"] != SECURED.kind]
-    return any(cells[name].nunique(dropna=False) > 1 for _, cells in judged.groupby("kind"))
+    return any(cells[name].nunique(dropna=False) > 1 for _, cells in _with(judged, name).groupby("kind"))
 
 
 def _of_kinds(judged: pd.DataFrame) -> Iterator[str]:
@@ -322,7 +323,7 @@ def _of_kinds(judged: pd.DataFrame) -> Iterator[str]:
 
 
 def _filter(judged: pd.DataFrame, name: str) -> Filter:
-    values = sorted(judged[name].unique(), key=_place)
+    values = sorted(_with(judged, name)[name].unique(), key=_place)
     return Filter(name=name, title=TITLES[name], values=[_text(value) for value in values])
 
 

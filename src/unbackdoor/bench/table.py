@@ -33,7 +33,7 @@ class Judged:
         figures: all that methods are compared by.
         best: the figure by which they are ranked; higher is better.
         own_clean: whether clean samples are the method's affair, as some need them and others do without, and not one
-            of the things that all are tried on.
+            of the things that all of its kind are tried on.
     """
 
     kind: str
@@ -55,7 +55,7 @@ SECURED = Judged(
 )
 """There is a DER where a model was trained on the same data without a defence."""
 
-SIFTED = Judged(kind="sift", needed="auroc", figures=("auroc", "tpr_at_1", "tpr", "fpr"), best="auroc")
+SIFTED = Judged(kind="sift", needed="auroc", figures=("auroc", "tpr_at_1", "tpr", "fpr"), best="auroc", own_clean=True)
 
 
 def cell_table(records: Iterable[Record]) -> pd.DataFrame:
