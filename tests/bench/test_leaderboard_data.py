@@ -205,6 +205,7 @@ def test_sifters_are_ranked_by_auroc_and_judged_on_clean_data_too() -> None:
     assert (fct.blocks, fct.of, fct.complete, fct.seconds, fct.peak_mb) == (2, 2, True, 20, 300)
     assert values(fct) == {"auroc": 0.625, "tpr_at_1": 0.3125, "tpr": 0.5, "fpr": 0.0625, "clean": 0.25}
     assert "clean" not in consensus.figures, "it never saw clean data"
+    assert {attack: found["auroc"].value for attack, found in fct.attacks.items()} == {"BadNets": 0.75, "SIG": 0.5}
     assert whole(board).methods == whole(board).trainers == whole(board).scanners == []
     assert sum(note.startswith("Sifters:") for note in board.notes) == 1
     assert not any(note.startswith("Models that were trained securely") for note in board.notes)

@@ -158,6 +158,7 @@ SIFTERS = [
         complete=True,
         rank=Estimate(value=1.0),
         figures={"auroc": around(0.98), "tpr_at_1": around(0.5), "fpr": around(0.03125), "clean": Estimate(value=0.0)},
+        attacks={"BadNets": {"auroc": around(0.99), "fpr": around(0.25)}, "WaNet": {"auroc": around(0.97)}},
         seconds=40.0,
     ),
     Standing(
@@ -167,10 +168,14 @@ SIFTERS = [
         complete=True,
         rank=Estimate(value=2.0),
         figures={"auroc": around(0.9), "tpr_at_1": around(0.75), "fpr": around(0.0625), "clean": Estimate(value=0.05)},
+        attacks={"BadNets": {"auroc": around(0.8), "fpr": around(0.125)}, "WaNet": {"auroc": around(1.0)}},
         seconds=60.0,
     ),
     Standing(method="ac", blocks=1, of=6, complete=False, figures={"auroc": Estimate(value=0.99)}, seconds=5.0),
 ]
+
+
+SIFTED_ONLY = Selection(blocks=0, sifters=SIFTERS)
 
 
 def cells(count: int) -> list[list[str | float | None]]:
@@ -266,7 +271,10 @@ def hostile_board(board: Leaderboard, text: str) -> Leaderboard:
     """A board with `text` wherever strangers' text can stand."""
     row = dataclasses.replace(board.selections[("", "", "")].methods[0], method=text, attacks={text: estimates(1)})
     scanner = dataclasses.replace(board.selections[("", "", "")].scanners[0], method=text)
-    trainer, sifter = (dataclasses.replace(found[0], method=text) for found in (TRAINERS, SIFTERS))
+    trainer, sifter = (
+        dataclasses.replace(found[0], method=text, attacks={text: {"asr": around(0.5), "auroc": around(0.5)}})
+        for found in (TRAINERS, SIFTERS)
+    )
     curve = Curve(axis="poison rate", method=text, points=[(0.1, figures(1)), (0.2, figures(2))])
     return Leaderboard(
         title=text,
@@ -317,7 +325,8 @@ def test_the_data_are_lists_with_methods_as_numbers(board: Leaderboard, html: st
     assert trainers[1][5:7] == [300, 600]
     assert trainers[1][7][4:] == [[0.00512, 0.005, 0.0052], 0.0125]
     assert trainers[0][7][4:] == [None, None]
-    assert sifters[2] == [10, 1, 6, False, None, 5, None, [0.99, None, None, None, None]]
+    assert sifters[2] == [10, 1, 6, False, None, 5, None, [0.99, None, None, None, None], [None, None, None]]
+    assert sifters[0][8][2] == [pytest.approx([0.97, 0.95, 0.983]), None, None, None, None]
     row = board.selections[("", "", "")].methods[0]
     assert blocks == 18
     assert rows[0][:2] == [0, 18]
@@ -375,6 +384,7 @@ def test_an_estimate_without_a_whole_interval_is_its_value_alone(
         ({"selections": {("cifar10", ""): Selection(blocks=0)}}, "each of the filters"),
         ({"selections": {("mnist", "", ""): Selection(blocks=0)}}, "each of the filters"),
         ({"attacks": ["BadNets"]}, "lack \\['Blended', 'WaNet'\\]"),
+        ({"attacks": ["BadNets", "Blended"], "selections": {("", "", ""): SIFTED_ONLY}}, "lack \\['WaNet'\\]"),
         ({"cells": [["cifar10"]]}, "one value for each of the columns"),
         ({"filters": [Filter(name="budget", title="Budget", values=[])], "selections": {}}, "'budget' needs a column"),
     ],
@@ -698,8 +708,19 @@ def test_each_kind_of_methods_has_a_table_that_sorts(open_page: Open, html: str)
     assert column(page, "sifters", "Method") == ["fct", "consensus", "ac"]
     press(page, "sifters", "AUROC (%)")
     assert column(page, "sifters", "Method") == ["consensus", "fct", "ac"], "what cannot be compared stays below"
-    view = page.evaluate("location.hash")
-    shown = {table: page.locator(f"#{table}").inner_text() for table in ("trainers", "sifters")}
+    assert page.locator("#sifters-attacks thead button").all_inner_texts() == ["Method", "BadNets", "WaNet"]
+    assert column(page, "sifters-attacks", "BadNets") == ["99.00", "80.00", "–"]
+    press(page, "sifters-attacks", "WaNet")
+    assert column(page, "sifters-attacks", "Method") == ["fct", "consensus", "ac"]
+    figure = page.locator("#sifters-section").get_by_label("Figure", exact=True)
+    assert "False alarms (%)" not in figure.locator("option").all_inner_texts()
+    figure.select_option("FPR (%)")
+    assert column(page, "sifters-attacks", "BadNets") == ["25.00", "12.50", "–"]
+    press(page, "sifters-attacks", "BadNets")
+    assert column(page, "sifters-attacks", "BadNets") == ["12.50", "25.00", "–"], "here the low end is the best"
+    view = settled(page).evaluate("location.hash")
+    tables = ("trainers", "sifters", "sifters-attacks")
+    shown = {table: page.locator(f"#{table}").inner_text() for table in tables}
     reopened(page, view)
     assert {table: page.locator(f"#{table}").inner_text() for table in shown} == shown
 
@@ -819,7 +840,7 @@ def test_hostile_names_are_read_not_run(open_page: Open, board: Leaderboard) -> 
         page = settled(open_page(render_leaderboard(hostile_board(board, text))))
         shown = text if text != HOSTILE else "<script>document.title='owned'</script>red"
         assert page.title() == f"{shown} · unbackdoor"
-        for table in ("ranking", "attacks", "rates", "scanners", "trainers", "sifters"):
+        for table in ("ranking", "attacks", "rates", "scanners", "trainers", "sifters", "sifters-attacks"):
             assert column(page, table, "Method") == [shown]
         assert page.locator("#scatter-legend li").inner_text() == shown
         assert len(page.locator("#scatter-chart").evaluate(MARKS)) == 1

@@ -143,6 +143,7 @@ def standings(tried: Trials, on_clean_data: pd.DataFrame | None = None) -> list[
                 complete=bool(np.isin(number, ranked)),
                 rank=_rank(ranks.get(number)),
                 figures={**_estimates(tried, number, everywhere), **alarms.pop(method, {})},
+                attacks=_by_attack(tried, number),
                 seconds=mean_of(tried.values["seconds"][number]),
                 peak_mb=mean_of(tried.values["peak_mb"][number]),
             )
@@ -200,8 +201,6 @@ def fair(tried: Trials) -> tuple[Trials, Int[np.ndarray, "ranked"]]:
 def _row(tried: Trials, method: int, rank: Sequence[float] | None) -> Row:
     everywhere = np.full(len(tried.blocks), True)
     shares = _estimates(tried, method, everywhere)
-    attacks = tried.blocks["attack"].to_numpy()
-    by_attack = {str(attack): _estimates(tried, method, attacks == attack) for attack in dict.fromkeys(attacks)}
     return Row(
         method=tried.methods[method],
         blocks=int(tried.there[method].any(1).sum()),
@@ -212,8 +211,15 @@ def _row(tried: Trials, method: int, rank: Sequence[float] | None) -> Row:
         ra=shares.get("ra"),
         seconds=mean_of(tried.values["seconds"][method]),
         peak_mb=mean_of(tried.values["peak_mb"][method]),
-        attacks={attack: estimates for attack, estimates in by_attack.items() if estimates},
+        attacks=_by_attack(tried, method),
     )
+
+
+def _by_attack(tried: Trials, method: int) -> dict[str, dict[str, Estimate]]:
+    """Return what one method reached on each attack that it was tried on."""
+    attacks = tried.blocks["attack"].to_numpy()
+    found = {str(attack): _estimates(tried, method, attacks == attack) for attack in dict.fromkeys(attacks)}
+    return {attack: estimates for attack, estimates in found.items() if estimates}
 
 
 def _estimates(tried: Trials, method: int, blocks: Bool[np.ndarray, "blocks"]) -> dict[str, Estimate]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -115,6 +115,7 @@ class Standing:
         complete: whether it has what the others have, so that its figures can be compared.
         rank: mean rank among them, 1 is best; None: it has none.
         figures: means by name, of those in `packing.TRAINED` and `packing.SIFTED`; those not measured are left out.
+        attacks: for each attack the same.
         seconds: mean time that it took.
         peak_mb: mean of the largest memory, in MB.
     """
@@ -125,6 +126,7 @@ class Standing:
     complete: bool
     rank: Estimate | None = None
     figures: Mapping[str, Estimate]
+    attacks: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     seconds: float | None = None
     peak_mb: float | None = None
 

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,8 @@ def _kind(column: str) -> str:
 
 
 def _selection(selection: Selection, attacks: Sequence[str], methods: _Numbers) -> list[Any]:
-    if unknown := {attack for row in selection.methods for attack in row.attacks}.difference(attacks):
+    rows = (*selection.methods, *selection.trainers, *selection.sifters)
+    if unknown := {attack for row in rows for attack in row.attacks}.difference(attacks):
         raise InputError(f"the board's attacks {list(attacks)} lack {sorted(unknown)}, which a method has figures for")
     return [
         selection.blocks,
@@ -101,8 +102,8 @@ def _selection(selection: Selection, attacks: Sequence[str], methods: _Numbers) 
             [curve.axis, methods[curve.method], [[x, *map(figures.get, METRICS)] for x, figures in curve.points]]
             for curve in selection.curves
         ],
-        [_standing(row, TRAINED, methods) for row in selection.trainers],
-        [_standing(row, SIFTED, methods) for row in selection.sifters],
+        [_standing(row, TRAINED, attacks, methods) for row in selection.trainers],
+        [_standing(row, SIFTED, attacks, methods) for row in selection.sifters],
     ]
 
 
@@ -115,10 +116,13 @@ def _row(row: Row, means: list[float | None], attacks: Sequence[str], methods: _
     return [methods[row.method], row.blocks, *figures, row.seconds, row.peak_mb, means, by_attack]
 
 
-def _standing(row: Standing, names: Sequence[str], methods: _Numbers) -> list[Any]:
-    figures = [_estimate(row.figures.get(name)) for name in names]
+def _standing(row: Standing, names: Sequence[str], attacks: Sequence[str], methods: _Numbers) -> list[Any]:
+    def figures(found: Mapping[str, Estimate]) -> list[Any]:
+        return [_estimate(found.get(name)) for name in names]
+
+    by_attack = [figures(row.attacks[attack]) if attack in row.attacks else None for attack in attacks]
     place = [methods[row.method], row.blocks, row.of, row.complete, _estimate(row.rank)]
-    return [*place, row.seconds, row.peak_mb, figures]
+    return [*place, row.seconds, row.peak_mb, figures(row.figures), by_attack]
 
 
 def _scanner(row: ScannerRow, methods: _Numbers) -> list[Any]:

@@ -69,16 +69,23 @@ const SCANNERS = [
   column("Time (s)", row => row.seconds, { figure: "whole" }),
 ];
 
-// Of the kinds that are judged by figures of their own, which stand in the order of packing.py.
+// Kinds that are judged by figures of their own, which stand in the order of packing.py. Title, figure, high is best.
 const KINDS = {
-  trainers: standingColumns([
+  trainers: [
     ["DER (%)", "share", true], ["ACC (%)", "share", true], ["ASR (%)", "share", false], ["RA (%)", "share", true],
     ["MSE, clean", "error", false], ["MSE, triggered", "error", false],
-  ]),
-  sifters: standingColumns([
+  ],
+  sifters: [
     ["AUROC (%)", "share", true], ["TPR at FPR 1 % (%)", "share", true], ["TPR (%)", "share", true],
     ["FPR (%)", "share", false], ["False alarms (%)", "share", false],
-  ]),
+  ],
+};
+
+// The figures among which the reader of a table or chart chooses.
+const CHOICES = {
+  attacks: METRICS, rates: METRICS, samples: METRICS,
+  trainers: KINDS.trainers.map(([title]) => title),
+  sifters: KINDS.sifters.map(([title]) => title).slice(0, -1), // false alarms are of no attack
 };
 
 const CELLS = board.columns.map(([title, figure], place) => {
@@ -87,17 +94,27 @@ const CELLS = board.columns.map(([title, figure], place) => {
   return column(figure === "share" ? `${title} (%)` : title, row => row[place], { figure, kind });
 });
 
-function standingColumns(figures) {
+function kindColumns(id) {
   return [
     NAME,
     column("Rank", row => valueIn(row.rank), { cell: placeCell }),
-    ...figures.map(([title, figure, high], n) => column(title, row => valueIn(row.figures[n]), {
-      cell: row => estimate(row.figures[n], FIGURES[figure]), high,
-    })),
+    ...KINDS[id].map(([title, ...look], n) => figureColumn(title, row => row.figures[n], ...look)),
     column("Time (s)", row => row.seconds, { figure: "whole" }),
     column("Memory (MB)", row => row.memory, { figure: "whole" }),
     column("Blocks", row => row.blocks, { cell: row => [`${row.blocks} of ${row.all}`], high: true }),
   ];
+}
+
+function figureColumn(title, found, figure, high) {
+  const cell = row => estimate(found(row), FIGURES[figure]);
+  return column(title, row => valueIn(found(row)), { cell, high });
+}
+
+function kindAttackColumns(id, rows, chosen) {
+  const [, figure, high] = KINDS[id][chosen];
+  const measured = [...board.attacks.keys()].filter(attack => rows.some(row => row.attacks[attack]));
+  const found = attack => row => row.attacks[attack] ? row.attacks[attack][chosen] : null;
+  return [NAME, ...measured.map(attack => figureColumn(board.attacks[attack], found(attack), figure, high))];
 }
 
 function placeCell(row) {
@@ -203,8 +220,8 @@ function selection() {
   };
 }
 
-function standing([method, blocks, all, complete, rank, seconds, memory, figures]) {
-  return { method, blocks, all, complete, rank, seconds, memory, figures };
+function standing([method, blocks, all, complete, rank, seconds, memory, figures, attacks]) {
+  return { method, blocks, all, complete, rank, seconds, memory, figures, attacks };
 }
 
 function chosenCells() {
@@ -261,10 +278,12 @@ function showMethods(rows) {
 
 function showKind(id, rows) {
   // What no method of the kind has is no column.
-  const columns = KINDS[id].filter(found => found.title === "Rank" || rows.some(row => found.value(row) !== null));
+  const columns = kindColumns(id).filter(({ title, value }) => title === "Rank" || rows.some(row => value(row) !== null));
+  const byAttack = kindAttackColumns(id, rows, state.metrics[id]);
   byId(`${id}-section`).hidden = !rows.length;
   byId(`${id}-incomplete`).hidden = rows.every(row => row.complete);
   fill(id, columns, sorted(id, columns, rows));
+  fill(`${id}-attacks`, byAttack, sorted(`${id}-attacks`, byAttack, rows));
 }
 
 function showCurves(id, curves) {
@@ -317,7 +336,7 @@ function writeHash() {
   board.filters.forEach(([name, , values], n) => {
     if (state.filters[n]) saved.set(`filter.${name}`, values[state.filters[n] - 1]);
   });
-  for (const [id, metric] of Object.entries(state.metrics)) if (metric) saved.set(`metric.${id}`, METRICS[metric]);
+  for (const [id, chosen] of Object.entries(state.metrics)) if (chosen) saved.set(`metric.${id}`, CHOICES[id][chosen]);
   for (const [id, { title, down }] of Object.entries(state.sorts)) {
     saved.set(`sort.${id}`, `${down ? "down" : "up"}.${title}`);
   }
@@ -329,8 +348,8 @@ function writeHash() {
 function readHash() {
   const saved = new URLSearchParams(location.hash.slice(1));
   state.filters = board.filters.map(([name, , values]) => values.indexOf(saved.get(`filter.${name}`)) + 1);
-  for (const id of ["attacks", ...Object.keys(CURVES)]) {
-    state.metrics[id] = Math.max(0, METRICS.indexOf(saved.get(`metric.${id}`)));
+  for (const [id, names] of Object.entries(CHOICES)) {
+    state.metrics[id] = Math.max(0, names.indexOf(saved.get(`metric.${id}`)));
   }
   state.sorts = {};
   for (const table of document.querySelectorAll("table[id]")) {
@@ -358,7 +377,7 @@ function makeControls() {
     }));
   });
   for (const id of Object.keys(state.metrics)) {
-    byId(`${id}-controls`).append(choice(`${id}-metric`, "Figure", METRICS, chosen => {
+    byId(`${id}-controls`).append(choice(`${id}-metric`, "Figure", CHOICES[id], chosen => {
       state.metrics[id] = chosen;
       show();
     }));
