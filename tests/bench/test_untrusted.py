@@ -187,7 +187,7 @@ def test_of_clean_data_a_sifter_can_only_give_false_alarms(data: Path, tmp_path:
         (BadNets(labels="all-to-all", poison_rate=0.2), False),
         (BadNets(cover_rate=0.1), False),
         # Weaker in training than in testing.
-        (SIG(target=2, amplitude=0.1, test_amplitude=0.3), True),
+        (SIG(target=2, amplitude=0.1, test_amplitude=0.3, periods=2), True),
         (WaNet(poison_rate=0.1, cover_rate=0.2), True),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Attack) else str(value),
@@ -270,7 +270,7 @@ def test_the_reconstruction_error_stands_beside_acc_and_asr(data: Path, tmp_path
 
 def test_rows_that_were_tampered_with_are_refused(data: Path, tmp_path: Path) -> None:
     train = read_images(str(data), "train")
-    attack = SIG(target=2, amplitude=0.1, test_amplitude=0.3)
+    attack = SIG(target=2, amplitude=0.1, test_amplitude=0.3, periods=2)
     fitted = attack.prepare(train, no_model, RUNTIME)
     save_attack(tmp_path / ATTACK, fitted, options_of(attack))
     assert set(kept_rows(fitted, train, tmp_path)) == {ROWS}
