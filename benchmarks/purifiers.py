@@ -9,95 +9,12 @@ A finished cell is not done again, though the store of `unbackdoor bench` be los
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import cached_property
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-from record import HERE, Rows, machines
-
-from unbackdoor.bench.cell import Cell
-from unbackdoor.bench.grid import read_grid
-from unbackdoor.bench.worker import CellOutcome, Device, perform
-
-
-class Bench:
-    """A grid whose results outlive the store.
-
-    Args:
-        grid: YAML file.
-        work: folder for the states of interrupted cells.
-        device: to compute on.
-        threads: of the processor.
-    """
-
-    def __init__(self, grid: Path, work: Path, device: Device, threads: int) -> None:
-        self.grid, self.work, self.device, self.threads = grid, work, device, threads
-        name = grid.stem if device == "cpu" else f"{grid.stem}_{device}"
-        self.rows, self.table = Rows(HERE / "results" / f"{name}.jsonl"), HERE / "results" / f"{name}.md"
-        self.victims: dict[str, CellOutcome] = {}
-
-    @cached_property
-    def cells(self) -> list[Cell]:
-        """The repairs of the grid."""
-        return [cell for cell in read_grid(self.grid) if cell.kind == "purify"]
-
-    def left(self) -> list[Cell]:
-        """Return the repairs that are not done yet."""
-        done = {row["key"] for row in self.rows.read()}
-        return [cell for cell in self.cells if cell.key not in done]
-
-    def run(self, cell: Cell) -> dict[str, Any]:
-        """Do a repair, and measure its victim if no repair of it came before; return the row.
-
-        A repair that its method refuses has a row with the reason.
-        """
-        assert cell.needs is not None
-        if cell.needs.key not in self.victims:
-            self.victims[cell.needs.key] = self._perform(cell.needs, {})
-        victim = self.victims[cell.needs.key]
-        outcome = self._perform(cell, victim.files)
-        row = {"key": cell.key, **cell.labels, "before": victim.metrics, **outcome.metrics, **outcome.machine}
-        if outcome.error:
-            row["error"] = outcome.error
-        return self.rows.append(row)
-
-    def _perform(self, cell: Cell, given: Any) -> CellOutcome:
-        # A process of its own: the peak of memory is this cell's alone.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            outcome = pool.submit(perform, cell, given, self.work, self.device, self.threads).result()
-        if outcome.trace:
-            raise SystemExit(f"{cell.title}: {outcome.error}\n{outcome.trace}")
-        return outcome
-
-    def write(self) -> None:
-        """Write the table."""
-        keys = {cell.key for cell in self.cells}
-        rows = [row for row in self.rows.read() if row["key"] in keys]
-        self.table.write_text(written(self.grid.name, len(self.cells), rows))
-
-
-def main() -> None:
-    """Do the cells that are missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", type=Path)
-    parser.add_argument("--work", type=Path, default=Path("build/purifiers"), help="states of interrupted cells")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="only write the table")
-    arguments = parser.parse_args()
-    bench = Bench(arguments.grid, arguments.work, arguments.device, arguments.threads)
-    if not arguments.table:
-        for cell in bench.left():
-            bench.run(cell)
-            print(cell.title, flush=True)
-            bench.write()
-    bench.write()
-    print(bench.table)
+from grid_cells import run_grid
+from record import machines
 
 
 def written(grid: str, wanted: int, rows: Sequence[dict[str, Any]]) -> str:
@@ -173,4 +90,4 @@ def _cells(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_grid(__doc__, ["purify"], written, "build/purifiers")

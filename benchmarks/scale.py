@@ -2,15 +2,19 @@
 
 Nothing is trained here. The cells of results/main_job.jsonl say how much work a victim and a repair are, counted in
 training steps of one image, by the speed of the bare step in results/training_speed.json. The same count at another
-speed is the time on another machine. results/training_speed-cuda.json has the speed of a GPU once that was measured;
-until then the speeds are assumptions, and the table says so. The cells are then handed out as the bench does it, a
-victim before what needs it. Writes results/scale.md.
+speed is the time on another machine. The cells are then handed out as the bench does it, a victim before what needs it.
+Writes results/scale.md, which says what of it was measured and what is assumed.
 
     python benchmarks/scale.py
+    python benchmarks/scale.py --gpu-factor 300     # another assumption, not written
+
+How many times as fast a GPU takes a bare step as the machine of training_speed.json is one number, `GPU_FACTOR`. It is
+an assumption until results/training_speed-cuda.json is there, which `training_speed.py --device cuda` writes.
 """
 
 from __future__ import annotations
 
+import argparse
 import heapq
 import itertools
 import json
@@ -37,8 +41,16 @@ ALONE = 1.05
 """Times the processor's time that the clock may show."""
 
 MACHINES = (1, 8, 64, 512)
-ASSUMED = (5_000, 20_000, 80_000)
-"""Images/s of the bare step at full width, where no GPU was measured."""
+
+GPU_FACTOR = 175.0
+"""Assumed, not measured: how many times as many images a second a GPU takes through a bare training step of
+PreActResNet18 at full width as the machine of training_speed.json (two cores, 115 images/s): some 20,000. Such a step
+is 3.3 thousand million operations an image, so this is 67 TFLOP/s in bfloat16: a fifteenth to a fifth of what GPUs of
+data centres have on paper (989 an H100, 312 an A100), of which small convolutions reach a small part."""
+
+UNCERTAIN = 4.0
+"""By how much the factor may be wrong either way: from a card that launches of small kernels hold back, to one that is
+kept busy by compiled networks or several cells at a time."""
 
 
 @dataclass(frozen=True)
@@ -160,51 +172,95 @@ def measured_steps() -> tuple[dict[str, float], str]:
     return {kind: statistics.median(rounds[kind]) for kind in KINDS}, speeds["machine"]["device"]
 
 
-def speeds() -> tuple[dict[str, float], str]:
-    """Return images/s of the bare step at full width, by what has it, and what to think of it."""
+@dataclass(frozen=True)
+class Speed:
+    """Images/s of the bare step at full width.
+
+    Attributes:
+        name: what has it.
+        value: how many.
+        measured: whether that was measured.
+    """
+
+    name: str
+    value: float
+    measured: bool
+
+
+def speeds(factor: float) -> list[Speed]:
+    """Return the measured speed of a GPU, or else the assumed one between the ends of its range."""
     path = RESULTS / "training_speed-cuda.json"
     if path.exists():
         found = json.loads(path.read_text())
         row = next(row for row in found["rows"] if row["width"] == WIDTH)
-        bare = float(row["images_per_second"]["bare"])
-        return {found["machine"]["device"]: bare}, f"{bare:,.0f} images/s, measured by `training_speed.py`."
-    sentence = "**Assumed**, as no GPU has been measured: run `python benchmarks/training_speed.py --device cuda`."
-    return {f"{speed:,} images/s": speed for speed in ASSUMED}, sentence
+        return [Speed(found["machine"]["device"], float(row["images_per_second"]["bare"]), True)]
+    named = {"slow end": factor / UNCERTAIN, "assumed": factor, "fast end": factor * UNCERTAIN}
+    base = processor()
+    return [Speed(f"{name}: {one:,.4g} x {base:.0f} images/s", one * base, False) for name, one in named.items()]
+
+
+def processor() -> float:
+    """Return the measured images/s of the bare step at full width on the processor."""
+    rows = json.loads((RESULTS / "training_speed.json").read_text())["rows"]
+    return float(next(row for row in rows if row["width"] == WIDTH)["images_per_second"]["bare"])
+
+
+def provenance(steps: Mapping[str, float], where: str, overhead: float, found: Sequence[Speed]) -> list[str]:
+    """Return a table of what goes into the hours, and where each of it is from."""
+    measured = ", ".join(f"{name} {value:,.0f}" for name, value in steps.items())
+    gpu = (
+        f"measured: {found[0].value:,.0f} images/s on {found[0].name} (`training_speed.py --device cuda`)"
+        if found[0].measured
+        else f"**assumed**: `GPU_FACTOR` = {GPU_FACTOR:g} times the processor below, and a {UNCERTAIN:g}th to"
+        f" {UNCERTAIN:g} times of that; no GPU has been measured"
+    )
+    rows = {
+        "steps of one image in a round of CIFAR-10": f"measured on {where}: {measured} (`main_job.py`)",
+        "speed of the processor, by which steps are counted": f"measured on {where}: {processor():.0f} images/s at"
+        f" width {WIDTH} (`training_speed.py`)",
+        "speed of a GPU": gpu,
+        "the one process that hands cells out": f"measured on {where}: {overhead:g} s a cell (`bench_overhead.py`)",
+        "rounds of victims and repairs, numbers of cells": "published protocols",
+        "repairs that were not measured": "**assumed** to cost what FT-SAM or SAU do, half of them each",
+        "attacks that search or train before they poison": "**assumed** to cost nothing beside their victim",
+        "images of another size": "**assumed** to cost in proportion to their pixels",
+        "reading, measuring, saving, compiling": "left out",
+        "GPUs beside each other": "**assumed** not to hold each other up; one cell a GPU at a time",
+    }
+    return ["| what | where it is from |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
 
 
 def main() -> None:
     """Write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu-factor", type=float, help="another assumption; the table is shown and not written")
+    arguments = parser.parse_args()
+    text = written(arguments.gpu_factor or GPU_FACTOR)
+    if arguments.gpu_factor is None:
+        (RESULTS / "scale.md").write_text(text)
+    print(text)
+
+
+def written(factor: float) -> str:
+    """Return the tables as Markdown."""
     steps, where = measured_steps()
     overhead = json.loads((RESULTS / "bench_overhead.json").read_text())["a cell that does nothing, seconds"]
-    named, sentence = speeds()
+    found = speeds(factor)
     lines = [
         "# The full published protocol",
         "",
-        f"Made by `python benchmarks/scale.py` from `main_job.jsonl` (measured on {where}): {len(PROTOCOL)} data sets x"
-        f" {ATTACKS} attacks x {RATES} rates x {DEFENCES} defences x {SEEDS} seeds, PreActResNet18 of width {WIDTH},"
-        f" one cell a GPU at a time. Beside its steps a cell costs {overhead:g} s of the one process that hands cells"
-        " out. What it costs to read, to measure on test images, to save and to compile is not in it. Attacks that"
-        " search or train before they poison are taken to cost what the measured ones do, and defences what one of the"
-        " measured ones does.",
+        f"Made by `python benchmarks/scale.py`: {len(PROTOCOL)} data sets x {ATTACKS} attacks x {RATES} rates x"
+        f" {DEFENCES} defences x {SEEDS} seeds, PreActResNet18 of width {WIDTH}.",
         "",
-        "One round, counted in training steps of one 32 x 32 image on CIFAR-10:",
-        "",
-        "| what | steps |",
-        "|---|---:|",
-        *(f"| {name} | {value:,.0f} |" for name, value in steps.items()),
-        "",
-        f"Speed of a GPU: {sentence}",
+        *provenance(steps, where, overhead, found),
         "",
     ]
     for published in (False, True):
-        lines += section(work(steps, published=published), named, overhead, published=published)
-    (RESULTS / "scale.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+        lines += section(work(steps, published=published), found, overhead, published=published)
+    return "\n".join(lines) + "\n"
 
 
-def section(
-    cells: list[tuple[Cell, float]], named: Mapping[str, float], overhead: float, *, published: bool
-) -> list[str]:
+def section(cells: list[tuple[Cell, float]], found: Sequence[Speed], overhead: float, *, published: bool) -> list[str]:
     """Return what one way of training victims costs."""
     total = sum(took for _, took in cells)
     victims = sum(took for cell, took in cells if cell.kind == "victim")
@@ -212,6 +268,7 @@ def section(
     alike = {str(cell.labels["like"]) for cell, _ in cells if cell.needs}
     repairs = {name: sum(took for cell, took in cells if cell.labels.get("like") == name) for name in sorted(alike)}
     own = (total + (DEFENCES - 1) * victims) / total
+    head = "a GPU" if found[0].measured else "a GPU (the hours follow from the assumption)"
     lines = [
         f"## Victims trained {'as published (50 to 200 epochs)' if published else 'with our recipe'}",
         "",
@@ -221,13 +278,13 @@ def section(
         f" {', '.join(f'defences like {name}: {share(took, total)}' for name, took in repairs.items())}. Tiny-ImageNet:"
         f" {share(large, total)}. If every defence trained its own victims, it would be {own:.1f} times as much.",
         "",
-        f"| a GPU | {' | '.join(f'GPUs: {count}, h' for count in MACHINES)} | longest chain, h |",
+        f"| {head} | {' | '.join(f'GPUs: {count}, h' for count in MACHINES)} | longest chain, h |",
         f"|---|{'---:|' * (len(MACHINES) + 1)}",
     ]
-    for name, speed in named.items():
-        timed = [(cell, took / speed) for cell, took in cells]
+    for speed in found:
+        timed = [(cell, took / speed.value) for cell, took in cells]
         hours = [schedule(timed, count, overhead) / 3600 for count in MACHINES]
-        lines.append(f"| {name} | {' | '.join(f'{one:.3g}' for one in hours)} | {chain(timed) / 3600:.3g} |")
+        lines.append(f"| {speed.name} | {' | '.join(f'{one:.3g}' for one in hours)} | {chain(timed) / 3600:.3g} |")
     return [*lines, ""]
 
 

@@ -56,6 +56,7 @@ OWN: dict[str, dict[str, Any]] = {
     "AdaptiveBlend": FEW,
     "AdaptivePatch": FEW,
     "Auto": {"methods": ("CLP",)},
+    "DBD": {"projection": 8, "head_epochs": 2, "fine_epochs": 2, "fine_batch_size": 16},
     "DST": {"projection": 8, "head_epochs": 2, "head_learning_rate": 0.1},
     "Beatrix": {"orders": 2},
     "FCT": {"draws": 2},

@@ -183,6 +183,9 @@ def defense_effectiveness(before: Evaluation, after: Evaluation) -> float:
     """
     if before.asr is None or after.asr is None:
         raise InputError("DER needs the attack success rate before and after")
-    asr_fall = before.asr.value - after.asr.value
-    acc_fall = before.acc.value - after.acc.value
+    return effectiveness(before.acc.value - after.acc.value, before.asr.value - after.asr.value)
+
+
+def effectiveness(acc_fall: float, asr_fall: float) -> float:
+    """Return DER from what ACC and ASR fell by."""
     return (max(0.0, asr_fall) - max(0.0, acc_fall) + 1) / 2

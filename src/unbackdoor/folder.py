@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-MODEL, ATTACK, RESUME, WORK, RUN, PAGE, LOCK, SUSPICION = (
+MODEL, ATTACK, ROWS, RESUME, WORK, RUN, PAGE, LOCK, SUSPICION = (
     "model.safetensors",
     "attack.safetensors",
+    "poisoned-rows.safetensors",
     "resume.pt",
     "preparation",
     "run.json",

@@ -78,3 +78,20 @@ def done(cell: Cell, duration: float, *, error: str = "") -> Record:
         needs=cell.needs.key if cell.needs else "",
         duration=duration,
     )
+
+
+def secured(method: str, *, acc: float = 0.9, asr: float | None = 0.1, ra: float = 0.8, **changes: Any) -> Record:
+    """Return the record of a model that was trained securely; without an ASR on clean data. See `record`."""
+    attack: dict[str, Any] = {} if asr is not None else {"attack": "None", "poison_rate": None}
+    shares = {"acc": acc} if asr is None else {"acc": acc, "asr": asr, "ra": ra}
+    labels = {"method": method, "training": None, **attack, **changes}
+    more = {name: labels.pop(name) for name in ("mse_clean", "mse_triggered") if name in labels}
+    return record("secure", {**shares, **more, **COST}, **labels)
+
+
+def sifted(method: str, auroc: float | None, *, tpr: float = 0.5, fpr: float = 0.0625, **changes: Any) -> Record:
+    """Return the record of a sifting; without an AUROC of clean data. See `record`."""
+    attack: dict[str, Any] = {} if auroc is not None else {"attack": "None", "poison_rate": None}
+    found = {"auroc": auroc, "tpr_at_1": auroc / 2, "tpr": tpr} if auroc is not None else {}
+    labels = {"method": method, "training": None, **attack, **changes}
+    return record("sift", {**found, "fpr": fpr, "held": fpr, **COST}, **labels)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.bench.test_grid import grid, refusal
-from unbackdoor.attacks import BadNets, Blended, save_attack
+from unbackdoor.attacks import BadNets, Blended, WaNet, save_attack
 from unbackdoor.bench.cell import Cell
 from unbackdoor.bench.victims import Given, take_victim
+from unbackdoor.bench.worker import perform
 from unbackdoor.data import read_images
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
@@ -134,3 +135,35 @@ def test_a_given_victim_is_measured_as_it_is_and_a_changed_file_is_noticed(tmp_p
     made(folder, BadNets(), seed=1)
     with pytest.raises(InputError, match="is another file here than when the grid was read"):
         take_victim(cell, cell.work, tmp_path / "work", RUNTIME)
+
+
+def test_the_data_of_a_given_model_are_sifted_and_trained_on_with_its_own_network(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run", BadNets(size=2))
+    lines = ("sift: SCAn", "secure: [ABL, TrapAndReplace]", "clean_sizes: 100")
+    cells = grid(tmp_path, "data: digits", f"models: {folder}", *lines)
+    assert [cell.kind for cell in cells] == ["victim", "poison", "quick", "sift", "secure", "secure"]
+    assert {cell.labels["training"] for cell in cells} == {"given: run"}
+    assert all(cell.needs is cells[1] for cell in cells[4:])
+    for cell in cells[4:]:
+        network = cell.work.network
+        assert (network.func, network.keywords) == (PreActResNet18, {"width": 4})
+    given = perform(cells[1], {}, tmp_path / "work", "cpu", 1)
+    assert given.error == ""
+    assert given.files[ATTACK] == (folder / ATTACK).read_bytes()
+    assert given.metrics["poisoned_rows"] == 144
+    made(folder, BadNets(size=3))
+    assert "is another file here" in perform(cells[1], {}, tmp_path / "work", "cpu", 1).error
+
+
+def test_an_attack_that_poisoned_batches_in_training_leaves_no_data(tmp_path: Path) -> None:
+    folder = made(tmp_path / "run", None)
+    train = read_images("digits", "train")
+    fitted = WaNet().prepare(train, lambda: load_model(folder / MODEL).network, RUNTIME)
+    save_attack(folder / ATTACK, fitted, options_of(WaNet()))
+    assert [cell.kind for cell in grid(tmp_path, "data: digits", f"models: {folder}", "purify: FT")] == [
+        "victim",
+        "purify",
+    ]
+    line, words = refusal(tmp_path, "data: digits", f"models: {folder}", "sift: FCT")
+    assert line == 2
+    assert "the attack on run has no poisoned data; put sift into a grid without it" in words

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.bench.records import record, repaired, scanned, trained
-from unbackdoor.bench.export import write_cells, write_ranking
+from tests.bench.records import record, repaired, scanned, secured, sifted, trained
+from unbackdoor.bench.export import write_cells, write_ranking, write_scanners, write_sifters, write_trainers
 from unbackdoor.bench.leaderboard import NOTES, leaderboard, ranking
 from unbackdoor.bench.store import Record
 from unbackdoor.bench.table import cell_table, trials
 from unbackdoor.errors import InputError, OutputError
-from unbackdoor.report.leaderboard import Estimate, Leaderboard, Row, Selection
+from unbackdoor.report.leaderboard import Estimate, Leaderboard, Row, ScannerRow, Selection, Standing
 from unbackdoor.report.packing import packed
 
 
@@ -183,6 +183,129 @@ def test_a_scanner_that_never_decides_is_inconclusive_and_nothing_else() -> None
     assert scanner.targeted == 0
 
 
+def values(row: Standing) -> dict[str, float]:
+    return {name: round(estimate.value, 9) for name, estimate in row.figures.items()}
+
+
+def test_sifters_are_ranked_by_auroc_and_judged_on_clean_data_too() -> None:
+    records = [
+        sifted("FCT", 0.75, tpr=0.25, attack="BadNets"),
+        sifted("FCT", 0.5, tpr=0.75, attack="SIG"),
+        sifted("FCT", None, fpr=0.25),
+        sifted("Consensus", 0.875, attack="BadNets"),
+        sifted("Consensus", 0.875, attack="SIG"),
+        record("quick", {"seconds": 5.0}, training=None),
+        record("poison", {"poisoned_rows": 100.0}, training=None),
+    ]
+    board = board_of(records)
+    assert [one.name for one in board.filters] == ["attack", "poison_rate"], "no filter for what other kinds lack"
+    consensus, fct = whole(board).sifters
+    assert (consensus.method, fct.method) == ("Consensus", "FCT")
+    assert (consensus.rank, fct.rank) == (Estimate(value=1, low=1, high=1), Estimate(value=2, low=2, high=2))
+    assert (fct.blocks, fct.of, fct.complete, fct.seconds, fct.peak_mb) == (2, 2, True, 20, 300)
+    assert values(fct) == {"auroc": 0.625, "tpr_at_1": 0.3125, "tpr": 0.5, "fpr": 0.0625, "clean": 0.25}
+    assert "clean" not in consensus.figures, "it never saw clean data"
+    assert {attack: found["auroc"].value for attack, found in fct.attacks.items()} == {"BadNets": 0.75, "SIG": 0.5}
+    assert whole(board).methods == whole(board).trainers == whole(board).scanners == []
+    assert sum(note.startswith("Sifters:") for note in board.notes) == 1
+    assert not any(note.startswith("Models that were trained securely") for note in board.notes)
+
+
+def test_a_sifter_that_saw_clean_data_alone_is_listed_with_its_false_alarms() -> None:
+    records = [sifted("FCT", None, fpr=fpr, seed=seed) for seed, fpr in enumerate((0.0, 0.125, 0.25))]
+    (row,) = whole(board_of(records)).sifters
+    assert (row.method, row.blocks, row.of, row.complete, row.rank) == ("FCT", 0, 0, False, None)
+    assert values(row) == {"clean": 0.125}
+    assert row.figures["clean"].low == 0
+    assert row.figures["clean"].high is not None
+
+
+def test_a_sifter_that_lacks_most_blocks_is_listed_and_not_ranked() -> None:
+    records = [sifted(name, 0.5, attack=attack) for attack in ("BadNets", "SIG", "LF") for name in ("A", "B")]
+    rows = whole(board_of([*records, sifted("C", 1.0)])).sifters
+    assert [(row.method, row.complete, row.rank is not None) for row in rows] == [
+        ("A", True, True),
+        ("B", True, True),
+        ("C", False, False),
+    ]
+
+
+def test_a_secure_training_is_rated_beside_the_undefended_victim_of_the_same_seed_and_attack() -> None:
+    records = [
+        trained(acc=0.9, seed=0),
+        trained(acc=0.5, seed=1),
+        trained(acc=0.1, attack="SIG"),
+        trained(acc=0.2, precision="fp32"),
+        trained(acc=0.3, training="given: other"),
+        secured("DST", acc=0.8, asr=0.49, seed=0, mse_clean=0.01, mse_triggered=0.02),
+    ]
+    (row,) = whole(board_of(records)).trainers
+    assert values(row) == {"acc": 0.8, "asr": 0.49, "ra": 0.8, "der": 0.7, "mse_clean": 0.01, "mse_triggered": 0.02}
+    assert row.rank == Estimate(value=1)
+    cells = cell_table(records)
+    assert cells[cells["kind"] == "secure"]["der"].tolist() == pytest.approx([(0.99 - 0.49 - 0.1 + 1) / 2])
+
+
+def test_a_secure_training_on_the_data_of_a_given_model_is_rated_beside_that_model() -> None:
+    given = [trained(acc=acc, training=f"given: {name}") for name, acc in (("a", 0.9), ("b", 0.7))]
+    records = [*given, trained(acc=0.1), secured("DST", acc=0.7, asr=0.99, training="given: b")]
+    (row,) = whole(board_of(records)).trainers
+    assert values(row)["der"] == 0.5
+
+
+def test_without_an_undefended_victim_there_is_no_der_and_no_rank() -> None:
+    records = [
+        secured("DST", asr=0.25),
+        secured("ABL", asr=0.5),
+        trained(error="out of memory"),
+        secured("X", asr=None),
+    ]
+    abl, dst = whole(board_of(records)).trainers
+    assert [(row.method, row.complete, row.rank) for row in (abl, dst)] == [("ABL", True, None), ("DST", True, None)]
+    assert "der" not in dst.figures
+    assert values(dst)["asr"] == 0.25
+
+
+def test_trainers_that_need_clean_samples_are_ranked_beside_those_that_do_not() -> None:
+    records = [trained(), secured("DST", asr=0.5), secured("TrapAndReplace", asr=0.25, clean_size=50)]
+    board = board_of(records)
+    assert board.filters == []
+    assert [(row.method, row.complete, row.rank and row.rank.value) for row in whole(board).trainers] == [
+        ("TrapAndReplace", True, 1),
+        ("DST", True, 2),
+    ]
+    sizes = [repaired("FT", 0.5, clean_size=size) for size in (50, 100)]
+    board = board_of([*records, *sizes, secured("TrapAndReplace", asr=0.75, clean_size=100)])
+    assert [one.name for one in board.filters] == ["clean_size"]
+    names = ["TrapAndReplace, 50 clean samples", "DST", "TrapAndReplace, 100 clean samples"]
+    for choice in ("", "50", "100"):
+        assert [row.method for row in board.selections[choice,].trainers] == names
+        assert [row.blocks for row in board.selections[choice,].methods] == [2 if choice == "" else 1]
+
+
+def test_kinds_stand_apart_and_filters_narrow_each_of_them() -> None:
+    records = [
+        trained(attack="BadNets"),
+        trained(attack="SIG"),
+        *(repaired("FT", 0.75, attack=attack) for attack in ("BadNets", "SIG")),
+        scanned("NC", backdoored=True, flagged=True, attack="BadNets"),
+        secured("DST", attack="BadNets"),
+        sifted("FCT", 0.75, attack="SIG"),
+        sifted("FCT", None),
+    ]
+    board = board_of(records)
+    everything = whole(board)
+    names = [[row.method for row in rows] for rows in (everything.methods, everything.trainers, everything.sifters)]
+    assert names == [["FT"], ["DST"], ["FCT"]]
+    assert [one.method for one in everything.scanners] == ["NC"]
+    assert [one.name for one in board.filters] == ["attack", "poison_rate"]
+    of_sig = board.selections["SIG", ""]
+    assert ([row.method for row in of_sig.sifters], of_sig.trainers, of_sig.scanners) == (["FCT"], [], [])
+    assert "clean" not in of_sig.sifters[0].figures
+    (clean,) = board.selections["None", ""].sifters
+    assert values(clean) == {"clean": 0.0625}
+
+
 def test_failed_cells_are_listed_and_not_averaged() -> None:
     records = [
         repaired("FT", 0.75),
@@ -267,6 +390,9 @@ MIXED = [
     repaired("SAU", 0.75, clean_size=100, budget=0.5),
     scanned("NC", backdoored=False, flagged=None),
     scanned("NC", backdoored=True, flagged=True, first=True),
+    secured("DST"),
+    sifted("FCT", 0.75),
+    sifted("FCT", None),
     record("purify", {}, method='quote " comma, and\nline', clean_size=50, error="it failed; äöü\nbadly"),
 ]
 
@@ -338,9 +464,9 @@ def test_a_ranking_as_csv_has_fractions_and_all_ends(tmp_path: Path) -> None:
     assert all(pd.isna(second[name]) for name in ("rank", "rank_low", "der", "der_high", "BadNets acc"))
 
 
-def latex(folder: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the head and the rows of ranking.tex as they are written."""
-    text = (folder / "ranking.tex").read_text()
+def latex(folder: Path, name: str = "ranking") -> tuple[list[str], list[list[str]]]:
+    """Return the head and the rows of a LaTeX file as they are written."""
+    text = (folder / f"{name}.tex").read_text()
     found = re.fullmatch(
         r"\\begin{tabular}{lr*}\n\\toprule\n(.*) \\\\\n\\midrule\n((?:.* \\\\\n)*)\\bottomrule\n\\end{tabular}\n", text
     )
@@ -399,6 +525,37 @@ def test_a_spreadsheet_takes_no_text_for_a_formula(tmp_path: Path) -> None:
     assert (read["error"][1], read["data"][1]) == ("'@SUM(1)", "'-x")
     write_ranking([result("A", attacks={"=1+1": {"der": Estimate(value=0.5)}})], tmp_path)
     assert not {name for name in pd.read_csv(tmp_path / "ranking.csv").columns if name.startswith("=")}
+
+
+def test_each_kind_of_methods_has_tables_of_its_own(tmp_path: Path) -> None:
+    shares = {"auroc": Estimate(value=0.75, low=0.5, high=1.0), "clean": Estimate(value=0.05)}
+    place = {"blocks": 2, "of": 3, "complete": True, "rank": Estimate(value=1.0), "seconds": 12.6}
+    write_sifters([Standing(method="F_CT", figures=shares, **place)], tmp_path)
+    assert latex(tmp_path, "sift") == (
+        [
+            *("Method", "Rank", r"AUROC (\%)", r"TPR at FPR 1\% (\%)", r"TPR (\%)", r"FPR (\%)"),
+            *(r"False alarms (\%)", "Time (s)"),
+        ],
+        [[r"F\_CT", "1", "75.00", "--", "--", "--", "5.00", "13"]],
+    )
+    (row,) = pd.read_csv(tmp_path / "sift.csv").to_dict("records")
+    assert (row["method"], row["blocks"], row["complete"], row["auroc_low"], row["clean"]) == (
+        "F_CT",
+        2,
+        True,
+        0.5,
+        0.05,
+    )
+    write_trainers([Standing(method="D", figures={"mse_clean": Estimate(value=0.015)}, **place)], tmp_path)
+    assert pd.read_csv(tmp_path / "secure.csv")["mse_clean"].tolist() == [0.015]
+    assert latex(tmp_path, "secure")[1] == [["D", "1", "--", "--", "--", "--", "13"]]
+    counts = {"backdoored": 4, "flagged": 3, "targeted": 2, "target_first": 1, "clean": 5, "false_alarms": 0}
+    write_scanners([ScannerRow(method="NC", inconclusive=1, seconds=None, **counts)], tmp_path)
+    assert latex(tmp_path, "scan")[1] == [["NC", "3 of 4", "1 of 2", "0 of 5", "1", "--"]]
+    assert pd.read_csv(tmp_path / "scan.csv")["flagged"].tolist() == [3]
+    for write in (write_sifters, write_trainers, write_scanners):
+        write([], tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_leaderboard_without_methods_leaves_none_of_an_earlier_one(tmp_path: Path) -> None:

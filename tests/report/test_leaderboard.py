@@ -26,6 +26,7 @@ from unbackdoor.report.leaderboard import (
     Row,
     ScannerRow,
     Selection,
+    Standing,
     render_leaderboard,
     write_leaderboard,
 )
@@ -120,6 +121,63 @@ def selection(
     )
 
 
+TRAINERS = [
+    Standing(
+        method="d-st",
+        blocks=6,
+        of=6,
+        complete=True,
+        rank=Estimate(value=2.0, low=1.0, high=2.0),
+        figures={"der": around(0.75), "acc": around(0.875), "asr": around(0.25), "ra": Estimate(value=0.5)},
+        seconds=100.4,
+        peak_mb=500.0,
+    ),
+    Standing(
+        method="trap-and-replace",
+        blocks=6,
+        of=6,
+        complete=True,
+        rank=Estimate(value=1.0, low=1.0, high=2.0),
+        figures={
+            "der": around(0.8125),
+            "acc": around(0.75),
+            "asr": around(0.0625),
+            "ra": Estimate(value=0.5),
+            "mse_clean": Estimate(value=0.00512, low=0.005, high=0.0052),
+            "mse_triggered": Estimate(value=0.0125),
+        },
+        seconds=300.0,
+        peak_mb=600.0,
+    ),
+]
+SIFTERS = [
+    Standing(
+        method="consensus",
+        blocks=6,
+        of=6,
+        complete=True,
+        rank=Estimate(value=1.0),
+        figures={"auroc": around(0.98), "tpr_at_1": around(0.5), "fpr": around(0.03125), "clean": Estimate(value=0.0)},
+        attacks={"BadNets": {"auroc": around(0.99), "fpr": around(0.25)}, "WaNet": {"auroc": around(0.97)}},
+        seconds=40.0,
+    ),
+    Standing(
+        method="fct",
+        blocks=6,
+        of=6,
+        complete=True,
+        rank=Estimate(value=2.0),
+        figures={"auroc": around(0.9), "tpr_at_1": around(0.75), "fpr": around(0.0625), "clean": Estimate(value=0.05)},
+        attacks={"BadNets": {"auroc": around(0.8), "fpr": around(0.125)}, "WaNet": {"auroc": around(1.0)}},
+        seconds=60.0,
+    ),
+    Standing(method="ac", blocks=1, of=6, complete=False, figures={"auroc": Estimate(value=0.99)}, seconds=5.0),
+]
+
+
+SIFTED_ONLY = Selection(blocks=0, sifters=SIFTERS)
+
+
 def cells(count: int) -> list[list[str | float | None]]:
     found: list[list[str | float | None]] = []
     for n in range(count):
@@ -153,6 +211,8 @@ def board() -> Leaderboard:
         ("cifar10", "", ""): selection(1, complete=True),
         ("", "WaNet", ""): selection(2, attacks=("WaNet",), complete=True),
         ("", "", "0.05"): dataclasses.replace(selection(3), curves=[]),
+        ("gtsrb", "WaNet", ""): Selection(blocks=0, trainers=TRAINERS, sifters=SIFTERS),
+        ("gtsrb", "Blended", ""): Selection(blocks=0, sifters=SIFTERS[:1]),
         ("gtsrb", "", ""): Selection(blocks=0, scanners=selection(0).scanners[:1]),
     }
     return Leaderboard(
@@ -211,12 +271,20 @@ def hostile_board(board: Leaderboard, text: str) -> Leaderboard:
     """A board with `text` wherever strangers' text can stand."""
     row = dataclasses.replace(board.selections[("", "", "")].methods[0], method=text, attacks={text: estimates(1)})
     scanner = dataclasses.replace(board.selections[("", "", "")].scanners[0], method=text)
+    trainer, sifter = (
+        dataclasses.replace(found[0], method=text, attacks={text: {"asr": around(0.5), "auroc": around(0.5)}})
+        for found in (TRAINERS, SIFTERS)
+    )
     curve = Curve(axis="poison rate", method=text, points=[(0.1, figures(1)), (0.2, figures(2))])
     return Leaderboard(
         title=text,
         filters=[Filter(name=text, title=text, values=[text])],
         attacks=[text],
-        selections={("",): Selection(blocks=1, methods=[row], scanners=[scanner], curves=[curve])},
+        selections={
+            ("",): Selection(
+                blocks=1, methods=[row], scanners=[scanner], curves=[curve], trainers=[trainer], sifters=[sifter]
+            )
+        },
         columns=[text, f"{text} ACC"],
         cells=[[text, text], [text, 0.5]],
         facts={text: [Fact(name=text, value=text)]},
@@ -236,12 +304,29 @@ def test_text_of_strangers_is_only_in_the_data_and_clean(board: Leaderboard) -> 
 
 def test_the_data_are_lists_with_methods_as_numbers(board: Leaderboard, html: str) -> None:
     data = data_of(html)
-    assert data["methods"] == [*METHODS, "neural cleanse", "strip"]
+    assert data["methods"] == [
+        *METHODS,
+        "neural cleanse",
+        "strip",
+        "d-st",
+        "trap-and-replace",
+        "consensus",
+        "fct",
+        "ac",
+    ]
     assert [axis[3] for axis in data["filters"]] == [0, 1, 2]
     assert dict(data["columns"])["ASR"] == "share"
     assert [kind for _, kind in data["columns"]] == ["plain"] * 5 + ["share"] * 3 + ["whole"] * 2 + ["plain"]
-    assert set(data["selections"]) == {"0,0,0", "1,0,0", "0,3,0", "0,0,2", "2,0,0"}
-    blocks, rows, scanners, curves = data["selections"]["0,0,0"]
+    assert set(data["selections"]) == {"0,0,0", "1,0,0", "0,3,0", "0,0,2", "2,0,0", "2,3,0", "2,2,0"}
+    blocks, rows, scanners, curves, trainers, sifters = data["selections"]["0,0,0"]
+    assert trainers == sifters == []
+    trainers, sifters = data["selections"]["2,3,0"][4:]
+    assert [row[:5] for row in trainers] == [[6, 6, 6, True, [2, 1, 2]], [7, 6, 6, True, [1, 1, 2]]]
+    assert trainers[1][5:7] == [300, 600]
+    assert trainers[1][7][4:] == [[0.00512, 0.005, 0.0052], 0.0125]
+    assert trainers[0][7][4:] == [None, None]
+    assert sifters[2] == [10, 1, 6, False, None, 5, None, [0.99, None, None, None, None], [None, None, None]]
+    assert sifters[0][8][2] == [pytest.approx([0.97, 0.95, 0.983]), None, None, None, None]
     row = board.selections[("", "", "")].methods[0]
     assert blocks == 18
     assert rows[0][:2] == [0, 18]
@@ -299,6 +384,7 @@ def test_an_estimate_without_a_whole_interval_is_its_value_alone(
         ({"selections": {("cifar10", ""): Selection(blocks=0)}}, "each of the filters"),
         ({"selections": {("mnist", "", ""): Selection(blocks=0)}}, "each of the filters"),
         ({"attacks": ["BadNets"]}, "lack \\['Blended', 'WaNet'\\]"),
+        ({"attacks": ["BadNets", "Blended"], "selections": {("", "", ""): SIFTED_ONLY}}, "lack \\['WaNet'\\]"),
         ({"cells": [["cifar10"]]}, "one value for each of the columns"),
         ({"filters": [Filter(name="budget", title="Budget", values=[])], "selections": {}}, "'budget' needs a column"),
     ],
@@ -592,6 +678,66 @@ def test_scanners_have_counts_and_shares(open_page: Open, html: str) -> None:
     assert cells == ["strip", "9 of 15 (60.00 %)", "–", "–", "0", "–"]
 
 
+def chosen(page: Any, data: str, attack: str) -> Any:
+    page.get_by_label("Data set", exact=True).select_option(data)
+    page.get_by_label("Attack", exact=True).select_option(attack)
+    return settled(page)
+
+
+@pytest.mark.browser
+def test_each_kind_of_methods_has_a_table_that_sorts(open_page: Open, html: str) -> None:
+    page = chosen(settled(open_page(html)), "gtsrb", "WaNet")
+    for part in ("ranking", "attacks", "scatter", "rates", "scanners"):
+        assert page.locator(f"#{part}-section").is_hidden(), part
+    assert page.locator("#status").inner_text() == "secure trainers: 2, sifters: 3"
+    assert column(page, "trainers", "Method") == ["trap-and-replace", "d-st"], "by rank"
+    assert column(page, "trainers", "MSE, clean") == ["0.00512", "–"]
+    assert page.locator("#trainers tbody tr").first.locator(".ends").first.inner_text() == "[1.00, 2.00]"
+    assert page.locator("#trainers-incomplete").is_hidden()
+    press(page, "trainers", "ACC (%)")
+    assert column(page, "trainers", "ACC (%)") == ["87.50", "75.00"], "the best comes first"
+    assert sorted_head(page, "trainers") == ("ACC (%)", "descending")
+    assert column(page, "sifters", "Method") == ["consensus", "fct", "ac"]
+    assert column(page, "sifters", "AUROC (%)") == ["98.00", "90.00", "99.00"]
+    assert column(page, "sifters", "False alarms (%)") == ["0.00", "5.00", "–"]
+    assert "incomplete" in page.locator("#sifters tbody tr").last.inner_text()
+    assert page.locator("#sifters-incomplete").is_visible()
+    heads = page.locator("#sifters thead button").all_inner_texts()
+    assert "TPR (%)" not in heads, "none of them has it"
+    press(page, "sifters", "TPR at FPR 1 % (%)")
+    assert column(page, "sifters", "Method") == ["fct", "consensus", "ac"]
+    press(page, "sifters", "AUROC (%)")
+    assert column(page, "sifters", "Method") == ["consensus", "fct", "ac"], "what cannot be compared stays below"
+    assert page.locator("#sifters-attacks thead button").all_inner_texts() == ["Method", "BadNets", "WaNet"]
+    assert column(page, "sifters-attacks", "BadNets") == ["99.00", "80.00", "–"]
+    press(page, "sifters-attacks", "WaNet")
+    assert column(page, "sifters-attacks", "Method") == ["fct", "consensus", "ac"]
+    figure = page.locator("#sifters-section").get_by_label("Figure", exact=True)
+    assert "False alarms (%)" not in figure.locator("option").all_inner_texts()
+    figure.select_option("FPR (%)")
+    assert column(page, "sifters-attacks", "BadNets") == ["25.00", "12.50", "–"]
+    press(page, "sifters-attacks", "BadNets")
+    assert column(page, "sifters-attacks", "BadNets") == ["12.50", "25.00", "–"], "here the low end is the best"
+    view = settled(page).evaluate("location.hash")
+    tables = ("trainers", "sifters", "sifters-attacks")
+    shown = {table: page.locator(f"#{table}").inner_text() for table in tables}
+    reopened(page, view)
+    assert {table: page.locator(f"#{table}").inner_text() for table in shown} == shown
+
+
+@pytest.mark.browser
+def test_kinds_that_there_are_not_have_no_table(open_page: Open, html: str) -> None:
+    page = settled(open_page(html))
+    assert page.locator("#trainers-section").is_hidden()
+    assert page.locator("#sifters-section").is_hidden()
+    chosen(page, "gtsrb", "Blended")
+    assert page.locator("#trainers-section").is_hidden()
+    assert column(page, "sifters", "Method") == ["consensus"]
+    chosen(page, "all", "all")
+    assert page.locator("#sifters-section").is_hidden()
+    assert page.locator("#ranking-section").is_visible()
+
+
 @pytest.mark.browser
 def test_all_cells_can_be_paged_searched_and_sorted(open_page: Open, html: str) -> None:
     page = settled(open_page(html))
@@ -694,7 +840,7 @@ def test_hostile_names_are_read_not_run(open_page: Open, board: Leaderboard) -> 
         page = settled(open_page(render_leaderboard(hostile_board(board, text))))
         shown = text if text != HOSTILE else "<script>document.title='owned'</script>red"
         assert page.title() == f"{shown} · unbackdoor"
-        for table in ("ranking", "attacks", "rates", "scanners"):
+        for table in ("ranking", "attacks", "rates", "scanners", "trainers", "sifters", "sifters-attacks"):
             assert column(page, table, "Method") == [shown]
         assert page.locator("#scatter-legend li").inner_text() == shown
         assert len(page.locator("#scatter-chart").evaluate(MARKS)) == 1

@@ -161,7 +161,7 @@ def test_an_interrupted_run_goes_on_in_either_stage(where: str, tmp_path: Path) 
 
 def test_a_network_that_does_not_end_with_a_linear_layer_is_refused() -> None:
     other = Network(nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), network(0).description)
-    with pytest.raises(InputError, match="DST takes the last layer off a network"):
+    with pytest.raises(InputError, match="contrastive learning takes the last layer off a network"):
         GivenDST(**SHORT).train(lambda: other, DefenderData(untrusted=pictures(96, 0)), runtime())
 
 

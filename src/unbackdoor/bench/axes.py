@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import nn
 
-from unbackdoor.attacks import ATTACKS, Attack
+from unbackdoor.attacks import ATTACKS, Attack, Online
 from unbackdoor.bench.given import NO_ATTACK, GivenModel, given_model
 from unbackdoor.bench.located import Located
 from unbackdoor.data import read_images
@@ -23,6 +23,8 @@ from unbackdoor.options import file_digest, with_options
 from unbackdoor.purify import PURIFIERS, Purifier
 from unbackdoor.registry import Registry
 from unbackdoor.scan import SCANNERS, Scanner
+from unbackdoor.secure import TRAINERS, SecureTrainer
+from unbackdoor.sift import SIFTERS, Sifter
 from unbackdoor.training import Recipe, Runtime
 
 T = TypeVar("T")
@@ -39,6 +41,8 @@ NAMES = (
     "recipe",
     "scan",
     "purify",
+    "sift",
+    "secure",
     "clean_sizes",
     "seeds",
     "precision",
@@ -80,6 +84,8 @@ class Axes:
         recipe: how victims are trained.
         scan: scanners that judge each victim.
         purify: purifiers that repair each victim.
+        sift: sifters that look for the poison in the training data of each attack.
+        secure: trainers that keep each attack out.
         clean_sizes: clean samples that the defender has.
         seeds: of everything drawn.
         precision: of everything computed.
@@ -93,6 +99,8 @@ class Axes:
     recipe: Recipe
     scan: tuple[Scanner, ...]
     purify: tuple[Purifier, ...]
+    sift: tuple[Sifter, ...]
+    secure: tuple[SecureTrainer, ...]
     clean_sizes: tuple[int, ...]
     seeds: tuple[int, ...]
     precision: Precision
@@ -113,15 +121,18 @@ def read_axes(grid: Located) -> Axes:
     sources = _values(axes["data"], _source)
     most = min(source.rows for source in sources)
     rates = _values_of(axes, "poison_rates", _rate, ())
-    attacks = _values_of(axes, "attacks", partial(_attacks, sources, rates), ())
+    data_needed = [name for name in ("sift", "secure") if name in axes]
+    attacks = _values_of(axes, "attacks", partial(_attacks, sources, rates, data_needed), ())
     return Axes(
         sources=sources,
         networks=_values_of(axes, "networks", partial(_network, sources), (partial(NETWORKS["PreActResNet18"]),)),
         attacks=tuple(itertools.chain(*attacks)),
-        models=_values_of(axes, "models", partial(given_model, sources), ()),
+        models=_values_of(axes, "models", partial(_model, sources, data_needed), ()),
         recipe=_recipe(axes["recipe"]) if "recipe" in axes else Recipe(),
         scan=_values_of(axes, "scan", partial(_method, SCANNERS), ()),
         purify=_values_of(axes, "purify", partial(_method, PURIFIERS), ()),
+        sift=_values_of(axes, "sift", partial(_method, SIFTERS), ()),
+        secure=_values_of(axes, "secure", partial(_method, TRAINERS), ()),
         clean_sizes=_values_of(axes, "clean_sizes", partial(_clean_size, most), (min(2500, most),)),
         seeds=_values_of(axes, "seeds", _seed, (0,)),
         precision=_precision(axes["precision"]) if "precision" in axes else "bf16",
@@ -189,7 +200,9 @@ def _method(registry: Registry[T], found: Located) -> T:
     return _checked(found, _bound(found, registry))
 
 
-def _attacks(sources: Sequence[Source], rates: Sequence[float], found: Located) -> tuple[Attack | None, ...]:
+def _attacks(
+    sources: Sequence[Source], rates: Sequence[float], data_needed: Sequence[str], found: Located
+) -> tuple[Attack | None, ...]:
     """Return an attack: once for each of the rates, unless its own is written beside it or it has none."""
     if found.value in (None, NO_ATTACK):
         return (None,)
@@ -201,6 +214,8 @@ def _attacks(sources: Sequence[Source], rates: Sequence[float], found: Located) 
         if not 0 <= target < len(source.class_names):
             last = len(source.class_names) - 1
             raise found.error(f"{name} has target class {target}, but {source.name} has classes 0 to {last}")
+    if data_needed and isinstance(attack, Online) and not attack.fixed:
+        raise found.error(f"{name} needs its own training, so it has no poisoned data; {_apart(data_needed)}")
     for option, value in found.value.items() if isinstance(found.value, dict) else ():
         if isinstance(path := getattr(attack, option, None), Path):
             _checked(value, partial(file_digest, option, path))
@@ -208,6 +223,21 @@ def _attacks(sources: Sequence[Source], rates: Sequence[float], found: Located) 
     if written or not rates or not hasattr(attack, "poison_rate"):
         return (attack,)
     return tuple(replace(attack, poison_rate=rate) for rate in rates)  # type: ignore[call-arg]
+
+
+def _model(sources: Sequence[Source], data_needed: Sequence[str], found: Located) -> GivenModel:
+    model = given_model(sources, found)
+    if data_needed and not model.poisons:
+        raise found.error(f"the attack on {model.name} has no poisoned data; {_apart(data_needed)}")
+    if "secure" in data_needed and model.untrained is None:
+        raise found.error(
+            f"{model.name} is a {model.network}, which cannot be trained here; put secure into another grid"
+        )
+    return model
+
+
+def _apart(data_needed: Sequence[str]) -> str:
+    return f"put {' and '.join(data_needed)} into a grid without it"
 
 
 def _recipe(found: Located) -> Recipe:

@@ -26,7 +26,8 @@ class Cell:
 
     Attributes:
         domain: what knows how to do it.
-        kind: "victim", or what is done with one: "purify", "scan".
+        kind: "victim", or what is done with one: "purify", "scan"; "poison", or what is done with poisoned data:
+            "quick" (a model of them for sifters), "sift", "secure".
         labels: what people tell cells apart by, the same names in all cells of a domain.
         recipe: all that decides the result but the cell that it needs, as JSON values.
         work: what the domain does it with; decides nothing that `recipe` does not say.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from unbackdoor.files import replacing, write_bytes
-from unbackdoor.report.leaderboard import Estimate, Row
+from unbackdoor.report.leaderboard import Estimate, Row, ScannerRow, Standing
+from unbackdoor.report.packing import SIFTED, TRAINED
 
 
 def write_cells(cells: pd.DataFrame, folder: Path) -> None:
@@ -36,14 +38,53 @@ def write_ranking(rows: Sequence[Row], folder: Path) -> None:
     Raises:
         OutputError: the files cannot be written.
     """
-    if not rows:
-        for name in ("ranking.csv", "ranking.tex"):
-            (folder / name).unlink(missing_ok=True)
+    _write("ranking", [_flat(row) for row in rows], [_printed(row) for row in rows], folder)
+
+
+def write_trainers(rows: Sequence[Standing], folder: Path) -> None:
+    """Write secure.csv and secure.tex of the methods that train securely (see `write_ranking`)."""
+    titles = {r"DER (\%)": "der", r"ACC (\%)": "acc", r"ASR (\%)": "asr", r"RA (\%)": "ra"}
+    _write("secure", [_plain(row, TRAINED) for row in rows], [_shown(row, titles) for row in rows], folder)
+
+
+def write_sifters(rows: Sequence[Standing], folder: Path) -> None:
+    """Write sift.csv and sift.tex of the sifters (see `write_ranking`)."""
+    titles = {
+        r"AUROC (\%)": "auroc",
+        r"TPR at FPR 1\% (\%)": "tpr_at_1",
+        r"TPR (\%)": "tpr",
+        r"FPR (\%)": "fpr",
+        r"False alarms (\%)": "clean",
+    }
+    _write("sift", [_plain(row, SIFTED) for row in rows], [_shown(row, titles) for row in rows], folder)
+
+
+def write_scanners(rows: Sequence[ScannerRow], folder: Path) -> None:
+    """Write scan.csv and scan.tex of the scanners: counts of models (see `write_ranking`)."""
+    printed = [
+        {
+            "Method": _escaped(row.method),
+            "Backdoors found": f"{row.flagged} of {row.backdoored}",
+            "Target first": f"{row.target_first} of {row.targeted}",
+            "False alarms": f"{row.false_alarms} of {row.clean}",
+            "Inconclusive": str(row.inconclusive),
+            "Time (s)": _whole(row.seconds),
+        }
+        for row in rows
+    ]
+    _write("scan", [asdict(row) for row in rows], printed, folder)
+
+
+def _write(name: str, flat: Sequence[dict[str, object]], printed: Sequence[dict[str, str]], folder: Path) -> None:
+    """Write NAME.csv and NAME.tex, or remove earlier ones if there is no row."""
+    if not flat:
+        for ending in ("csv", "tex"):
+            (folder / f"{name}.{ending}").unlink(missing_ok=True)
         return
-    write_bytes(folder / "ranking.csv", _csv(pd.DataFrame([_flat(row) for row in rows])))
-    table = pd.DataFrame([_printed(row) for row in rows])
+    write_bytes(folder / f"{name}.csv", _csv(pd.DataFrame(flat)))
+    table = pd.DataFrame(printed)
     text = table.style.hide(axis="index").to_latex(hrules=True, column_format="l" + "r" * (table.shape[1] - 1))
-    write_bytes(folder / "ranking.tex", text.encode())
+    write_bytes(folder / f"{name}.tex", text.encode())
 
 
 def _csv(table: pd.DataFrame) -> bytes:
@@ -61,9 +102,29 @@ def _flat(row: Row) -> dict[str, object]:
     for attack, shares in row.attacks.items():
         named |= {f"{attack} {name}": share for name, share in shares.items()}
     for name, estimate in named.items():
-        ends = estimate or Estimate(value=float("nan"))
-        flat |= {name: ends.value, f"{name}_low": ends.low, f"{name}_high": ends.high}
+        flat |= _ends(name, estimate)
     return flat | {"seconds": row.seconds, "peak_mb": row.peak_mb}
+
+
+def _plain(row: Standing, names: Sequence[str]) -> dict[str, object]:
+    flat: dict[str, object] = {"method": row.method, "blocks": row.blocks, "complete": row.complete}
+    for name, estimate in {"rank": row.rank, **{name: row.figures.get(name) for name in names}}.items():
+        flat |= _ends(name, estimate)
+    return flat | {"seconds": row.seconds, "peak_mb": row.peak_mb}
+
+
+def _ends(name: str, estimate: Estimate | None) -> dict[str, object]:
+    ends = estimate or Estimate(value=float("nan"))
+    return {name: ends.value, f"{name}_low": ends.low, f"{name}_high": ends.high}
+
+
+def _shown(row: Standing, titles: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "Method": _escaped(row.method),
+        "Rank": "--" if row.rank is None else f"{row.rank.value:g}",
+        **{title: _percent(row.figures.get(name)) for title, name in titles.items()},
+        "Time (s)": _whole(row.seconds),
+    }
 
 
 def _printed(row: Row) -> dict[str, str]:
@@ -74,8 +135,12 @@ def _printed(row: Row) -> dict[str, str]:
         r"ACC (\%)": _percent(row.acc),
         r"ASR (\%)": _percent(row.asr),
         r"RA (\%)": _percent(row.ra),
-        "Time (s)": "--" if row.seconds is None else f"{row.seconds:.0f}",
+        "Time (s)": _whole(row.seconds),
     }
+
+
+def _whole(seconds: float | None) -> str:
+    return "--" if seconds is None else f"{seconds:.0f}"
 
 
 def _percent(share: Estimate | None) -> str:

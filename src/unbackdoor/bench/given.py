@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from unbackdoor.attacks import ATTACKS, SavedAttack, load_attack
 from unbackdoor.bench.located import Located
 from unbackdoor.errors import UnbackdoorError
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 NO_ATTACK = "None"
 """The attack of models that are trained on clean data, and of those whose attack nobody names."""
 
+THERE = "given: "
+"""How the label begins that says of a model that it was there already."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GivenModel:
@@ -33,6 +38,8 @@ class GivenModel:
         model_sha256: of the file, when the grid was read.
         attack_sha256: of the file, or empty.
         network: architecture with the options that are not its defaults.
+        untrained: the architecture with its options, for those that train it anew; None: it is none of ours.
+        poisons: whether poisoned training data can be made again: there is no attack, or one that poisons data.
         attack_name: the attack with the options that are not its defaults, but poison rate and files.
         poison_rate: if the attack has one.
     """
@@ -43,6 +50,8 @@ class GivenModel:
     model_sha256: str
     attack_sha256: str
     network: str
+    untrained: partial[nn.Module] | None
+    poisons: bool
     attack_name: str
     poison_rate: float | None
 
@@ -75,14 +84,16 @@ def given_model(sources: Sequence[Source], found: Located) -> GivenModel:
             f"{place} says of itself that it is backdoored, and its attack is not beside it; name its file with"
             " {file: FILE, attack: FILE}, or write attack: None to measure accuracy alone"
         )
-    rate = saved.options.get("poison_rate") if saved else None
+    rate, network = saved.options.get("poison_rate") if saved else None, _untrained(loaded)
     return GivenModel(
         name=place.resolve().name if place.is_dir() else place.stem,
         model=model,
         attack=attack,
         model_sha256=loaded.sha256,
         attack_sha256=saved.sha256 if saved else "",
-        network=_network_name(loaded),
+        network=short_name(network) if network else loaded.network.description.architecture,
+        untrained=network,
+        poisons=saved is None or bool(saved.kinds.any()),
         attack_name=_attack_name(saved.options) if saved else NO_ATTACK,
         poison_rate=float(rate) if isinstance(rate, (int, float)) else None,
     )
@@ -107,11 +118,11 @@ def _check_fits(loaded: LoadedModel, saved: SavedAttack | None, source: Source, 
         saved.check_fits(description.image_shape, loaded.network.classes, attack)
 
 
-def _network_name(loaded: LoadedModel) -> str:
+def _untrained(loaded: LoadedModel) -> partial[nn.Module] | None:
     description = loaded.network.description
     if description.architecture not in NETWORKS:
-        return description.architecture
-    return short_name(partial(NETWORKS[description.architecture], **description.arguments))
+        return None
+    return partial(NETWORKS[description.architecture], **description.arguments)
 
 
 def _attack_name(options: Mapping[str, Any]) -> str:

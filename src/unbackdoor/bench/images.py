@@ -1,4 +1,7 @@
-"""Image classifiers: victims of attacks, scanners that judge them, purifiers that repair them."""
+"""Image classifiers: victims of attacks, scanners that judge them, purifiers that repair them.
+
+And the data that attacks poison: sifters that look for the poison in them, trainers that keep it out.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ from typing import Any
 from unbackdoor.attacks import AllToOne, Attack, load_attack
 from unbackdoor.bench.axes import Axes, read_axes
 from unbackdoor.bench.cell import Cell, Domain, Label, Result
-from unbackdoor.bench.given import NO_ATTACK
+from unbackdoor.bench.given import NO_ATTACK, THERE
 from unbackdoor.bench.located import Located
 from unbackdoor.bench.pages import facts, repair_page, scan_page, written_page
+from unbackdoor.bench.poisoned import untrusted_data
+from unbackdoor.bench.untrusted import DEFENCES, Defence, poison_data, uses_quick_model
 from unbackdoor.bench.victims import (
     Given,
     Trained,
@@ -36,10 +41,14 @@ from unbackdoor.models.mark import repaired_mark
 from unbackdoor.options import bound_options, options_of, short_name
 from unbackdoor.purify import Purifier
 from unbackdoor.scan import Scanner
+from unbackdoor.secure import SecureTrainer
+from unbackdoor.sift import Sifter
+from unbackdoor.sift.quick_model import NETWORK as QUICK
+from unbackdoor.sift.quick_model import RECIPE as QUICKLY
 from unbackdoor.training import Runtime
 from unbackdoor.training.resume import states
 
-Method = Attack | Scanner | Purifier
+Method = Attack | Scanner | Purifier | Sifter | SecureTrainer
 Told = tuple[str, Mapping[str, Any]]
 """A method's label and its recipe."""
 
@@ -68,17 +77,22 @@ class Images(Domain):
     )
 
     def cells(self, grid: Located) -> list[Cell]:
-        """Return the victims, each followed by what is done with it; seed by seed (see `Domain.cells`)."""
+        """Return what is done with each attack; seed by seed (see `Domain.cells`)."""
         axes = read_axes(grid)
         # A grid has few methods and many cells, and a method may name large files.
-        told = {method: _told(method) for method in (*axes.attacks, *axes.scan, *axes.purify) if method}
+        methods = (*axes.attacks, *axes.scan, *axes.purify, *axes.sift, *axes.secure)
+        told = {method: _told(method) for method in methods if method}
         cells: dict[str, Cell] = {}
         for setting in _settings(axes):
-            for cell in self._on_victim(setting, axes, told):
+            # Sifters see data and no victim, so where there is nothing else none is trained.
+            only_sifted = axes.sift and not (axes.scan or axes.purify or axes.secure)
+            on_victim = iter(()) if only_sifted else self._on_victim(setting, axes, told)
+            for cell in itertools.chain(on_victim, self._on_data(setting, axes, told)):
                 cells.setdefault(cell.key, cell)
         return list(cells.values())
 
     def _on_victim(self, setting: Victim, axes: Axes, told: Mapping[Method, Told]) -> Iterator[Cell]:
+        """Yield a victim, followed by what is done with it."""
         labels = _labels(setting, told)
         recipe = _victim_recipe(setting, told)
         victim = Cell(domain=self, kind="victim", labels=labels, recipe=recipe, work=setting)
@@ -96,8 +110,53 @@ class Images(Domain):
                     needs=victim,
                 )
 
+    def _on_data(self, setting: Victim, axes: Axes, told: Mapping[Method, Told]) -> Iterator[Cell]:
+        """Yield poisoned data, followed by what is done with them."""
+        if not axes.sift and not axes.secure:
+            return
+        labels = _labels(setting, told)
+        if isinstance(setting, Trained):
+            labels["training"] = None
+        poison = Cell(domain=self, kind="poison", labels=labels, recipe=_poison_recipe(setting, told), work=setting)
+        yield poison
+        labels = {**labels, "budget": axes.budget}
+        quick = Cell(
+            domain=self,
+            kind="quick",
+            labels=labels,
+            recipe={"budget": axes.budget, "training": options_of(QUICKLY), "network": bound_options(QUICK)},
+            work=Defence(setting=setting, budget=axes.budget),
+            needs=poison,
+        )
+        if any(map(uses_quick_model, axes.sift)):
+            yield quick
+        for sifter in axes.sift:
+            name, options = told[sifter]
+            yield Cell(
+                domain=self,
+                kind="sift",
+                labels={**labels, "method": name},
+                recipe={"method": options, "budget": axes.budget},
+                work=Defence(setting=setting, method=sifter, budget=axes.budget),
+                needs=quick if uses_quick_model(sifter) else poison,
+            )
+        network = setting.network if isinstance(setting, Trained) else setting.model.untrained
+        for trainer in axes.secure:
+            name, options = told[trainer]
+            for size in axes.clean_sizes if "clean" in trainer.needs else (None,):
+                assert network is not None
+                recipe = {"method": options, "clean_size": size, "budget": axes.budget}
+                yield Cell(
+                    domain=self,
+                    kind="secure",
+                    labels={**labels, "method": name, "clean_size": size},
+                    recipe={**recipe, "network": bound_options(network)},
+                    work=Defence(setting=setting, method=trainer, network=network, clean_size=size, budget=axes.budget),
+                    needs=poison,
+                )
+
     def run(self, cell: Cell, given: Path, folder: Path, runtime: Runtime) -> Result:
-        """Train, scan or repair a victim (see `Domain.run`)."""
+        """Do one of the things that `cells` names (see `Domain.run`)."""
         match cell:
             case Cell(kind="victim", work=Trained() as setting):
                 return make_victim(cell, setting, folder, setting.runtime(runtime))
@@ -107,6 +166,10 @@ class Images(Domain):
                 return scan_victim(cell, treatment, given, folder, treatment.runtime(runtime))
             case Cell(kind="purify", work=Treatment(method=Purifier()) as treatment):
                 return purify_victim(cell, treatment, given, folder, treatment.runtime(runtime))
+            case Cell(kind="poison", work=Trained() | Given() as setting):
+                return poison_data(cell, setting, folder, setting.runtime(runtime))
+            case Cell(work=Defence() as task) if cell.kind in DEFENCES:
+                return DEFENCES[cell.kind](cell, task, given, folder, task.runtime(runtime))
         raise InputError(f"a cell of kind {cell.kind!r} is none of image classifiers")
 
 
@@ -126,8 +189,7 @@ def purify_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, r
     resume = folder / RESUME
     resumed = bool(states(resume))
     attack = load_attack(given / ATTACK) if (given / ATTACK).exists() else None
-    # What a defender finds, made again.
-    untrusted = (attack.poison(train) if attack else train) if "untrusted" in treatment.method.needs else None
+    untrusted = untrusted_data(train, given)[0] if "untrusted" in treatment.method.needs else None
     with measured() as cost:
         clean = draw_clean(train, treatment.clean_size, runtime.seed)
         data = DefenderData(clean=clean, untrusted=untrusted)
@@ -240,8 +302,21 @@ def _made(setting: Victim, told: Mapping[Method, Told]) -> dict[str, Label]:
                 "network": model.network,
                 "attack": model.attack_name,
                 "poison_rate": model.poison_rate,
-                "training": f"given: {model.name}",
+                "training": f"{THERE}{model.name}",
             }
+
+
+def _poison_recipe(setting: Victim, told: Mapping[Method, Told]) -> dict[str, Any]:
+    """Return all that decides what an attack makes of the training data."""
+    common = {"data": setting.source.digests, "seed": setting.seed, "precision": setting.precision}
+    match setting:
+        case Trained(attack=None):
+            return {**common, "attack": None}
+        case Trained(network=network, attack=attack):
+            # Some attacks look for their trigger with the help of such a network.
+            return {**common, "network": bound_options(network), "attack": told[attack][1]}
+        case Given(model=model):
+            return {**common, "given attack": model.attack_sha256}
 
 
 def _victim_recipe(setting: Victim, told: Mapping[Method, Told]) -> dict[str, Any]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import collections
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 
 from unbackdoor.bench.table import (
     BLOCK,
-    SHARES,
+    REPAIRED,
+    SECURED,
+    SIFTED,
     Trials,
     block_means,
     mean_of,
@@ -27,7 +29,16 @@ from unbackdoor.bench.table import (
 )
 from unbackdoor.errors import InputError
 from unbackdoor.report import Fact
-from unbackdoor.report.leaderboard import Curve, Estimate, Filter, Leaderboard, Row, ScannerRow, Selection
+from unbackdoor.report.leaderboard import (
+    Curve,
+    Estimate,
+    Filter,
+    Leaderboard,
+    Row,
+    ScannerRow,
+    Selection,
+    Standing,
+)
 
 TITLES = {
     "data": "Data",
@@ -40,6 +51,9 @@ TITLES = {
     "budget": "Budget (minutes)",
 }
 """Of the labels that can be filtered by."""
+
+CLEAN_SIZE = "clean_size"
+"""The label that is none of blocks where clean samples are a method's own affair."""
 
 CURVES: dict[str, Literal["poison rate", "clean samples"]] = {
     "poison_rate": "poison rate",
@@ -58,6 +72,17 @@ NOTES = (
     " half of the cells of the one that has most is listed without a rank, with the figures of its own cells.",
 )
 
+SECURE_NOTE = (
+    "Models that were trained securely have a DER where the same data gave a model without a defence: that is the one"
+    " before. MSE is the error with which a decoder, of methods that train one, reconstructs images from 0 to 1."
+)
+SIFT_NOTE = (
+    "Sifters: AUROC is the chance that a poisoned row has a higher score than a clean one; TPR at FPR 1 % the share of"
+    " poisoned rows above all but 1 % of the clean ones; TPR and FPR are of the rows that the sifter itself holds"
+    " poisoned; false alarms are its FPR on data without an attack. They are ranked by AUROC."
+)
+"""Of a board that has such methods."""
+
 
 def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
     """Return the leaderboard of cells.
@@ -72,8 +97,9 @@ def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
     if cells.empty:
         raise InputError("there are no cells to rank; run a grid first, with `unbackdoor bench GRID.yaml`")
     done = cells[cells["error"] == ""]
-    judged = done[done["kind"] != "victim"]
-    filters = [_filter(judged, name) for name in BLOCK if judged[name].nunique(dropna=False) > 1]
+    # The others are only there for these to start from.
+    judged = done[done["kind"].isin([REPAIRED.kind, "scan", SIFTED.kind, SECURED.kind])]
+    filters = [_filter(judged, name) for name in BLOCK if _varies(judged, name)]
     return Leaderboard(
         title=title,
         filters=filters,
@@ -82,7 +108,7 @@ def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
         columns=[str(name) for name in cells.columns],
         cells=[[_plain(value) for value in row] for row in cells.itertuples(index=False)],
         facts={"Cells": _facts(cells)},
-        notes=[*NOTES, *_mixed(done)],
+        notes=[*NOTES, *_of_kinds(judged), *_mixed(done)],
     )
 
 
@@ -91,11 +117,68 @@ def ranking(tried: Trials) -> list[Row]:
     if not tried.methods:
         return []
     tried, ranked = fair(tried)
-    der = block_means(tried.values["der"][ranked])
-    der = der[:, ~np.isnan(der).any(0)]
-    ranks = dict(zip(ranked.tolist(), rank_intervals(der.T).tolist())) if len(ranked) else {}
+    ranks = _ranks(tried, ranked)
     rows = [_row(tried, number, ranks.get(number)) for number in range(len(tried.methods))]
     return sorted(rows, key=lambda row: (row.rank.value if row.rank else math.inf, row.method))
+
+
+def standings(tried: Trials, on_clean_data: pd.DataFrame | None = None) -> list[Standing]:
+    """Return the methods of another kind, the ranked ones first and by rank.
+
+    Args:
+        tried: on data with an attack.
+        on_clean_data: the cells of sifters on data without one; their share of false alarms becomes the figure "clean".
+    """
+    tried, ranked = fair(tried) if tried.methods else (tried, np.empty(0, dtype=int))
+    ranks = _ranks(tried, ranked)
+    alarms = {} if on_clean_data is None else dict(_alarms(on_clean_data))
+    rows = []
+    for number, method in enumerate(tried.methods):
+        everywhere = np.full(len(tried.blocks), True)
+        rows.append(
+            Standing(
+                method=method,
+                blocks=int(tried.there[number].any(1).sum()),
+                of=len(tried.blocks),
+                complete=bool(np.isin(number, ranked)),
+                rank=_rank(ranks.get(number)),
+                figures={**_estimates(tried, number, everywhere), **alarms.pop(method, {})},
+                attacks=_by_attack(tried, number),
+                seconds=mean_of(tried.values["seconds"][number]),
+                peak_mb=mean_of(tried.values["peak_mb"][number]),
+            )
+        )
+    rows += [
+        Standing(method=method, blocks=0, of=len(tried.blocks), complete=False, figures=figures)
+        for method, figures in alarms.items()
+    ]
+    return sorted(rows, key=lambda row: (row.rank.value if row.rank else math.inf, not row.complete, row.method))
+
+
+def _alarms(cells: pd.DataFrame) -> Iterator[tuple[str, dict[str, Estimate]]]:
+    """Yield for each sifter the mean share of rows of clean data that it holds poisoned."""
+    tried = trials(cells.assign(auroc=0.5), SIFTED)
+    for number, method in enumerate(tried.methods):
+        values = tried.values["fpr"][number]
+        if (mean := mean_of(values)) is not None:
+            low, high = seed_interval(values)
+            yield method, {"clean": Estimate(value=mean, low=low, high=high)}
+
+
+def _ranks(tried: Trials, ranked: Int[np.ndarray, "ranked"]) -> dict[int, list[float]]:
+    """Return rank and ends of its interval, by method; none where the figure that ranks is not everywhere."""
+    if not len(ranked):
+        return {}
+    best, there = tried.values[tried.judged.best][ranked], tried.there[ranked]
+    if np.isnan(best[there]).any():
+        return {}
+    means = block_means(best)
+    means = means[:, ~np.isnan(means).any(0)]
+    return dict(zip(ranked.tolist(), rank_intervals(means.T).tolist()))
+
+
+def _rank(found: Sequence[float] | None) -> Estimate | None:
+    return None if found is None else Estimate(value=found[0], low=_number(found[1]), high=_number(found[2]))
 
 
 def fair(tried: Trials) -> tuple[Trials, Int[np.ndarray, "ranked"]]:
@@ -103,7 +186,7 @@ def fair(tried: Trials) -> tuple[Trials, Int[np.ndarray, "ranked"]]:
 
     None can be if they have nothing in common, or if of several methods only one has enough cells.
     """
-    there = ~np.isnan(tried.values["der"])
+    there = tried.there
     counts = there.sum((1, 2))
     ranked = np.flatnonzero(2 * counts >= counts.max())
     common = there[ranked].all(0)
@@ -118,26 +201,31 @@ def fair(tried: Trials) -> tuple[Trials, Int[np.ndarray, "ranked"]]:
 def _row(tried: Trials, method: int, rank: Sequence[float] | None) -> Row:
     everywhere = np.full(len(tried.blocks), True)
     shares = _estimates(tried, method, everywhere)
-    attacks = tried.blocks["attack"].to_numpy()
-    by_attack = {str(attack): _estimates(tried, method, attacks == attack) for attack in dict.fromkeys(attacks)}
     return Row(
         method=tried.methods[method],
-        blocks=int((~np.isnan(tried.values["der"][method]).all(1)).sum()),
+        blocks=int(tried.there[method].any(1).sum()),
         der=shares["der"],
-        rank=None if rank is None else Estimate(value=rank[0], low=_number(rank[1]), high=_number(rank[2])),
+        rank=_rank(rank),
         acc=shares.get("acc"),
         asr=shares.get("asr"),
         ra=shares.get("ra"),
         seconds=mean_of(tried.values["seconds"][method]),
         peak_mb=mean_of(tried.values["peak_mb"][method]),
-        attacks={attack: estimates for attack, estimates in by_attack.items() if estimates},
+        attacks=_by_attack(tried, method),
     )
 
 
+def _by_attack(tried: Trials, method: int) -> dict[str, dict[str, Estimate]]:
+    """Return what one method reached on each attack that it was tried on."""
+    attacks = tried.blocks["attack"].to_numpy()
+    found = {str(attack): _estimates(tried, method, attacks == attack) for attack in dict.fromkeys(attacks)}
+    return {attack: estimates for attack, estimates in found.items() if estimates}
+
+
 def _estimates(tried: Trials, method: int, blocks: Bool[np.ndarray, "blocks"]) -> dict[str, Estimate]:
-    """Return the means of one method's shares over some blocks, with their intervals over seeds."""
+    """Return the means of one method's figures over some blocks, with their intervals over seeds."""
     found = {}
-    for name in SHARES:
+    for name in tried.judged.figures:
         values = tried.values[name][method, blocks]
         if (mean := mean_of(values)) is not None:
             low, high = seed_interval(values)
@@ -147,25 +235,43 @@ def _estimates(tried: Trials, method: int, blocks: Bool[np.ndarray, "blocks"]) -
 
 def _selections(judged: pd.DataFrame, filters: Sequence[Filter]) -> Iterator[tuple[tuple[str, ...], Selection]]:
     """Yield what every choice of filters shows, where there are cells."""
-    tried, scans = trials(judged), judged[judged["kind"] == "scan"]
-    of_blocks = {one.name: tried.blocks[one.name].map(_text).to_numpy() for one in filters}
-    of_scans = {one.name: scans[one.name].map(_text).to_numpy() for one in filters}
+    tried = [trials(judged, kind) for kind in (REPAIRED, SECURED, SIFTED)]
+    no_poison = judged["auroc"].isna() if "auroc" in judged else judged["kind"] == SIFTED.kind
+    scans, sifted_clean = judged[judged["kind"] == "scan"], judged[(judged["kind"] == SIFTED.kind) & no_poison]
+    rows = [*((some.blocks, some.judged.own_clean) for some in tried), (scans, False), (sifted_clean, True)]
+    parts = [
+        {one.name: some[one.name].map(_text).to_numpy() for one in filters if not (own and one.name == CLEAN_SIZE)}
+        for some, own in rows
+    ]
     for key in itertools.product(*(("", *one.values) for one in filters)):
         chosen = {one.name: value for one, value in zip(filters, key, strict=True) if value}
-        blocks, some_scans = np.full(len(tried.blocks), True), np.full(len(scans), True)
-        for name, value in chosen.items():
-            blocks &= of_blocks[name] == value
-            some_scans &= of_scans[name] == value
-        if blocks.any() or some_scans.any():
-            yield key, _selection(tried.where(blocks), scans[some_scans])
+        masks = [_fits(labels, chosen, len(some)) for labels, (some, _) in zip(parts, rows, strict=True)]
+        if any(mask.any() for mask in masks):
+            repaired, secured, sifted = (some.where(mask) for some, mask in zip(tried, masks))
+            yield key, _selection(repaired, secured, sifted, scans[masks[-2]], sifted_clean[masks[-1]])
 
 
-def _selection(tried: Trials, scans: pd.DataFrame) -> Selection:
+def _fits(
+    labels: Mapping[str, Shaped[np.ndarray, "rows"]], chosen: Mapping[str, str], rows: int
+) -> Bool[np.ndarray, "rows"]:
+    """Return which rows have the chosen labels; one that they do not tell is no matter."""
+    fits = np.full(rows, True)
+    for name, value in chosen.items():
+        if name in labels:
+            fits &= labels[name] == value
+    return fits
+
+
+def _selection(
+    repaired: Trials, secured: Trials, sifted: Trials, scans: pd.DataFrame, sifted_clean: pd.DataFrame
+) -> Selection:
     return Selection(
-        blocks=len(tried.blocks),
-        methods=ranking(tried),
+        blocks=len(repaired.blocks),
+        methods=ranking(repaired),
         scanners=[_scanner(str(method), group) for method, group in scans.groupby("method")],
-        curves=[*_curves(tried)],
+        curves=[*_curves(repaired)],
+        trainers=standings(secured),
+        sifters=standings(sifted, sifted_clean),
     )
 
 
@@ -191,7 +297,7 @@ def _curves(tried: Trials) -> Iterator[Curve]:
     for label, axis in CURVES.items():
         others = told_apart(tried.blocks, [name for name in BLOCK if name != label])
         for number, method in enumerate(tried.methods):
-            there = ~np.isnan(tried.values["der"][number]).all(1) & tried.blocks[label].notna().to_numpy()
+            there = tried.there[number].any(1) & tried.blocks[label].notna().to_numpy()
             points = tried.blocks[label].to_numpy()
             seen = collections.Counter(others[there])
             # What was tried at one point only has no curve, and must not end those of others.
@@ -204,8 +310,26 @@ def _curves(tried: Trials) -> Iterator[Curve]:
                 yield Curve(axis=axis, method=method, points=[(float(x), y) for x, y in zip(every, means)])
 
 
+def _with(judged: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the cells that a label of blocks is told of."""
+    own = [kind.kind for kind in (SECURED, SIFTED) if kind.own_clean and name == CLEAN_SIZE]
+    return judged[~judged["kind"].isin(own)]
+
+
+def _varies(judged: pd.DataFrame, name: str) -> bool:
+    """Return whether cells of one kind differ in a label; that those of another kind have none is no choice."""
+    return any(cells[name].nunique(dropna=False) > 1 for _, cells in _with(judged, name).groupby("kind"))
+
+
+def _of_kinds(judged: pd.DataFrame) -> Iterator[str]:
+    """Yield the notes on kinds of methods that there are."""
+    for kind, note in ((SECURED.kind, SECURE_NOTE), (SIFTED.kind, SIFT_NOTE)):
+        if (judged["kind"] == kind).any():
+            yield note
+
+
 def _filter(judged: pd.DataFrame, name: str) -> Filter:
-    values = sorted(judged[name].unique(), key=_place)
+    values = sorted(_with(judged, name)[name].unique(), key=_place)
     return Filter(name=name, title=TITLES[name], values=[_text(value) for value in values])
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from unbackdoor.attacks import FittedAttack, SavedAttack
 from unbackdoor.data import ImageSet
+from unbackdoor.detection import Detection
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import Evaluation
+from unbackdoor.reconstruction import Reconstruction
 from unbackdoor.report import (
     Fact,
     Report,
@@ -21,10 +23,14 @@ from unbackdoor.report import (
     found_gallery,
     loss_chart,
     repair_charts,
+    suspicion_chart,
+    suspicion_verdict,
+    suspicious_galleries,
     trigger_gallery,
     write_report,
 )
 from unbackdoor.scan import Finding, Scanner
+from unbackdoor.sift import Sifter, Suspicion
 from unbackdoor.training import History, Runtime
 
 logger = logging.getLogger(__name__)
@@ -81,6 +87,56 @@ def scan_page(
         facts=facts,
         notes=["The model is backdoored." if attack else "The model is not backdoored."],
     )
+
+
+def sift_page(
+    title: str,
+    sifter: Sifter,
+    found: Suspicion,
+    rows: ImageSet,
+    measures: Detection,
+    facts: Mapping[str, list[Fact]],
+) -> Report:
+    """Return the page of a sifting, with how well it did."""
+    told = {"held": "rows held poisoned", "fpr": "clean rows held poisoned", "tpr": "poisoned rows held poisoned"}
+    told |= {"auroc": "AUROC", "tpr_at_1": "poisoned rows found at 1 % false alarms"}
+    values = measures.to_metrics()
+    judged = [Fact(name=words, value=_percent(values, name)) for name, words in told.items() if name in values]
+    return Report(
+        title=title,
+        verdict=suspicion_verdict(found, sifter),
+        galleries=suspicious_galleries(found, rows),
+        charts=[suspicion_chart(found)],
+        facts={"How well it did": judged, **facts},
+    )
+
+
+def trained_page(
+    title: str,
+    evaluation: Evaluation,
+    history: History,
+    rebuilt: Reconstruction | None,
+    facts: Mapping[str, list[Fact]],
+) -> Report:
+    """Return the page of a secure training."""
+    means = {"clean": rebuilt.clean, "triggered": rebuilt.triggered} if rebuilt else {}
+    errors = [
+        Fact(name=f"MSE, {name} images", value=f"{mean.value:.5f} [{mean.low:.5f}, {mean.high:.5f}]")
+        for name, mean in means.items()
+        if mean is not None
+    ]
+    return Report(
+        title=title,
+        metrics=evaluation_metrics(evaluation, None),
+        charts=[loss_chart(history, "epoch", "training loss")] if history.loss else [],
+        facts={**({"Reconstruction error of the decoder": errors} if errors else {}), **facts},
+        notes=list(history.notes),
+    )
+
+
+def _percent(values: Mapping[str, float], name: str) -> str:
+    value, low, high = (100 * values[end] for end in (name, f"{name}_low", f"{name}_high"))
+    return f"{value:.2f} % [{low:.2f}, {high:.2f}]"
 
 
 def written_page(path: Path, page: Callable[[], Report]) -> dict[str, Path]:

@@ -170,10 +170,14 @@ class Bench:
         self.progress.note(f"{cell.title}: failed: {reason}")
 
 
+SHOWN = {"tpr_at_1": "TPR at FPR 1 %"}
+"""Names of metrics for people, where they are not the same in capitals."""
+
+
 def _measured(record: Record) -> str:
     shown = [
-        f"{name.upper()} {100 * record.metrics[name]:.2f} %"
-        for name in ("acc", "asr", "ra", "der")
+        f"{SHOWN.get(name, name.upper())} {100 * record.metrics[name]:.2f} %"
+        for name in ("acc", "asr", "ra", "der", "auroc", "tpr_at_1", "fpr")
         if name in record.metrics
     ]
     return ", ".join([*shown, f"{record.metrics['seconds']:.0f} s"] if "seconds" in record.metrics else shown) or "done"

@@ -2,29 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Shaped
 from scipy import stats
 
+from unbackdoor.bench.given import THERE
 from unbackdoor.bench.store import Record
+from unbackdoor.evaluate import effectiveness
 
 BLOCK = ("data", "network", "attack", "poison_rate", "training", "precision", "clean_size", "budget")
 """Labels that say on what a method was tried; what differs in the seed alone is one block."""
 
-SHARES = ("acc", "asr", "ra", "der")
 COSTS = ("seconds", "peak_mb")
 DRAWS = 1000
 """Of the bootstrap."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """How the cells of one kind are judged.
+
+    Attributes:
+        kind: of the cells.
+        needed: the figure without which a cell says nothing of a method.
+        figures: all that methods are compared by.
+        best: the figure by which they are ranked; higher is better.
+        own_clean: whether clean samples are the method's affair, as some need them and others do without, and not one
+            of the things that all of its kind are tried on.
+    """
+
+    kind: str
+    needed: str
+    figures: tuple[str, ...]
+    best: str
+    own_clean: bool = False
+
+
+REPAIRED = Judged(kind="purify", needed="der", figures=("acc", "asr", "ra", "der"), best="der")
+"""Repairs of clean models have no DER."""
+
+SECURED = Judged(
+    kind="secure",
+    needed="asr",
+    figures=("acc", "asr", "ra", "der", "mse_clean", "mse_triggered"),
+    best="der",
+    own_clean=True,
+)
+"""There is a DER where a model was trained on the same data without a defence."""
+
+SIFTED = Judged(kind="sift", needed="auroc", figures=("auroc", "tpr_at_1", "tpr", "fpr"), best="auroc", own_clean=True)
+
+
 def cell_table(records: Iterable[Record]) -> pd.DataFrame:
     """Return one row a cell: kind, labels, metrics, duration, error, machine and key.
 
-    Cells of domains with other labels than `BLOCK`, and so with other figures, are left out.
+    Cells of domains with other labels than `BLOCK`, and so with other figures, are left out. Models that were trained
+    securely get their DER, where there is one that was trained without a defence (see `rate`).
     """
     rows = [
         {
@@ -41,52 +79,101 @@ def cell_table(records: Iterable[Record]) -> pd.DataFrame:
         for record in records
         if set(BLOCK) <= set(record.labels)
     ]
+    rate(rows)
     return pd.DataFrame(rows)
+
+
+def rate(rows: Iterable[dict[str, Any]]) -> None:
+    """Add the DER to models that were trained securely: beside the newest victim of the same attack and seed.
+
+    Args:
+        rows: kind, labels, metrics and error of cells, the newest first.
+    """
+    undefended: dict[Hashable, dict[str, Any]] = {}
+    secured = []
+    for row in rows:
+        if not row.get("error") and "asr" in row:
+            if row["kind"] == "victim":
+                undefended.setdefault(_place(row), row)
+            elif row["kind"] == SECURED.kind:
+                secured.append(row)
+    for row in secured:
+        if before := undefended.get(_place(row)):
+            row["der"] = effectiveness(before["acc"] - row["acc"], before["asr"] - row["asr"])
+
+
+def _place(row: Mapping[str, Any]) -> Hashable:
+    """Return what a victim and a model that was trained securely have in common."""
+    training = row["training"]
+    given = training if isinstance(training, str) and training.startswith(THERE) else None
+    return (given, *(row[name] for name in ("data", "network", "attack", "poison_rate", "precision", "seed")))
 
 
 @dataclass(frozen=True, eq=False)
 class Trials:
-    """What every method reached in every block and seed.
+    """What every method of one kind reached in every block and seed.
 
     Attributes:
+        judged: which kind.
         methods: their names.
         blocks: one row a block, with the labels of `BLOCK`.
-        values: of each share and cost; NaN where there is no cell.
+        values: of each figure and cost; NaN where there is no cell.
     """
 
+    judged: Judged
     methods: tuple[str, ...]
     blocks: pd.DataFrame
     values: Mapping[str, Float[np.ndarray, "methods blocks seeds"]]
 
+    @property
+    def there(self) -> Bool[np.ndarray, "methods blocks seeds"]:
+        """Where there are cells."""
+        found: np.ndarray = ~np.isnan(self.values[self.judged.needed])
+        return found
+
     def where(self, chosen: Bool[np.ndarray, "blocks"]) -> Trials:
         """Return the trials in some blocks, of the methods that were tried there."""
-        tried = ~np.isnan(self.values["der"][:, chosen]).all((1, 2))
-        return Trials(
+        tried = self.there[:, chosen].any((1, 2))
+        return replace(
+            self,
             methods=tuple(method for method, kept in zip(self.methods, tried, strict=True) if kept),
             blocks=self.blocks[chosen],
             values={name: value[tried][:, chosen] for name, value in self.values.items()},
         )
 
 
-def trials(cells: pd.DataFrame) -> Trials:
-    """Return the trials of methods that repair backdoored models; the repair of a clean one has no DER.
+def trials(cells: pd.DataFrame, judged: Judged = REPAIRED) -> Trials:
+    """Return the trials of methods of one kind.
 
     Args:
         cells: finished ones, as `cell_table` gives them, the newest first.
+        judged: which kind.
     """
-    judged = (cells["kind"] == "purify") & cells["der"].notna() if "der" in cells else cells["kind"] == ""
-    cells = newest(cells[judged])
+    needed = judged.needed
+    chosen = (cells["kind"] == judged.kind) & cells[needed].notna() if needed in cells else cells["kind"] == ""
+    cells = newest(cells[chosen])
+    if judged.own_clean:
+        cells = _with_own_clean(cells)
     block, _ = pd.factorize(told_apart(cells, BLOCK))
     method, methods = pd.factorize(cells["method"], sort=True)
     seed, seeds = pd.factorize(cells["seed"])
     values = {}
-    for name in (*SHARES, *COSTS):
+    for name in (*judged.figures, *COSTS):
         values[name] = np.full((len(methods), len(set(block)), len(seeds)), np.nan)
         if name in cells:
             values[name][method, block, seed] = cells[name].astype(float)
     first = np.unique(block, return_index=True)[1]
     blocks = cells[list(BLOCK)].iloc[first].reset_index(drop=True)
-    return Trials(tuple(map(str, methods)), blocks, values)
+    return Trials(judged, tuple(map(str, methods)), blocks, values)
+
+
+def _with_own_clean(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells with the clean samples told by the methods' names, where numbers of them differ."""
+    sizes = cells["clean_size"]
+    if sizes.nunique() > 1:
+        told = ["" if pd.isna(size) else f", {size:g} clean samples" for size in sizes]
+        cells = cells.assign(method=cells["method"] + told)
+    return cells.assign(clean_size=None)
 
 
 def newest(cells: pd.DataFrame) -> pd.DataFrame:
@@ -136,7 +223,7 @@ def rank_intervals(der: Float[np.ndarray, "blocks methods"], seed: int = 0) -> F
     """Return each method's rank by mean DER, 1 the best, and the ends of its 95 % bootstrap interval over blocks.
 
     Args:
-        der: no entry missing.
+        der: or another figure of which more is better; no entry missing.
         seed: of the draws.
 
     Returns:

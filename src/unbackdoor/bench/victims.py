@@ -15,6 +15,7 @@ from unbackdoor.bench.axes import Precision, Source
 from unbackdoor.bench.cell import Cell, Result
 from unbackdoor.bench.given import NO_ATTACK, GivenModel
 from unbackdoor.bench.pages import facts, victim_page, written_page
+from unbackdoor.bench.poisoned import kept_rows
 from unbackdoor.bench.worker import Cost, measured
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.errors import InputError
@@ -91,8 +92,8 @@ def make_victim(cell: Cell, setting: Trained, folder: Path, runtime: Runtime) ->
         folder: for its files and for the states of an interrupted training.
         runtime: device, seed, precision.
     """
-    if setting.attack and recipe_of(setting.attack) != cell.recipe["attack"]:
-        raise InputError(f"{attack_name(setting.attack)}: a file that its options name is another one here")
+    if setting.attack:
+        check_attack(setting.attack, cell)
     train, test = setting.data()
     resume, preparation = folder / RESUME, folder / WORK
     resumed = resume.exists() or preparation.exists()
@@ -108,7 +109,7 @@ def make_victim(cell: Cell, setting: Trained, folder: Path, runtime: Runtime) ->
     if fitted and setting.attack:
         options = options_of(setting.attack)
         save_attack(folder / ATTACK, fitted, options)
-        files[ATTACK] = folder / ATTACK
+        files |= {ATTACK: folder / ATTACK, **kept_rows(fitted, train, folder)}
         mark = {"attack": options, "criterion": fitted.criterion.to_json()}
     save_model(folder / MODEL, network, provenance={"bench cell": cell.key}, backdoored=mark)
     told = facts(runtime, network=bound_options(setting.network), training=options_of(setting.recipe))
@@ -158,6 +159,12 @@ def shares(evaluation: Evaluation) -> dict[str, float]:
     for name, share in evaluation.to_json().items():
         found |= {name: share["value"], f"{name}_low": share["low"], f"{name}_high": share["high"]}
     return found
+
+
+def check_attack(attack: Attack, cell: Cell) -> None:
+    """Raise InputError if a file that the attack names is another one than when the grid was read."""
+    if recipe_of(attack) != cell.recipe["attack"]:
+        raise InputError(f"{attack_name(attack)}: a file that its options name is another one here")
 
 
 def recipe_of(method: Method) -> dict[str, Any]:

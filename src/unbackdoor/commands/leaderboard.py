@@ -1,13 +1,15 @@
 """Rank the methods of an MLflow store on one page, and write their figures as CSV, Parquet and LaTeX.
 
-Writes report.html, cells.csv, cells.parquet, ranking.csv and ranking.tex.
+Writes report.html, cells.csv, cells.parquet, and tables of each kind of methods that there is, as CSV and LaTeX:
+ranking (repairs), scan, sift and secure.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from unbackdoor.bench.export import write_cells, write_ranking
+from unbackdoor.bench.export import write_cells, write_ranking, write_scanners, write_sifters, write_trainers
 from unbackdoor.bench.grid import read_grid
 from unbackdoor.bench.leaderboard import leaderboard
 from unbackdoor.bench.store import Store
@@ -16,9 +18,13 @@ from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import report_folder
 from unbackdoor.files import write_json
 from unbackdoor.folder import PAGE, RUN
-from unbackdoor.report.leaderboard import Row, write_leaderboard
+from unbackdoor.report.leaderboard import Row, Selection, Standing, write_leaderboard
 
 RUNTIME = False
+
+TRAINED = {"der": "DER", "acc": "ACC", "asr": "ASR", "ra": "RA"}
+SIFTED = {"auroc": "AUROC", "tpr_at_1": "TPR at FPR 1 %", "tpr": "TPR", "fpr": "FPR", "clean": "false alarms"}
+"""Figures that are told, and what they are called."""
 
 
 def run(
@@ -45,18 +51,38 @@ def run(
     board = leaderboard(cells, title)
     # What the page shows while no filter is set.
     everything = board.selections.get(("",) * len(board.filters))
-    rows = everything.methods if everything else ()
+    shown = everything or Selection(blocks=0)
     folder = report_folder(out, "leaderboard")
     write_json(folder / RUN, {"command": "unbackdoor leaderboard", "cells": len(cells)})
     write_cells(cells, folder)
-    write_ranking(rows, folder)
+    write_ranking(shown.methods, folder)
+    write_scanners(shown.scanners, folder)
+    write_sifters(shown.sifters, folder)
+    write_trainers(shown.trainers, folder)
     write_leaderboard(folder / PAGE, board)
     return Outcome(
         title=title,
-        rows=[*((row.method, _sentence(row)) for row in rows), ("cells", str(len(cells)))],
-        result={"cells": len(cells), "methods": [row.method for row in rows]},
+        rows=[
+            *((row.method, _sentence(row)) for row in shown.methods),
+            *((f"secure: {row.method}", _told(row, TRAINED)) for row in shown.trainers),
+            *((f"sift: {row.method}", _told(row, SIFTED)) for row in shown.sifters),
+            ("cells", str(len(cells))),
+        ],
+        result={
+            "cells": len(cells),
+            "methods": [row.method for row in shown.methods],
+            "scanners": [row.method for row in shown.scanners],
+            "sifters": [row.method for row in shown.sifters],
+            "secure trainers": [row.method for row in shown.trainers],
+        },
         page=folder / PAGE,
     )
+
+
+def _told(row: Standing, names: Mapping[str, str]) -> str:
+    shares = [f"{title} {100 * row.figures[name].value:.2f} %" for name, title in names.items() if name in row.figures]
+    place = f"rank {row.rank.value:g}" if row.rank else "not ranked"
+    return ", ".join([place, *shares, f"{row.blocks} blocks"])
 
 
 def _sentence(row: Row) -> str:

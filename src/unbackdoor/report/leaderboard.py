@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -105,6 +105,33 @@ class ScannerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What a method that trains securely, or a sifter, achieved beside the others of its kind.
+
+    Attributes:
+        method: its name.
+        blocks: in how many of the selection's blocks it was measured.
+        of: blocks in which any method of its kind was.
+        complete: whether it has what the others have, so that its figures can be compared.
+        rank: mean rank among them, 1 is best; None: it has none.
+        figures: means by name, of those in `packing.TRAINED` and `packing.SIFTED`; those not measured are left out.
+        attacks: for each attack the same.
+        seconds: mean time that it took.
+        peak_mb: mean of the largest memory, in MB.
+    """
+
+    method: str
+    blocks: int
+    of: int
+    complete: bool
+    rank: Estimate | None = None
+    figures: Mapping[str, Estimate]
+    attacks: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+    seconds: float | None = None
+    peak_mb: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """How a method's means change along an axis; drawn if it has two points or more.
 
@@ -127,13 +154,17 @@ class Selection:
         blocks: settings in which any of the methods was measured, counted over all methods together.
         methods: the methods that repair.
         scanners: the methods that answer whether a model has a backdoor.
-        curves: the methods along the axes.
+        curves: the methods that repair along the axes.
+        trainers: the methods that train securely.
+        sifters: the methods that look for poison in data.
     """
 
     blocks: int
     methods: Sequence[Row] = ()
     scanners: Sequence[ScannerRow] = ()
     curves: Sequence[Curve] = ()
+    trainers: Sequence[Standing] = ()
+    sifters: Sequence[Standing] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,8 +177,8 @@ class Leaderboard:
         attacks: all attacks, in the order of their columns.
         selections: for each choice, one value or "" (all) of each filter, what is shown; the page says of a choice
             that is missing that nothing was measured there.
-        columns: titles of the cells' columns. Numbers below one that has the word ACC, ASR, RA or DER are fractions
-            and shown in percent, those below one with the word seconds or MB are shown whole.
+        columns: titles of the cells' columns. Numbers below one that has one of the words in `packing.SHARES` are
+            fractions and shown in percent, those below one with the word seconds or MB are shown whole.
         cells: every cell that was done or failed, one value for each column.
         facts: titled groups of named values: "What was run", "Inputs".
         notes: what the figures mean and what the reader must know.

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,17 @@ from unbackdoor.errors import InputError
 from unbackdoor.report.text import shown
 
 if TYPE_CHECKING:
-    from unbackdoor.report.leaderboard import Estimate, Filter, Leaderboard, Row, ScannerRow, Selection
+    from unbackdoor.report.leaderboard import Estimate, Filter, Leaderboard, Row, ScannerRow, Selection, Standing
 
 METRICS = ("der", "asr", "acc", "ra")
 """The order of a row's and a point's figures; the page's script has the same."""
+
+TRAINED = ("der", "acc", "asr", "ra", "mse_clean", "mse_triggered")
+SIFTED = ("auroc", "tpr_at_1", "tpr", "fpr", "clean")
+"""The order of the figures of secure trainers and of sifters; the page's script has the same."""
+
+SHARES = frozenset({*METRICS, "auroc", "tpr", "fpr", "held"})
+"""Words by which columns of fractions are known."""
 
 DECIMALS = 6
 """Of all numbers: two more than a percentage with two decimals needs."""
@@ -80,11 +87,12 @@ def _column(axis: Filter, columns: Sequence[str]) -> int:
 
 def _kind(column: str) -> str:
     words = set(re.findall("[a-z]+", column.lower()))
-    return "share" if words.intersection(METRICS) else "whole" if words & {"seconds", "mb"} else "plain"
+    return "share" if words & SHARES else "whole" if words & {"seconds", "mb"} else "plain"
 
 
 def _selection(selection: Selection, attacks: Sequence[str], methods: _Numbers) -> list[Any]:
-    if unknown := {attack for row in selection.methods for attack in row.attacks}.difference(attacks):
+    rows = (*selection.methods, *selection.trainers, *selection.sifters)
+    if unknown := {attack for row in rows for attack in row.attacks}.difference(attacks):
         raise InputError(f"the board's attacks {list(attacks)} lack {sorted(unknown)}, which a method has figures for")
     return [
         selection.blocks,
@@ -94,6 +102,8 @@ def _selection(selection: Selection, attacks: Sequence[str], methods: _Numbers) 
             [curve.axis, methods[curve.method], [[x, *map(figures.get, METRICS)] for x, figures in curve.points]]
             for curve in selection.curves
         ],
+        [_standing(row, TRAINED, attacks, methods) for row in selection.trainers],
+        [_standing(row, SIFTED, attacks, methods) for row in selection.sifters],
     ]
 
 
@@ -104,6 +114,15 @@ def _row(row: Row, means: list[float | None], attacks: Sequence[str], methods: _
         for attack in attacks
     ]
     return [methods[row.method], row.blocks, *figures, row.seconds, row.peak_mb, means, by_attack]
+
+
+def _standing(row: Standing, names: Sequence[str], attacks: Sequence[str], methods: _Numbers) -> list[Any]:
+    def figures(found: Mapping[str, Estimate]) -> list[Any]:
+        return [_estimate(found.get(name)) for name in names]
+
+    by_attack = [figures(row.attacks[attack]) if attack in row.attacks else None for attack in attacks]
+    place = [methods[row.method], row.blocks, row.of, row.complete, _estimate(row.rank)]
+    return [*place, row.seconds, row.peak_mb, figures(row.figures), by_attack]
 
 
 def _scanner(row: ScannerRow, methods: _Numbers) -> list[Any]:

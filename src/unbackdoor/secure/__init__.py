@@ -4,10 +4,11 @@ from unbackdoor.registry import Registry
 from unbackdoor.secure.abl import ABL
 from unbackdoor.secure.base import Part, SecureTrainer, Trained
 from unbackdoor.secure.d_st import DST
+from unbackdoor.secure.dbd import DBD
 from unbackdoor.secure.decoder import Decoder
 from unbackdoor.secure.trap_and_replace import TrapAndReplace
 
-TRAINERS: Registry[SecureTrainer] = Registry("trainer", ABL, DST, TrapAndReplace)
+TRAINERS: Registry[SecureTrainer] = Registry("trainer", ABL, DBD, DST, TrapAndReplace)
 """All secure trainers, by name."""
 
-__all__ = ["ABL", "DST", "TRAINERS", "Decoder", "Part", "SecureTrainer", "Trained", "TrapAndReplace"]
+__all__ = ["ABL", "DBD", "DST", "TRAINERS", "Decoder", "Part", "SecureTrainer", "Trained", "TrapAndReplace"]

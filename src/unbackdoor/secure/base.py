@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
 from unbackdoor.data import DefenderData
 from unbackdoor.models import Network
 from unbackdoor.training import History, Runtime, check_fits
+
+Needed = Literal["clean"]
+"""What of `DefenderData` a method may need beside the untrusted data."""
 
 
 class Part(nn.Module):
@@ -41,6 +44,9 @@ class Trained:
 @dataclass(frozen=True, kw_only=True)
 class SecureTrainer(ABC):
     """Base of all methods that train on untrusted data: its fields are its options, nothing else is stored."""
+
+    needs: ClassVar[frozenset[Needed]] = frozenset()
+    """Beside the untrusted data; without it the method cannot work."""
 
     def train(
         self,

@@ -164,8 +164,9 @@ class Projected(nn.Module):
         last = stages[-1][1] if stages else None
         if not isinstance(last, nn.Linear):
             raise InputError(
-                f"DST takes the last layer off a network, and {network.description.architecture} tells no stages"
-                " of which the last is a linear layer; choose another network"
+                "contrastive learning takes the last layer off a network, and"
+                f" {network.description.architecture} tells no stages of which the last is a linear layer; choose"
+                " another network"
             )
         self.encoder, _ = network.split(stages[-1][0])
         with torch.random.fork_rng(devices=[]):

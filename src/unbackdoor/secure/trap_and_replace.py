@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ from unbackdoor.data import DefenderData
 from unbackdoor.data.augment import CutMix
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
-from unbackdoor.secure.base import SecureTrainer, Trained
+from unbackdoor.secure.base import Needed, SecureTrainer, Trained
 from unbackdoor.secure.decoder import decoder_for, features_shape
 from unbackdoor.secure.frozen import FrozenStem
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
@@ -77,6 +78,8 @@ class TrapAndReplace(SecureTrainer):
     dropout: float = 0.5
     cutmix: float = 1.0
     augmentation: str = "crop-flip"
+
+    needs: ClassVar[frozenset[Needed]] = frozenset({"clean"})
 
     def __post_init__(self) -> None:
         for name, weight in (("reconstruction", self.reconstruction), ("variation", self.variation)):

@@ -26,7 +26,7 @@ RECIPE = Recipe(epochs=8, learning_rate=0.1, label_smoothing=0.0, ema=0.0, augme
 LEAST_STEPS = 200
 """Of training."""
 
-NETWORK: Callable[[int, int], nn.Module] = partial(PreActResNet18, width=16)
+NETWORK: partial[nn.Module] = partial(PreActResNet18, width=16)
 """What is trained."""
 
 
@@ -51,7 +51,11 @@ def quick_model(
     """
     model = new_network(network, rows, runtime)
     check_fits(model, rows)
-    steps = math.ceil(len(rows) / recipe.batch_size)
-    recipe = replace(recipe, epochs=max(recipe.epochs, math.ceil(LEAST_STEPS / steps)))
+    recipe = replace(recipe, epochs=enough_epochs(recipe, len(rows)))
     fit(model, rows, recipe, runtime, resume=resume, description="quick model")
     return model
+
+
+def enough_epochs(recipe: Recipe, rows: int) -> int:
+    """Return the epochs of a recipe, or more where these are fewer than `LEAST_STEPS`."""
+    return max(recipe.epochs, math.ceil(LEAST_STEPS / math.ceil(rows / recipe.batch_size)))

@@ -23,7 +23,7 @@ function make(tag, properties = {}, ...children) {
 const plain = value => value === null ? "–" : String(value);
 const fixed = (digits, factor) => value => typeof value === "number" ? (factor * value).toFixed(digits) : plain(value);
 const share = fixed(2, 100);
-const FIGURES = { plain, share, whole: fixed(0, 1), rank: fixed(2, 1) };
+const FIGURES = { plain, share, whole: fixed(0, 1), rank: fixed(2, 1), error: fixed(5, 1) };
 
 // An estimate is a value alone, or a value and the ends of its interval.
 
@@ -69,11 +69,57 @@ const SCANNERS = [
   column("Time (s)", row => row.seconds, { figure: "whole" }),
 ];
 
+// Kinds that are judged by figures of their own, which stand in the order of packing.py. Title, figure, high is best.
+const KINDS = {
+  trainers: [
+    ["DER (%)", "share", true], ["ACC (%)", "share", true], ["ASR (%)", "share", false], ["RA (%)", "share", true],
+    ["MSE, clean", "error", false], ["MSE, triggered", "error", false],
+  ],
+  sifters: [
+    ["AUROC (%)", "share", true], ["TPR at FPR 1 % (%)", "share", true], ["TPR (%)", "share", true],
+    ["FPR (%)", "share", false], ["False alarms (%)", "share", false],
+  ],
+};
+
+// The figures among which the reader of a table or chart chooses.
+const CHOICES = {
+  attacks: METRICS, rates: METRICS, samples: METRICS,
+  trainers: KINDS.trainers.map(([title]) => title),
+  sifters: KINDS.sifters.map(([title]) => title).slice(0, -1), // false alarms are of no attack
+};
+
 const CELLS = board.columns.map(([title, figure], place) => {
   const long = board.cells.some(row => String(row[place]).length > LONG);
   const kind = figure !== "plain" ? "number" : long ? "words" : "word";
   return column(figure === "share" ? `${title} (%)` : title, row => row[place], { figure, kind });
 });
+
+function kindColumns(id) {
+  return [
+    NAME,
+    column("Rank", row => valueIn(row.rank), { cell: placeCell }),
+    ...KINDS[id].map(([title, ...look], n) => figureColumn(title, row => row.figures[n], ...look)),
+    column("Time (s)", row => row.seconds, { figure: "whole" }),
+    column("Memory (MB)", row => row.memory, { figure: "whole" }),
+    column("Blocks", row => row.blocks, { cell: row => [`${row.blocks} of ${row.all}`], high: true }),
+  ];
+}
+
+function figureColumn(title, found, figure, high) {
+  const cell = row => estimate(found(row), FIGURES[figure]);
+  return column(title, row => valueIn(found(row)), { cell, high });
+}
+
+function kindAttackColumns(id, rows, chosen) {
+  const [, figure, high] = KINDS[id][chosen];
+  const measured = [...board.attacks.keys()].filter(attack => rows.some(row => row.attacks[attack]));
+  const found = attack => row => row.attacks[attack] ? row.attacks[attack][chosen] : null;
+  return [NAME, ...measured.map(attack => figureColumn(board.attacks[attack], found(attack), figure, high))];
+}
+
+function placeCell(row) {
+  return row.rank === null && row.complete ? ["–"] : rankCell(row);
+}
 
 function rankCell(row) {
   if (row.rank === null) return ["– ", make("span", { className: "ends" }, "incomplete")];
@@ -115,14 +161,14 @@ function compare(left, right, sign = 1) {
 }
 
 function sortOf(id) {
-  return state.sorts[id] ?? { title: id === "ranking" ? "Rank" : "", down: false };
+  return state.sorts[id] ?? { title: id === "ranking" || id in KINDS ? "Rank" : "", down: false };
 }
 
 function sorted(id, columns, rows) {
   const { title, down } = sortOf(id);
   const value = columns.find(found => found.title === title)?.value ?? (() => 0);
-  // Methods without a rank stay below the others: their figures cannot be compared.
-  const below = row => row.rank === null;
+  // Methods that lack blocks stay below the others: their figures cannot be compared.
+  const below = row => "complete" in row ? !row.complete : row.rank === null;
   return [...rows].sort((a, b) => below(a) - below(b) || compare(value(a), value(b), down ? -1 : 1));
 }
 
@@ -157,7 +203,8 @@ function bodyCell({ cell, kind }, row) {
 // What the filters choose.
 
 function selection() {
-  const [blocks, rows, scanners, curves] = board.selections[state.filters.join(",")] ?? [0, [], [], []];
+  const [blocks, rows, scanners, curves, trainers, sifters] = board.selections[state.filters.join(",")]
+    ?? [0, [], [], [], [], []];
   return {
     blocks,
     rows: rows.map(([method, count, der, rank, acc, asr, ra, seconds, memory, means, attacks]) => (
@@ -168,7 +215,13 @@ function selection() {
     )),
     curves: curves.filter(([, , points]) => points.length > 1)
       .map(([axis, method, points]) => ({ axis, method, points })),
+    trainers: trainers.map(standing),
+    sifters: sifters.map(standing),
   };
+}
+
+function standing([method, blocks, all, complete, rank, seconds, memory, figures, attacks]) {
+  return { method, blocks, all, complete, rank, seconds, memory, figures, attacks };
 }
 
 function chosenCells() {
@@ -200,13 +253,17 @@ function show() {
   for (const [id, axis] of Object.entries(CURVES)) showCurves(id, curvesOver(chosen, axis));
   byId("scanners-section").hidden = !chosen.scanners.length;
   fill("scanners", SCANNERS, sorted("scanners", SCANNERS, chosen.scanners));
+  for (const id of Object.keys(KINDS)) showKind(id, chosen[id]);
   showCells();
   drawCharts(chosen);
   writeHash();
 }
 
-function showStatus({ blocks, rows, scanners }) {
-  const counts = [[rows.length, "methods"], [blocks, "blocks"], [scanners.length, "scanners"]];
+function showStatus({ blocks, rows, scanners, trainers, sifters }) {
+  const counts = [
+    [rows.length, "methods"], [blocks, "blocks"], [scanners.length, "scanners"],
+    [trainers.length, "secure trainers"], [sifters.length, "sifters"],
+  ];
   const found = counts.filter(([count]) => count).map(([count, name]) => `${name}: ${count}`).join(", ");
   byId("status").textContent = found || "There are no cells for this choice. Set one of the filters back to all.";
 }
@@ -217,6 +274,16 @@ function showMethods(rows) {
   byId("incomplete").hidden = rows.every(row => row.rank !== null);
   fill("ranking", RANKING, sorted("ranking", RANKING, rows));
   fill("attacks", columns, sorted("attacks", columns, rows));
+}
+
+function showKind(id, rows) {
+  // What no method of the kind has is no column.
+  const columns = kindColumns(id).filter(({ title, value }) => title === "Rank" || rows.some(row => value(row) !== null));
+  const byAttack = kindAttackColumns(id, rows, state.metrics[id]);
+  byId(`${id}-section`).hidden = !rows.length;
+  byId(`${id}-incomplete`).hidden = rows.every(row => row.complete);
+  fill(id, columns, sorted(id, columns, rows));
+  fill(`${id}-attacks`, byAttack, sorted(`${id}-attacks`, byAttack, rows));
 }
 
 function showCurves(id, curves) {
@@ -269,7 +336,7 @@ function writeHash() {
   board.filters.forEach(([name, , values], n) => {
     if (state.filters[n]) saved.set(`filter.${name}`, values[state.filters[n] - 1]);
   });
-  for (const [id, metric] of Object.entries(state.metrics)) if (metric) saved.set(`metric.${id}`, METRICS[metric]);
+  for (const [id, chosen] of Object.entries(state.metrics)) if (chosen) saved.set(`metric.${id}`, CHOICES[id][chosen]);
   for (const [id, { title, down }] of Object.entries(state.sorts)) {
     saved.set(`sort.${id}`, `${down ? "down" : "up"}.${title}`);
   }
@@ -281,8 +348,8 @@ function writeHash() {
 function readHash() {
   const saved = new URLSearchParams(location.hash.slice(1));
   state.filters = board.filters.map(([name, , values]) => values.indexOf(saved.get(`filter.${name}`)) + 1);
-  for (const id of ["attacks", ...Object.keys(CURVES)]) {
-    state.metrics[id] = Math.max(0, METRICS.indexOf(saved.get(`metric.${id}`)));
+  for (const [id, names] of Object.entries(CHOICES)) {
+    state.metrics[id] = Math.max(0, names.indexOf(saved.get(`metric.${id}`)));
   }
   state.sorts = {};
   for (const table of document.querySelectorAll("table[id]")) {
@@ -310,7 +377,7 @@ function makeControls() {
     }));
   });
   for (const id of Object.keys(state.metrics)) {
-    byId(`${id}-controls`).append(choice(`${id}-metric`, "Figure", METRICS, chosen => {
+    byId(`${id}-controls`).append(choice(`${id}-metric`, "Figure", CHOICES[id], chosen => {
       state.metrics[id] = chosen;
       show();
     }));

@@ -1,0 +1,211 @@
+"""The programs that do the cells of a grid: what is done once, what the tables tell, and what the speeds mean."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from unbackdoor.bench.worker import CellOutcome
+
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """The programs, which are run as files and find their neighbours as such."""
+    with monkeypatch.context() as changed:
+        changed.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        yield importlib.import_module
+
+
+MACHINE = {"device": "cpu", "threads": "2", "torch": "2"}
+COST = {"seconds": 60.0, "cpu_seconds": 110.0, "peak_mb": 500.0}
+
+
+def labels(method: str | None, **changes: Any) -> dict[str, Any]:
+    common = {
+        "data": "cifar10",
+        "network": "w",
+        "attack": "BadNets",
+        "poison_rate": 0.1,
+        "precision": "bf16",
+        "seed": 0,
+    }
+    return {**common, "method": method, "training": None, "clean_size": None, "budget": None, **changes}
+
+
+def shares(**values: float) -> dict[str, float]:
+    return {f"{name}{end}": value for name, value in values.items() for end in ("", "_low", "_high")}
+
+
+def sifting(method: str, auroc: float | None, fpr: float = 0.05, **changes: Any) -> dict[str, Any]:
+    clean = {"attack": "None", "poison_rate": None} if auroc is None else {}
+    found = {} if auroc is None else shares(auroc=auroc, tpr_at_1=auroc / 2, tpr=0.5)
+    row = {"kind": "sift", **labels(method, **clean), **shares(fpr=fpr, held=fpr), **found, **COST, **MACHINE}
+    return {**row, "before": {"peak_mb": 900.0}, **changes}
+
+
+def tables(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_table_of_sifters_has_aims_means_over_attacks_and_every_cell(program: Load) -> None:
+    rows = [
+        sifting("FCT", 1.0, seed=0),
+        sifting("FCT", 0.9, seed=1),
+        sifting("FCT", 0.75, attack="SIG", poison_rate=0.05),
+        sifting("FCT", 0.5, poison_rate=0.01),
+        sifting("FCT", None, fpr=0.0625),
+        sifting("Consensus", None, fpr=0.0),
+        sifting("Consensus", 0.99, learning_seconds=30.0, seconds=800.0),
+        {**labels("SCAn"), "kind": "sift", "error": "too few", **MACHINE},
+    ]
+    text = program("sifters").written("g.yaml", 9, rows)
+    lines = tables(text)
+    assert "8 of 9 cells" in text
+    assert ["FCT", "AUROC, mean over attacks", "95.00", "85.00", "no"] in lines, "1 % poison does not count"
+    assert ["Consensus", "AUROC, mean over attacks", "98.00", "99.00", "yes"] in lines
+    assert ["Consensus", "TPR at FPR 1 %, mean over attacks", "90.00", "49.50", "no"] in lines
+    assert ["Consensus", "rows of clean data held poisoned, mean over seeds", "1.00", "0.00", "yes"] in lines
+    assert ["all", "minutes, the longest (Consensus on BadNets)", "12", "13.3", "no"] in lines
+    means = [line for line in lines if len(line) == 11 and line[0] == "FCT"]
+    assert [line[1:6] for line in means] == [
+        ["2", "2", "85.00", "75.00 (SIG)", "42.50"],
+        ["1", "1", "50.00", "50.00 (BadNets)", "25.00"],
+    ]
+    assert means[0][8] == "6.25"
+    (consensus,) = [line for line in lines if len(line) == 11 and line[0] == "Consensus"]
+    assert consensus[-1] == "900", "learning took more memory than sifting"
+    assert ["FCT", "95.00 (90.00)", "75.00 (75.00)"] in lines
+    assert sum(len(line) == 12 for line in lines) == 2 + 7, "a head and a rule, and every cell that was done"
+    assert "- SCAn on BadNets, seed 0: too few." in text
+
+
+def training(kind: str, method: str | None, acc: float, asr: float | None, **changes: Any) -> dict[str, Any]:
+    clean = {"attack": "None", "poison_rate": None} if asr is None else {}
+    found = shares(acc=acc) if asr is None else shares(acc=acc, asr=asr, ra=0.5)
+    return {"kind": kind, **labels(method, **clean), **found, "rounds": 3.0, **COST, **MACHINE, **changes}
+
+
+def test_the_table_of_trainers_sets_each_beside_the_victim_of_its_attack_and_seed(program: Load) -> None:
+    rows = [
+        training("victim", None, 0.9, 1.0, training="default"),
+        training("victim", None, 0.8, 0.9, training="default", seed=1),
+        training("victim", None, 0.85, None, training="default"),
+        training("secure", "DST", 0.85, 0.02),
+        training("secure", "DST", 0.8, None),
+        training("secure", "TrapAndReplace", 0.7, 0.4, seed=1, mse_clean=0.0123, mse_triggered=0.02),
+        training("purify", "DBR", 0.89, 0.01, training="default", der=0.99),
+    ]
+    text = program("secure").written("g.yaml", 7, rows)
+    lines = tables(text)
+    assert ["DBR", "ASR, mean over attacks", "2", "1.00", "yes"] in lines
+    assert ["DBR", "ACC fell by, mean over attacks", "1.5", "1.00", "yes"] in lines
+    assert ["TrapAndReplace", "ASR, mean over attacks", "10", "40.00", "no"] in lines
+    means = {line[0]: line for line in lines if len(line) == 14}
+    assert means["no defence"][3:6] == ["85.00", "", "95.00"]
+    assert means["DST"][3:6] == ["85.00", "5.00", "2.00"]
+    assert means["DST"][8] == "96.50", "(1 + 0.98 - 0.05) / 2"
+    assert means["DST"][11] == "80.00", "on clean data"
+    assert means["TrapAndReplace"][4] == "10.00", "against the victim of its own seed"
+    assert means["TrapAndReplace"][9:11] == ["0.01230", "0.02000"]
+    assert sum(len(line) == 13 for line in lines) == 2 + 7
+
+
+GRID = """
+data: digits
+networks: {name: PreActResNet18, width: 4}
+attacks: BadNets
+secure: {name: ABL, isolation_epochs: 1, epochs: 1, unlearning_epochs: 1}
+sift: {name: LossIsolation, epochs: 1}
+purify: {name: FT, epochs: 1}
+recipe: {epochs: 1, learning_rate: 0.05, ema: 0}
+clean_sizes: 100
+"""
+
+
+def test_what_several_cells_need_is_done_once_and_kept(
+    program: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = program("grid_cells")
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    (tmp_path / "tiny.yaml").write_text(GRID)
+    done: list[str] = []
+
+    def instead(self: Any, cell: Any, given: dict[str, bytes]) -> CellOutcome:
+        done.append(cell.kind)
+        if cell.kind == "purify":
+            raise module.Refused(CellOutcome(started=0.0, machine=MACHINE, error="it cannot be"))
+        assert cell.needs is None or given == {"made": cell.needs.kind.encode()}
+        return CellOutcome(metrics={"acc": 0.5}, files={"made": cell.kind.encode()}, started=0.0, machine=MACHINE)
+
+    monkeypatch.setattr(module.GridCells, "_perform", instead)
+
+    def cells() -> Any:
+        kinds = ["victim", "secure", "sift", "purify"]
+        return module.GridCells(tmp_path / "tiny.yaml", kinds, lambda *told: repr(told[:2]), tmp_path / "w", "cpu", 1)
+
+    first = cells()
+    for cell in first.left():
+        first.run(cell)
+    assert done == ["victim", "purify", "poison", "sift", "secure"]
+    rows = first.rows.read()
+    assert [row["kind"] for row in rows] == ["victim", "purify", "sift", "secure"]
+    assert rows[1]["error"] == "it cannot be"
+    assert rows[2]["before"] == {"acc": 0.5}
+    assert rows[1]["torch"] == "2"
+    first.write()
+    assert first.table.read_text() == "('tiny.yaml', 4)"
+    assert cells().left() == []
+    first.rows.path.unlink()
+    again = cells()
+    again.run(again.left()[0])
+    assert done[5:] == [], "the victim was kept"
+
+
+def test_a_cell_is_done_by_the_bench_itself(program: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = program("grid_cells")
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    (tmp_path / "tiny.yaml").write_text(GRID)
+    cells = module.GridCells(tmp_path / "tiny.yaml", ["sift"], lambda *_: "", tmp_path / "work", "cpu", 1)
+    (cell,) = cells.left()
+    row = cells.run(cell)
+    assert 0 <= row["auroc"] <= 1
+    assert row["before"]["poisoned_rows"] == 144
+    assert (row["method"], row["attack"]) == ("LossIsolation epochs=1", "BadNets")
+
+
+def test_times_as_fast_are_those_of_the_turns(program: Load) -> None:
+    def turn(seed: int, plain: float) -> dict[str, Any]:
+        ours = {"seconds": 10.0, "cpu_seconds": 20.0, "epochs": 4, "auroc": 0.99, "peak_mb": 500.0}
+        theirs = {**ours, "seconds": plain, "epochs": 10, "learning": 5.0, "pushing apart": 50.0, "scoring": 40.0}
+        scoring = {"ours": {"seconds": 2.0}, "naive": {"seconds": 30.0}, "rank correlation": 0.875}
+        return {"rows": 1000, "seed": seed, "ours": ours, "naive": theirs, "scoring": scoring, **MACHINE}
+
+    module = program("sifters_speed")
+    text = module.written([turn(0, 100.0), turn(1, 90.0), turn(2, 110.0)])
+    (summary,) = [line for line in tables(text) if len(line) == 12 and line[0] == "1000"]
+    assert summary == ["1000", "3", "10.0", "100.0", "10.0", "5", "7.0", "2.00", "30.00", "15.0", "10", "0.875"]
+    assert sum(line[:1] == ["1000"] for line in tables(text)) == 1 + 6
+
+
+def test_a_turn_measures_both_on_the_same_rows(program: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.planted import pictures
+    from unbackdoor.sift import FCT
+
+    module = program("sifters_speed")
+    monkeypatch.setattr(module, "METHOD", FCT(epochs=1, draws=1))
+    monkeypatch.setattr(module, "_alone", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(importlib.import_module("unbackdoor.sift.quick_model"), "LEAST_STEPS", 1)
+    row = module.turn(pictures(300, 0), 100, 0, "cpu", 1)
+    assert row["rows"] == 100
+    assert row["ours"]["epochs"] == row["naive"]["epochs"] == 1
+    assert row["naive"]["seconds"] > row["naive"]["scoring"] > 0
+    assert 0 <= row["ours"]["auroc"] <= 1
+    assert -1 <= row["scoring"]["rank correlation"] <= 1
+    assert "1 " in module.written([row])
