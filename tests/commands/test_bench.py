@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 
 from tests.processes import children_of
-from unbackdoor.bench.engine import SETTINGS
 from unbackdoor.bench.store import Store
 from unbackdoor.cli import main
+from unbackdoor.cluster import SETTINGS
 
 GRID = """
 data: digits
