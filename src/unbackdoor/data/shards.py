@@ -112,6 +112,14 @@ class Shards:
         """Number of classes."""
         return len(self.class_names)
 
+    def first(self) -> ImageSet:
+        """Return the first row alone, which tells what the images are like.
+
+        Raises:
+            DataError: as of `pieces`.
+        """
+        return self.at({next(shard.name for shard in self.shards if shard.rows): np.array([0])})
+
     def pieces(self, shard: Shard, channels: int) -> Iterator[ImageSet]:
         """Yield the rows of a shard in their order, at most `PIECE` at a time.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,6 +54,33 @@ class Thresholds:
         return np.bincount(numbers.clip(0, BINS - 1), minlength=BINS)
 
 
+Place = tuple[str, int]
+"""A row of the data: the name of its file, and its number there."""
+
+
+class Top(NamedTuple):
+    """One of the most suspicious rows of its class.
+
+    Attributes:
+        label: its class.
+        score: higher is more suspicious.
+        shard: the name of its file.
+        row: its number there.
+        word: what it is held to be.
+    """
+
+    label: int
+    score: float
+    shard: str
+    row: int
+    word: str
+
+    @property
+    def place(self) -> Place:
+        """Where it is."""
+        return self.shard, self.row
+
+
 @dataclass(kw_only=True)
 class Marks:
     """What is held of rows, of one shard or of several: `add` puts them together.
@@ -64,7 +91,7 @@ class Marks:
         poisoned: rows of each class that are held poisoned.
         clean: rows that are held clean.
         bins: rows that are not held poisoned, and that are, in each step of the scores.
-        top: rows with the highest scores of each class: class, score, shard, row and what it is held to be.
+        top: the `TOP` rows with the highest scores of each class, the highest first.
     """
 
     classes: int
@@ -72,11 +99,12 @@ class Marks:
     poisoned: list[int] = field(default_factory=list)
     clean: int = 0
     bins: list[list[int]] = field(default_factory=lambda: [[0] * BINS, [0] * BINS])
-    top: list[list[Any]] = field(default_factory=list)
+    top: list[Top] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.members = self.members or [0] * self.classes
         self.poisoned = self.poisoned or [0] * self.classes
+        self.top = [Top(*one) for one in self.top]
 
     def add(self, other: Marks) -> None:
         """Take in what is held of other rows."""
@@ -172,15 +200,15 @@ def _marks(
         poisoned=np.bincount(labels[poisoned], minlength=classes).tolist(),
         clean=int(clean.sum()),
         bins=[job.thresholds.bins(scores[part]).tolist() for part in (~poisoned, poisoned)],
-        top=[[int(labels[i]), float(scores[i]), shard.name, int(rows[i]), str(words[i])] for i in first],
+        top=[Top(int(labels[i]), float(scores[i]), shard.name, int(rows[i]), str(words[i])) for i in first],
     )
 
 
-def _highest(rows: Iterable[list[Any]]) -> list[list[Any]]:
-    """Return the `TOP` rows of each class, the highest first; of equal ones the first by shard and row."""
-    found: dict[int, list[list[Any]]] = {}
-    for one in sorted(rows, key=lambda row: (row[0], -row[1], row[2], row[3])):
-        members = found.setdefault(one[0], [])
+def _highest(rows: Iterable[Top]) -> list[Top]:
+    """Return the `TOP` rows of each class, the highest first; of equal ones the first by file and row."""
+    found: dict[int, list[Top]] = {}
+    for one in sorted(rows, key=lambda row: (row.label, -row.score, row.place)):
+        members = found.setdefault(one.label, [])
         if len(members) < TOP:
             members.append(one)
     return [one for members in found.values() for one in members]

@@ -167,8 +167,7 @@ def prepare(
     It is what `Sifter.score` would have of the sample alone.
     """
     if model is not None and not method.adapts:
-        first = next(shard for shard in shards.shards if shard.rows)
-        check_fits(model, shards.at({first.name: np.array([0])}))
+        check_fits(model, shards.first())
         return copy.deepcopy(model).cpu(), {}, 0
     seed = runtime.generator("shards", "sample").initial_seed()
     rows = shards.sample(size, seed).in_canonical_order()
