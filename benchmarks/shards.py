@@ -76,6 +76,7 @@ class Watch:
 
     @property
     def cpu_seconds(self) -> float:
+        """Of all processes since the context was entered."""
         return sum(seconds - self._before.get(pid, 0.0) for pid, seconds in self._cpu.items())
 
     def _look(self) -> None:
