@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.data.generated import CLASS_FEATURES, encoded, random_pixels, write_parquet
 from unbackdoor.data import ImageSet, read_images
@@ -193,6 +196,28 @@ def test_a_file_that_changes_after_it_was_looked_at_is_named(folder: Path) -> No
     gone = Shard(name="train-9.parquet", path=folder / "train-9.parquet", rows=1)
     with pytest.raises(DataError, match=r"cannot read .*train-9\.parquet"):
         list(shards.pieces(gone, 3))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 2**20), st.integers(0, 255)), min_size=1, max_size=6),
+    footer=st.booleans(),
+    cut=st.none() | st.integers(0, 4000),
+)
+def test_files_with_changed_bytes_are_read_or_refused(
+    folder: Path, changes: list[tuple[int, int]], footer: bool, cut: int | None
+) -> None:
+    path = folder / "train-1.parquet"
+    content = bytearray(write_parquet(path, list(PIXELS[:24]), LABELS[:24]).read_bytes())
+    length = int.from_bytes(content[-8:-4], "little") + 8 if footer else len(content)
+    for place, value in changes:
+        content[len(content) - 1 - place % length] = value
+    path.write_bytes(b"PAR1" + content[4:cut])
+    with contextlib.suppress(DataError):
+        shards = Shards.of(folder)
+        assert declared_rows(folder) == shards.rows
+        assert len(shards.sample(10, 0)) == 10
+        assert sum(map(len, shards.pieces(shards.shards[1], 3))) == shards.shards[1].rows
 
 
 def test_what_is_no_folder_of_parquet_files_declares_no_rows(tmp_path: Path) -> None:

@@ -255,8 +255,11 @@ def _declared(path: Path, source: str) -> tuple[int, _Layout]:
 
     with reported(source):
         metadata = parquet.read_metadata(path)
-        groups = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
-        check_size(max(groups, default=0), source)
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        check_size(max((group.total_byte_size for group in groups), default=0), source)
+        counts = [group.num_rows for group in groups]
+        if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
+            raise ValueError("its row groups have other numbers of rows than it declares")
         check_declared_classes(json.loads((metadata.metadata or {}).get(b"huggingface", b"null")), source)
         features = Features.from_arrow_schema(metadata.schema.to_arrow_schema())
         image, label = image_column(features, source), label_column(features, source)
