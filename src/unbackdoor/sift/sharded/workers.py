@@ -87,13 +87,12 @@ class Workers:
         Raises:
             OutputError: the cluster is gone, or a shard was lost too often.
         """
-        from ray.data import ActorPoolStrategy, DataContext, from_items
+        from ray.data import ActorPoolStrategy, from_items
         from ray.exceptions import RayError, RayTaskError
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        context = DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
         numbered = from_items([{"number": number} for number in range(len(shards))], override_num_blocks=len(shards))
+        numbered.context.enable_progress_bars = numbered.context.print_on_execution_start = False
         done = numbered.map_batches(
             _Worker,
             fn_constructor_args=(make, shards),
