@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyarrow import parquet
 from torch import Tensor
 
 from unbackdoor.data import ImageSet
@@ -55,9 +56,11 @@ def write_files(folder: Path, rows: ImageSet, sizes: Sequence[int], **columns: T
     """Write rows to files of these sizes, named in their order."""
     start = 0
     for number, size in enumerate(sizes):
-        part = torch.arange(start, start + size)
-        named = {name: values[part] for name, values in columns.items()}
-        write_parquet(folder / f"train-{number:05}-of-{len(sizes):05}.parquet", rows.subset(part), named)
+        part = torch.arange(start, start + max(size, 1))
+        path = folder / f"train-{number:05}-of-{len(sizes):05}.parquet"
+        write_parquet(path, rows.subset(part), {name: values[part] for name, values in columns.items()})
+        if not size:
+            parquet.write_table(parquet.read_table(path)[:0], path)
         start += size
     assert start == len(rows)
     return folder

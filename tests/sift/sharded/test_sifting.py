@@ -166,7 +166,7 @@ def test_a_file_that_has_changed_or_a_damaged_table_is_scored_anew(
 ) -> None:
     out, method = tmp_path / "out", LossIsolation()
     sift(folder, method, out)
-    write_files(folder, rows.subset(torch.arange(799, -1, -1)), SIZES)
+    write_files(folder, rows.subset(torch.arange(799, -1, -1)), SIZES, poison=torch.zeros(800, dtype=torch.bool))
     assert sift(folder, method, out).kept == 1, "the empty file is the same"
     damaged = sorted(out.glob("*.parquet"))[2]
     damaged.write_bytes(damaged.read_bytes()[:-100])
