@@ -14,3 +14,12 @@ def children_of(parent: int) -> set[int]:
         new = {child for child, above in parents.items() if above in new} - found
         found |= new
     return found
+
+
+def works(process: int) -> bool:
+    """Return whether a process is still there and is one of Ray's that could do what it was given."""
+    try:
+        name = Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return bool(name) and b"agent" not in name.lower()

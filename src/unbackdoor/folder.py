@@ -14,3 +14,6 @@ MODEL, ATTACK, ROWS, RESUME, WORK, RUN, PAGE, LOCK, SUSPICION = (
     "suspicion.parquet",
 )
 """Names of the files in a run's folder."""
+
+TABLES = "suspicion"
+"""Folder of the tables of data that were sifted file by file."""

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from unbackdoor.bench.engine import SETTINGS, Engine
+from unbackdoor.bench.engine import Engine
 from unbackdoor.bench.store import Store
+from unbackdoor.cluster import SETTINGS
 
 # Ray reads them when it is imported, whichever test does that first.
 os.environ.update(SETTINGS)

@@ -14,9 +14,10 @@ import pytest
 
 from tests.bench.noop import cells, processes_run, times_run
 from tests.processes import children_of
-from unbackdoor.bench.engine import Engine, cells_on, default_cpus
+from unbackdoor.bench.engine import Engine, default_cpus
 from unbackdoor.bench.run import Bench, Summary
 from unbackdoor.bench.store import Store
+from unbackdoor.cluster import fitting
 from unbackdoor.training import Silent
 
 
@@ -32,7 +33,7 @@ from unbackdoor.training import Silent
 )
 def test_a_cell_gets_its_share_of_the_smallest_machine(nodes: list[dict[str, float]], gpus: float, cpus: int) -> None:
     assert default_cpus(nodes, gpus) == cpus
-    assert any(cells_on(node, cpus, gpus) for node in nodes)
+    assert any(fitting(node, cpus, gpus) for node in nodes)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_a_cell_gets_its_share_of_the_smallest_machine(nodes: list[dict[str, flo
     ],
 )
 def test_cells_that_fit_on_a_machine_are_counted(node: dict[str, float], cpus: int, gpus: float, fit: int) -> None:
-    assert cells_on(node, cpus, gpus) == fit
+    assert fitting(node, cpus, gpus) == fit
 
 
 @pytest.fixture

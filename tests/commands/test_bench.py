@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 
 from tests.planted import pictures
-from tests.processes import children_of
-from unbackdoor.bench.engine import SETTINGS
+from tests.processes import children_of, works
 from unbackdoor.bench.store import Store
 from unbackdoor.cli import main
+from unbackdoor.cluster import SETTINGS
 
 GRID = """
 data: digits
@@ -239,15 +239,6 @@ def test_a_failed_cell_is_exit_code_3_and_the_others_are_done(
     assert "Blended" in title
     assert "is no image; raise it" in reason
     assert len(answer["not begun"]) == 1
-
-
-def works(process: int) -> bool:
-    """Return whether a process is still there and is one that could run cells."""
-    try:
-        name = Path(f"/proc/{process}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return bool(name) and b"agent" not in name.lower()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.sift import FCT
 from unbackdoor.sift import fct as module
-from unbackdoor.sift.fct import TURN, closeness, movement, spread
+from unbackdoor.sift.fct import closeness, movement, shifts, spread, turned
+from unbackdoor.sift.lots import lots
 from unbackdoor.sift.observed import Observed
 from unbackdoor.testing.samples import same_state, state_of
 
@@ -48,20 +50,48 @@ def test_the_spread_does_not_depend_on_the_scale_and_is_nothing_where_nothing_mo
 
 
 def test_nothing_moves_under_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TURN", lambda batch, generator: batch)
+    monkeypatch.setattr(module, "turned", lambda images, chance: images)
     seen = Observed(planted(0).suspect, pictures(60, 1), None, runtime())
-    scores, dead = FCT(draws=2).measure(seen, seen.model)
+    scores, counts = FCT(draws=2).measure(seen, seen.model)
     assert scores.tolist() == [0.0] * 60
-    assert dead == 0
+    assert counts == {"rows_without_features": 0}
 
 
-def test_the_transform_turns_by_any_angle_and_shifts_by_a_fifth() -> None:
-    draws = TURN.draw((2000, 3, 10, 10), torch.Generator().manual_seed(0))
-    angles, shift = draws[0]["degrees"], draws[1]
-    assert float(angles.min()) < -175
-    assert float(angles.max()) > 175
-    assert sorted(set(shift["rows"].tolist())) == [0, 1, 2, 3, 4]
-    assert sorted(set(shift["columns"].tolist())) == [0, 1, 2, 3, 4]
+@pytest.mark.parametrize(
+    ("chance", "wanted"),
+    [
+        ((0.5, 0.5, 0.5), lambda images: images),
+        ((0.75, 0.5, 0.5), lambda images: images.rot90(1, (2, 3))),
+        ((0.0, 0.5, 0.5), lambda images: images.flip(2, 3)),
+        ((0.5, 0.0, 0.5), lambda images: torch.cat([torch.zeros(1, 3, 2, 10), images[:, :, :-2]], 2)),
+        ((0.5, 0.999, 0.5), lambda images: torch.cat([images[:, :, 2:], torch.zeros(1, 3, 2, 10)], 2)),
+        ((0.5, 0.5, 0.7), lambda images: torch.cat([images[:, :, :, 1:], torch.zeros(1, 3, 10, 1)], 3)),
+    ],
+)
+def test_the_transform_turns_and_shifts_as_was_drawn(
+    chance: tuple[float, float, float], wanted: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    images = torch.rand(1, 3, 10, 10, generator=torch.Generator().manual_seed(0))
+    moved = turned(images, torch.tensor([chance], dtype=torch.float64))
+    torch.testing.assert_close(moved.contiguous(), wanted(images).contiguous(), atol=1e-4, rtol=0)
+
+
+def test_any_shift_up_to_a_fifth_of_the_side_is_as_likely_as_another() -> None:
+    assert [shifts(side) for side in (4, 5, 10, 32)] == [1, 3, 5, 13]
+    chance = lots(pictures(2000, 1).images, runtime(), "shifts", 1)[:, 0]
+    counts = torch.bincount((chance * shifts(10)).long(), minlength=5)
+    assert len(counts) == 5
+    assert int(counts.min()) > 340
+
+
+def test_a_score_does_not_depend_on_the_company_that_a_row_is_in() -> None:
+    model, rows = planted(0).suspect, planted(0).fitted.train
+    whole = Observed(model, rows, None, runtime())
+    some = torch.arange(790, 3, -7)
+    part = whole.over(rows.subset(some))
+    scores, _ = FCT(draws=2).measure(whole, whole.model)
+    # Rounding, which differs with the size of a batch, is all that is left of the company.
+    torch.testing.assert_close(FCT(draws=2).measure(part, part.model)[0], scores[some], atol=0, rtol=1e-4)
 
 
 def test_more_draws_rank_more_steadily() -> None:

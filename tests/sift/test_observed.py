@@ -35,7 +35,19 @@ def test_the_network_runs_once_for_all_who_look() -> None:
     seen.model.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
     for _ in range(3):
         _ = seen.features, seen.logits, seen.losses
-    assert sum(calls) == len(planted_rows.rows) + 1, "one image more finds the last layer"
+    assert sum(calls) == len(planted_rows.rows)
+
+
+def test_over_other_rows_it_says_of_them_what_it_says_of_them_alone() -> None:
+    model, rows = planted(0).suspect, pictures(90, 1)
+    seen = Observed(model, rows, None, runtime())
+    _ = seen.features, seen.losses
+    some = rows.subset(torch.arange(20, 50))
+    part, alone = seen.over(some), Observed(model, some, None, runtime())
+    assert torch.equal(part.features, alone.features)
+    assert torch.equal(part.losses, alone.losses)
+    assert part.model is seen.model
+    assert len(seen.features) == 90, "the rows before are as they were"
 
 
 def test_the_model_that_was_given_has_no_trace_of_it() -> None:

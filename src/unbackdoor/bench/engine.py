@@ -2,45 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from unbackdoor import cluster
 from unbackdoor.bench import NOT_INSTALLED
 from unbackdoor.bench.cell import Cell
 from unbackdoor.bench.worker import CellOutcome, Device, perform
 from unbackdoor.data.limits import reason_of
-from unbackdoor.errors import InputError, OutputError
+from unbackdoor.errors import InputError
 
 if TYPE_CHECKING:
     from ray import ObjectRef
-
-RETRIES = 3
-"""Times that a cell is begun again because its machine or its process was lost."""
-
-SETTINGS = {
-    # Ray tells its makers nothing.
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # Without this Ray replaces the loopback address by one that others can reach.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # What it says of lost processes stands in the outcome of their cell, not among our answers.
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
-    # Ray lets its work wait for everything else on the machine; here it is what the machine is for.
-    "RAY_worker_niceness": "0",
-    # A cell that takes more memory than there is would be begun again for ever.
-    "RAY_task_oom_retries": str(RETRIES),
-    # Ray warns about what it will do in a later version unless this says that it is wanted now.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-"""Environment variables of Ray, unless the user has set them."""
-
-LOCAL_STORE_BYTES = 500_000_000
-"""Memory in which Ray keeps files on the way between processes of one machine; what is more goes to the disk."""
 
 
 class Engine:
@@ -67,14 +44,13 @@ class Engine:
     ) -> None:
         if cpus is not None and cpus < 1:
             raise InputError(f"a cell needs at least 1 core, found --cpus-per-cell {cpus}")
-        if gpus is not None and not (gpus == 0 or 0.001 <= gpus <= 1 or (gpus > 1 and gpus == int(gpus))):
-            raise InputError(f"--gpus-per-cell is 0, a part of a GPU of at least 0.001, or whole GPUs; found {gpus}")
+        cluster.check_gpus(gpus, "--gpus-per-cell")
         self.address, self.device = address or os.environ.get("RAY_ADDRESS"), device
         self.work = None if self.address else work
         self._cpus, self._gpus = cpus, gpus
 
     def __enter__(self) -> Engine:
-        self._start()
+        self._ray, self._ours = cluster.start(self.address, NOT_INSTALLED)
         try:
             self._settle()
         except BaseException:
@@ -84,7 +60,7 @@ class Engine:
 
     def _settle(self) -> None:
         """Decide what a cell gets."""
-        nodes = self._nodes()
+        nodes = cluster.machines(self._ray)
         if self._gpus is None:
             self._gpus = 1.0 if self.device != "cpu" and any(node.get("GPU", 0) for node in nodes) else 0.0
         if self.device == "cuda" and not self._gpus:
@@ -96,54 +72,26 @@ class Engine:
                 f"no machine has the {self._cpus} cores and {self._gpus:g} GPUs that a cell is to get; ask for less"
             )
         self._perform = self._ray.remote(perform).options(
-            num_cpus=self._cpus, num_gpus=self._gpus, max_retries=RETRIES, scheduling_strategy="SPREAD"
+            num_cpus=self._cpus, num_gpus=self._gpus, max_retries=cluster.RETRIES, scheduling_strategy="SPREAD"
         )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._ours:
-            with contextlib.suppress(Exception):
-                self._ray.shutdown(wait_for_processes=True)
-
-    def _start(self) -> None:
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
-        try:
-            import ray
-        except ImportError as error:
-            raise InputError(NOT_INSTALLED) from error
-        self._ray, self._ours = ray, not ray.is_initialized()
-        if not self._ours:
-            return
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if not self.address:
-            # On the loopback address: whoever reaches a Ray can run code on it.
-            common |= {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
-            common |= {"_node_ip_address": "127.0.0.1"}
-        try:
-            ray.init(self.address or "local", **common)
-        # Whatever it is: a busy port, no rights, a wrong address. Ray has no one exception for it.
-        except Exception as error:
-            raise InputError(f"Ray does not start: {reason_of(error)}; see --address") from error
-
-    def _nodes(self) -> list[Mapping[str, float]]:
-        """Return what each machine has; not those that are only there to lead."""
-        with _there():
-            nodes = self._ray.nodes()
-        return [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0)]
+            cluster.stop(self._ray)
 
     def _fitting(self, nodes: Sequence[Mapping[str, float]]) -> int:
         """Return how many cells fit on the machines at one time."""
-        return sum(cells_on(node, self._cpus or 1, self._gpus or 0.0) for node in nodes)
+        return sum(cluster.fitting(node, self._cpus or 1, self._gpus or 0.0) for node in nodes)
 
     def capacity(self) -> int:
         """Return how many cells run at one time on the machines that there are now; 1 while there are none."""
-        return max(1, self._fitting(self._nodes()))
+        return max(1, self._fitting(cluster.machines(self._ray)))
 
     def submit(self, cell: Cell, given: Mapping[str, bytes]) -> ObjectRef[CellOutcome]:
         """Let a cell run with the files of the one that it needs."""
         # Ray does not hide GPUs from a cell that asked for none.
         device = self.device if self._gpus else "cpu"
-        with _there():
+        with cluster.present():
             return self._perform.remote(cell, given, self.work, device, self._cpus)
 
     def wait(self, running: Sequence[ObjectRef[CellOutcome]], seconds: float) -> list[ObjectRef[CellOutcome]]:
@@ -151,7 +99,7 @@ class Engine:
         if not running:
             time.sleep(seconds)
             return []
-        with _there():
+        with cluster.present():
             done, _ = self._ray.wait(list(running), num_returns=1, timeout=seconds)
         return list(done)
 
@@ -168,17 +116,6 @@ class Engine:
             return CellOutcome(error=f"Ray lost it: {reason}", trace=str(error), started=time.time(), machine={})
 
 
-@contextlib.contextmanager
-def _there() -> Iterator[None]:
-    """Turn what Ray raises when its cluster has gone into one sentence."""
-    from ray.exceptions import RayError
-
-    try:
-        yield
-    except (ConnectionError, RuntimeError, RayError) as error:
-        raise OutputError(f"the Ray cluster is gone: {reason_of(error)}; the same command goes on") from error
-
-
 def default_cpus(nodes: Sequence[Mapping[str, float]], gpus: float) -> int:
     """Return the cores that a cell gets: all of the smallest machine, or its share if the GPUs bear several cells.
 
@@ -190,17 +127,3 @@ def default_cpus(nodes: Sequence[Mapping[str, float]], gpus: float) -> int:
         nodes = [node for node in nodes if node.get("GPU", 0)]
     shares = [node["CPU"] / (max(1.0, node["GPU"] / gpus) if gpus else 1) for node in nodes]
     return max(1, int(min(shares, default=1)))
-
-
-def cells_on(node: Mapping[str, float], cpus: int, gpus: float) -> int:
-    """Return how many cells fit on one machine at one time.
-
-    A cell gets whole GPUs or a part of one, so a GPU bears only as many parts as fit into it.
-    """
-    by_cpu = int(node.get("CPU", 0) // cpus)
-    if not gpus:
-        return by_cpu
-    available = node.get("GPU", 0)
-    # A hair more: 1 / 0.1 is less than 10 to a computer.
-    by_gpu = available // gpus if gpus >= 1 else available * int(1 / gpus + 1e-9)
-    return min(by_cpu, int(by_gpu))

@@ -2,6 +2,9 @@
 
 Writes suspicion.parquet (row, label, class_name, score, suspicion, reason), run.json and report.html. Exit code 1 if
 rows are held poisoned, 0 if none are, 3 if the method always holds a share of the rows poisoned, and so cannot say.
+
+A folder of parquet files with more rows than --in-memory is sifted file by file, on this machine or on a Ray cluster:
+then suspicion/ has a table for each file, with the file's name as `shard`, and finished files are not scored again.
 """
 
 from __future__ import annotations
@@ -10,9 +13,11 @@ from pathlib import Path
 
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
+from unbackdoor.commands.sifted_files import sift_files
 from unbackdoor.commands.workspace import Run, new_folder, open_model
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.data.cleaned import check_target, write_kept
+from unbackdoor.data.shards import declared_rows
 from unbackdoor.errors import InputError
 from unbackdoor.folder import PAGE, RESUME, SUSPICION
 from unbackdoor.models import LoadedModel
@@ -20,6 +25,7 @@ from unbackdoor.models.mark import notes_of
 from unbackdoor.options import options_of
 from unbackdoor.report import Report, suspicion_chart, suspicion_verdict, suspicious_galleries, write_report
 from unbackdoor.sift import SIFTERS, Sifter, Suspicion
+from unbackdoor.sift.sharded.sifting import SAMPLE
 from unbackdoor.sift.table import write_table
 from unbackdoor.training import Runtime, check_fits
 from unbackdoor.training.resume import states
@@ -38,6 +44,10 @@ def run(
     clean_out: Path | None = None,
     arch: str | None = None,
     out: Path | None = None,
+    in_memory: int = 500_000,
+    sample: int = SAMPLE,
+    address: str | None = None,
+    gpus_per_worker: float | None = None,
 ) -> Outcome:
     """Sift a data set.
 
@@ -53,14 +63,40 @@ def run(
         arch: architecture of a file that does not name one: a network's name or module:function.
         out: folder for the results, in which an interrupted run goes on; by default runs/sift- and the beginning of
             the data's SHA-256.
+        in_memory: rows that are held at once; a folder of parquet files with more is sifted file by file, by a method
+            that scores rows one by one. 0: it always is.
+        sample: file by file: rows, at most, from which is learned, drawn from all files alike.
+        address: file by file: a Ray cluster, such as 10.0.0.1:6379; by default this machine. All its machines must
+            find the data, --out and --clean-out under the same path.
+        gpus_per_worker: file by file: GPUs of a process, such as 0.25; by default 1 where there are GPUs. Its cores
+            are --threads, by default 1.
     """
     clock = Run("sift", runtime)
     if clean_out is not None:
         # A mistake is found before the work, not after it.
         check_target(clean_out, data)
-    loaded, rows = (None, read_images(data, "any")) if model is None else open_model(model, arch, data, "any")
     if arch is not None and model is None:
         raise InputError("--arch names the architecture of a model's file; name the file with --model, or leave it out")
+    if declared_rows(data) > in_memory:
+        return sift_files(
+            clock,
+            data=data,
+            method=method,
+            model=model,
+            clean=clean,
+            clean_out=clean_out,
+            arch=arch,
+            out=out,
+            sample=sample,
+            address=address,
+            gpus_per_worker=gpus_per_worker,
+        )
+    if address is not None or gpus_per_worker is not None:
+        raise InputError(
+            "--address and --gpus-per-worker are for data that are sifted file by file; leave them out, or name a"
+            " folder of parquet files and let --in-memory be fewer than its rows"
+        )
+    loaded, rows = (None, read_images(data, "any")) if model is None else open_model(model, arch, data, "any")
     samples = None if clean is None else draw_clean(read_images(clean, "train"), clean_size, runtime.seed)
     network = None if loaded is None else loaded.network
     if network is not None:

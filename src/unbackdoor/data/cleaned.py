@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -57,17 +59,31 @@ def write_kept(source: str | Path, images: ImageSet, kept: Bool[Tensor, "n"], fo
         raise InputError("no rows are left to write; sift with another method or threshold")
     check_target(folder, source)
     reader = None if source == DIGITS else find_reader(source)
+    with becoming(folder) as partial:
+        if isinstance(reader, (ParquetFiles, ImageFolder)):
+            reader.copy_kept(choose_split("any", reader.splits, str(source)), kept, partial)
+        else:
+            rows = images.subset(kept.nonzero().squeeze(1).to(torch.long))
+            write_parquet(partial / "data" / "train-00000-of-00001.parquet", rows, {})
+
+
+@contextmanager
+def becoming(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`, which takes its place if the block succeeds, and is removed if not.
+
+    Args:
+        folder: not there, or empty.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
     try:
-        if isinstance(reader, (ParquetFiles, ImageFolder)):
-            reader.copy_kept(choose_split("any", reader.splits, str(source)), kept, partial)
-        else:
-            rows = images.subset(kept.nonzero().squeeze(1).to(torch.long))
-            write_parquet(partial / "data" / "train-00000-of-00001.parquet", rows, {})
+        yield partial
         try:
             partial.chmod(0o755)
             if folder.exists():

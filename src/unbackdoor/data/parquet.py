@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Bool
+import numpy as np
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unbackdoor.data.cache import content_hash
@@ -20,6 +21,9 @@ from unbackdoor.data.tables import BATCH, quiet, read_rows, reported
 from unbackdoor.errors import DataError
 from unbackdoor.files import replacing
 from unbackdoor.limits import MAX_CLASSES
+
+BUFFER = 2**20
+"""Bytes of a column that are read at once, however large its row group is."""
 
 
 class ParquetFiles:
@@ -63,6 +67,14 @@ class ParquetFiles:
                     parts[name] = _Part(files)
             return read_rows(parts, split, rows, self.source)
 
+    def files(self, split: str | None) -> dict[str, Path]:
+        """Return the files of `split` by the names that they have in the folder, in the order of `read`."""
+        return {file.relative_to(self._root).as_posix(): file for file in self._files[split]}
+
+    def others(self, split: str | None) -> dict[str, Path]:
+        """Return the files of all other splits by their names."""
+        return {name: file for other in self._files if other != split for name, file in self.files(other).items()}
+
     def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
         """Write the kept rows of `split`, with all their columns, and the other splits, to files of the same names.
 
@@ -77,31 +89,20 @@ class ParquetFiles:
         """
         check_rows(self._rows(split), kept, self.source)
         start = 0
-        for name, files in self._files.items():
-            for file in files:
-                target = folder / file.relative_to(self._root)
-                if name == split:
-                    start = self._copy_rows(file, target, kept, start)
-                else:
-                    with reported(self.source), replacing(target) as partial:
-                        shutil.copyfile(file, partial)
+        for name, file in self.files(split).items():
+            start += copy_rows(file, folder / name, kept[start:], self.source)
+        self.copy_others(split, folder)
 
-    def _copy_rows(self, file: Path, target: Path, kept: Bool[Tensor, "n"], start: int) -> int:
-        """Write the kept rows of one file, the first of which is row `start`; return the first row of the next."""
-        import pyarrow
-        from pyarrow import parquet
+    def copy_others(self, split: str | None, folder: Path) -> None:
+        """Write the splits other than this one to files of the same names.
 
-        with (
-            replacing(target) as partial,
-            reported(self.source),
-            parquet.ParquetFile(file) as rows,
-            parquet.ParquetWriter(partial, rows.schema_arrow) as written,
-        ):
-            for batch in rows.iter_batches(BATCH):
-                mask = pyarrow.array(kept[start : start + len(batch)].tolist(), pyarrow.bool_())
-                written.write_batch(batch.filter(mask))
-                start += len(batch)
-        return start
+        Raises:
+            DataError: a file cannot be read.
+            OutputError: a file cannot be written.
+        """
+        for name, file in self.others(split).items():
+            with reported(self.source), replacing(folder / name) as partial:
+                shutil.copyfile(file, partial)
 
     def _rows(self, split: str | None) -> int:
         """Return the number of rows that a split's files declare, after bounding what all files declare."""
@@ -114,7 +115,7 @@ class ParquetFiles:
                     metadata = parquet.read_metadata(file)
                     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
                     described = json.loads((metadata.metadata or {}).get(b"huggingface", b"null"))
-                    _check_declared_classes(described, self.source)
+                    check_declared_classes(described, self.source)
                 size += sum(sizes)
                 rows += metadata.num_rows if name == split else 0
         check_size(size, self.source)
@@ -142,16 +143,64 @@ class _Part:
 
     def batches(self, columns: list[str]) -> Iterator[Any]:
         """See `Part`."""
-        from pyarrow import parquet
-
         for path in self._files:
-            schema = parquet.read_metadata(path).schema
-            leaves = [schema.column(i) for i in range(len(schema))]
-            texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-            with parquet.ParquetFile(path, read_dictionary=texts) as file:
-                for group in range(file.num_row_groups):
-                    # Arrow does not put the dictionaries of two groups into one batch.
-                    yield from file.iter_batches(BATCH, row_groups=[group], columns=columns)
+            for _, batch in batches_of(path, columns):
+                yield batch
+
+
+def batches_of(path: Path, columns: list[str], rows: Int[np.ndarray, "m"] | None = None) -> Iterator[tuple[int, Any]]:
+    """Yield Arrow tables of at most `BATCH` rows with these columns, each with the number of its first row.
+
+    Args:
+        path: of one parquet file.
+        columns: wanted ones.
+        rows: wanted ones; row groups without any of them are not read. None: all.
+    """
+    from pyarrow import parquet
+
+    metadata = parquet.read_metadata(path)
+    leaves = [metadata.schema.column(i) for i in range(len(metadata.schema))]
+    texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+    start = 0
+    with parquet.ParquetFile(path, read_dictionary=texts, buffer_size=BUFFER) as file:
+        for group in range(file.num_row_groups):
+            end = start + metadata.row_group(group).num_rows
+            if rows is None or bool(((rows >= start) & (rows < end)).any()):
+                # Arrow does not put the dictionaries of two groups into one batch.
+                for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns):
+                    yield start, batch
+                    start += len(batch)
+            start = end
+
+
+def copy_rows(file: Path, target: Path, kept: Bool[Tensor, "n"], source: str) -> int:
+    """Write the kept rows of one file, with all its columns, to another, and return how many rows the file has.
+
+    Args:
+        file: the one.
+        target: the other.
+        kept: of each row; those beyond the file's are not looked at.
+        source: what to call the data set in messages.
+
+    Raises:
+        DataError: the file cannot be read.
+        OutputError: the target cannot be written.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    start = 0
+    with (
+        replacing(target) as partial,
+        reported(source),
+        parquet.ParquetFile(file, buffer_size=BUFFER) as rows,
+        parquet.ParquetWriter(partial, rows.schema_arrow) as written,
+    ):
+        for batch in rows.iter_batches(BATCH):
+            mask = pyarrow.array(kept[start : start + len(batch)].tolist(), pyarrow.bool_())
+            written.write_batch(batch.filter(mask))
+            start += len(batch)
+    return start
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -163,7 +212,7 @@ def parquet_files(folder: Path) -> list[Path]:
     )
 
 
-def _check_declared_classes(described: Any, source: str) -> None:
+def check_declared_classes(described: Any, source: str) -> None:
     """Refuse a description of columns that would make `datasets` think up the names of 10^12 classes."""
     if isinstance(described, dict):
         classes = described.get("num_classes")
@@ -174,4 +223,4 @@ def _check_declared_classes(described: Any, source: str) -> None:
         described = list(described.values())
     if isinstance(described, list):
         for value in described:
-            _check_declared_classes(value, source)
+            check_declared_classes(value, source)

@@ -91,7 +91,7 @@ def read_rows(parts: Mapping[str | None, Part], split: str | None, rows: int, so
         highest = int(numbers.max())
         for other in (other for name, other in parts.items() if name != split):
             batches = _batches(other, [label], source)
-            highest = max([highest, *(int(_labels(batch, label, source).max(initial=0)) for batch in batches)])
+            highest = max([highest, *(int(label_numbers(batch, label, source).max(initial=0)) for batch in batches)])
         class_names = numbered(highest + 1)
     return ImageSet(images=images, labels=check_labels(numbers, source), class_names=class_names, name=source)
 
@@ -142,22 +142,36 @@ def _encoded(
     """Yield what to call each image and its bytes; append each batch's labels to `labels`."""
     row = 0
     for batch in batches:
-        labels.append(_labels(batch, label, source))
+        labels.append(label_numbers(batch, label, source))
         for value in batch.column(image):
-            cell = value.as_py()
-            content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-            where = f"{clean_text(str(path))} (row {row})" if path else f"(row {row})"
-            if not isinstance(content, bytes):
-                # The path is never followed: it is a stranger's, and may name any file here or elsewhere.
-                raise DataError(
-                    f"image {where} of {source} has no bytes, only the name of a file at best; save the"
-                    " data set with its images in it, or name the folder of the images"
-                )
-            yield where, content
+            yield encoded_image(value, row, source)
             row += 1
 
 
-def _labels(batch: Any, label: str, source: str) -> np.ndarray:
+def encoded_image(value: Any, row: int, source: str) -> tuple[str, bytes]:
+    """Return what to call the image in a cell of row `row`, and its bytes.
+
+    Raises:
+        DataError: it has none.
+    """
+    cell = value.as_py()
+    content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
+    where = f"{clean_text(str(path))} (row {row})" if path else f"(row {row})"
+    if not isinstance(content, bytes):
+        # The path is never followed: it is a stranger's, and may name any file here or elsewhere.
+        raise DataError(
+            f"image {where} of {source} has no bytes, only the name of a file at best; save the"
+            " data set with its images in it, or name the folder of the images"
+        )
+    return where, content
+
+
+def label_numbers(batch: Any, label: str, source: str) -> np.ndarray:
+    """Return the checked labels of a batch of rows.
+
+    Raises:
+        DataError: one is missing, or they are no class numbers.
+    """
     column = batch.column(label)
     if column.null_count:
         raise DataError(f"{source} has rows whose label is missing; leave those rows out and save it again")

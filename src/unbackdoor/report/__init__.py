@@ -17,7 +17,8 @@ from unbackdoor.report.insight import insight_charts, insight_facts, insight_ver
 from unbackdoor.report.measured import candidate_facts, evaluation_metrics, loss_chart, repair_charts
 from unbackdoor.report.page import render, write_report
 from unbackdoor.report.pictures import amplified_difference
-from unbackdoor.report.suspicion import suspicion_chart, suspicion_verdict, suspicious_galleries
+from unbackdoor.report.sharded import sharded_chart, sharded_galleries, sharded_top
+from unbackdoor.report.suspicion import ranking_verdict, suspicion_chart, suspicion_verdict, suspicious_galleries
 from unbackdoor.report.text import short_path
 from unbackdoor.report.trigger import trigger_gallery
 
@@ -45,9 +46,13 @@ __all__ = [
     "insight_verdict",
     "loss_chart",
     "metric_chart",
+    "ranking_verdict",
     "render",
     "repair_charts",
     "series_chart",
+    "sharded_chart",
+    "sharded_galleries",
+    "sharded_top",
     "short_path",
     "suspicion_chart",
     "suspicion_verdict",

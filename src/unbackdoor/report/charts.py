@@ -117,16 +117,31 @@ def histogram_chart(scores: Sequence[float], flagged: Sequence[bool], x_title: s
     counts = [[0, 0] for _ in range(HISTOGRAM_BINS)]
     for score, flag in zip(scores, flagged, strict=True):
         counts[min(int((score - low) / step), HISTOGRAM_BINS - 1)][bool(flag)] += 1
+    plain, held = zip(*counts)
+    return counted_chart(plain, held, (low, high), x_title)
+
+
+def counted_chart(plain: Sequence[int], flagged: Sequence[int], ends: tuple[float, float], x_title: str) -> Chart:
+    """Draw the same of rows that were counted elsewhere.
+
+    Args:
+        plain: rows that are not held poisoned, in equal steps of the score.
+        flagged: rows that are, in the same steps.
+        ends: lowest and highest score.
+        x_title: what the scores are.
+    """
+    low, high = ends
+    step = (high - low) / len(plain) or 1.0
     bins = [
-        drawings.Bin(left=low + number * step, right=low + (number + 1) * step, plain=plain, flagged=held)
-        for number, (plain, held) in enumerate(counts)
+        drawings.Bin(left=low + number * step, right=low + (number + 1) * step, plain=few, flagged=held)
+        for number, (few, held) in enumerate(zip(plain, flagged, strict=True))
     ]
-    held = sum(map(bool, flagged))
-    answer = f"{held:,} of {len(scores):,} rows are held poisoned." if held else "No row is held poisoned."
+    rows, held = sum(plain) + sum(flagged), sum(flagged)
+    answer = f"{held:,} of {rows:,} rows are held poisoned." if held else "No row is held poisoned."
     return _chart(
         title=f"Rows by {x_title}",
         explanation=f"{answer} The scale of the counts is logarithmic, so that few rows can be seen beside many.",
-        label=f"Histogram of {x_title} of {len(scores)} rows, from {low:.3g} to {high:.3g}. {answer}",
+        label=f"Histogram of {x_title} of {rows} rows, from {low:.3g} to {high:.3g}. {answer}",
         draw=lambda canvas: drawings.histogram(bins, x_title, canvas),
     )
 

@@ -21,12 +21,7 @@ def suspicion_verdict(found: Suspicion, sifter: Sifter) -> Verdict:
     method, held = type(sifter).__name__, int(found.poisoned.sum())
     rows = f"{held:,} of {len(found):,} rows"
     if sifter.always:
-        return Verdict(
-            level="inconclusive",
-            headline=f"{method} ranks rows; it cannot say whether any is poisoned.",
-            detail=f"{found.summary}. It does so with clean data too.",
-            calibrated=True,
-        )
+        return ranking_verdict(method, found.summary)
     if held:
         return Verdict(
             level="backdoored",
@@ -39,6 +34,16 @@ def suspicion_verdict(found: Suspicion, sifter: Sifter) -> Verdict:
         headline=f"No evidence of poisoned rows found by {method}.",
         detail=f"{found.summary}.",
         calibrated=False,
+    )
+
+
+def ranking_verdict(method: str, summary: str) -> Verdict:
+    """Return the banner of a method that always holds a share of the rows poisoned."""
+    return Verdict(
+        level="inconclusive",
+        headline=f"{method} ranks rows; it cannot say whether any is poisoned.",
+        detail=f"{summary}. It does so with clean data too.",
+        calibrated=True,
     )
 
 

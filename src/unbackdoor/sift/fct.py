@@ -11,15 +11,16 @@ and each row is then scored by how far a random rotation and shift tau moves its
 
 The rows with the lowest fifth are held clean, those with the highest twentieth poisoned: always, also in clean data.
 
-Four things differ from the published code. The loss leaves the features' scale free and can shrink them until nothing
+Five things differ from the published code. The loss leaves the features' scale free and can shrink them until nothing
 moves, which users of that code met; so the spread of Delta,
 
     (95 % quantile - median) / median,
 
 is measured on some rows before the first and after each epoch, the weights with the largest one are kept, and
 fine-tuning ends after two epochs without a larger one. Rows without any features are counted. Delta is the mean over
-several draws of tau, as one draw ranks noisily. The split is made once, from the scores that are reported; the
-published code draws tau anew between threshold and split.
+several draws of tau, as one draw ranks noisily. What is drawn for a row depends on the seed and its pixels alone, so
+its score does not depend on its company. The split is made once, from the scores that are reported; the published code
+draws tau anew between threshold and split.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,13 +39,20 @@ from unbackdoor.data import ImageSet
 from unbackdoor.data.augment import Augmentation, Rotate, Translate
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
-from unbackdoor.sift.base import Sifter, Suspicion, check_share, extremes
+from unbackdoor.sift.base import check_share
+from unbackdoor.sift.lots import lots
 from unbackdoor.sift.observed import Change, Observed, feeding, run_over
 from unbackdoor.sift.quick_model import quick_model
+from unbackdoor.sift.row_sifter import RowSifter
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
 
-TURN = Augmentation((Rotate(degrees=180.0), Translate(fraction=0.2)))
-"""tau of the paper: any angle, and up to a fifth of the side in both directions."""
+DEGREES, FRACTION = 180.0, 0.2
+"""tau of the paper: any angle, and a shift by up to a fifth of the side in both directions."""
+
+TURN = Augmentation((Rotate(degrees=DEGREES), Translate(fraction=FRACTION)))
+
+LOTS = 3
+"""Numbers that a draw of tau takes: the angle and two shifts."""
 
 FIRST_STEP = Recipe(
     epochs=2,
@@ -66,7 +74,7 @@ PATIENCE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class FCT(Sifter):
+class FCT(RowSifter):
     """Score rows by how far turning and shifting the image moves its features.
 
     Attributes:
@@ -85,8 +93,6 @@ class FCT(Sifter):
     clean_share: float = 0.20
     poisoned_share: float = 0.05
 
-    always: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         check_share("FCT", clean_share=self.clean_share, poisoned_share=self.poisoned_share)
         if self.draws < 1 or self.epochs < 0:
@@ -96,34 +102,41 @@ class FCT(Sifter):
         """Train a network as briefly as the paper does (see `Sifter.learn`)."""
         return quick_model(rows, runtime, recipe=FIRST_STEP, resume=stage(resume, "quick"))
 
-    def inspect(self, seen: Observed) -> Suspicion:
-        """Fine-tune a copy of the model, measure how features move, and split (see `Sifter.score`)."""
-        model, spreads = self.push_apart(seen) if self.epochs else (seen.model, [])
-        scores, dead = self.measure(seen, model)
-        clean, poisoned = extremes(scores, self.clean_share, self.poisoned_share, seen.runtime.generator("fct", "ties"))
-        ties = int((scores == scores[clean].max()).sum()) if bool(clean.any()) else 0
-        return Suspicion(
-            scores=scores,
-            clean=clean,
-            poisoned=poisoned,
-            summary=f"the {int(poisoned.sum())} rows whose features move most are held poisoned, by their number alone",
-            reasons=[f"features move by {score:.3g} when the image is turned and shifted" for score in scores.tolist()],
-            evidence={"rows_without_features": dead, "ties_at_the_clean_threshold": ties, "spreads": spreads},
-        )
+    @property
+    def adapts(self) -> bool:
+        """Whether there is fine-tuning."""
+        return self.epochs > 0
 
-    def measure(self, seen: Observed, model: Network) -> tuple[Float[Tensor, "n"], int]:
-        """Return Delta of each row, and how many rows have no features at all (all zero)."""
+    def shares(self) -> tuple[float, float]:
+        """Return the options (see `RowSifter.shares`)."""
+        return self.clean_share, self.poisoned_share
+
+    def adapted(self, seen: Observed) -> tuple[Network, dict[str, Any]]:
+        """Fine-tune a copy of the model (see `RowSifter.adapted`)."""
+        model, spreads = self.push_apart(seen) if self.adapts else (seen.model, [])
+        return model, {"spreads": spreads}
+
+    def measure(self, seen: Observed, model: Network) -> tuple[Float[Tensor, "n"], dict[str, int]]:
+        """Return Delta of each row, and how many rows have no features at all (see `RowSifter.measure`)."""
         runtime, images = seen.runtime, seen.rows.images
         head = seen.head(model)
         before = seen.features
         if model is not seen.model:
             before, _ = run_over(model, head, images, runtime, "FCT: features")
-        generator = runtime.generator("fct", "tau")
+        drawn = lots(images, runtime, "fct tau", LOTS * self.draws).split(LOTS, dim=1)
         total = torch.zeros(len(before))
-        for number in range(self.draws):
-            after, _ = run_over(model, head, images, runtime, f"FCT: draw {number + 1}", turning(generator))
+        for number, chance in enumerate(drawn, start=1):
+            after, _ = run_over(model, head, images, runtime, f"FCT: draw {number}", turning(chance))
             total += movement(before, after)
-        return total / self.draws, int((before == 0).all(1).sum())
+        return total / self.draws, {"rows_without_features": int((before == 0).all(1).sum())}
+
+    def reason(self, score: float) -> str:
+        """Tell the movement (see `RowSifter.reason`)."""
+        return f"features move by {score:.3g} when the image is turned and shifted"
+
+    def told(self, poisoned: int) -> str:
+        """Say that it is a share (see `RowSifter.told`)."""
+        return f"the {poisoned} rows whose features move most are held poisoned, by their number alone"
 
     def push_apart(self, seen: Observed) -> tuple[Network, list[float]]:
         """Return a copy of the model whose classes' mean features were pushed apart, and the spreads on the way."""
@@ -146,9 +159,23 @@ class FCT(Sifter):
         return model.eval().requires_grad_(False), [round(value, 4) for value in hook.spreads]
 
 
-def turning(generator: torch.Generator) -> Change:
-    """Return the change of a batch by tau, drawn anew for each."""
-    return lambda batch, _: TURN(batch, generator)
+def turning(chance: Float[Tensor, "n 3"]) -> Change:
+    """Return the change of a batch by tau, with the three numbers in [0, 1) that were drawn for each row."""
+    return lambda batch, part: turned(batch, chance[part])
+
+
+def turned(images: Float[Tensor, "b c h w"], chance: Float[Tensor, "b 3"]) -> Float[Tensor, "b c h w"]:
+    """Return the images turned by the angle and shifted as the numbers in [0, 1) say."""
+    height, width = images.shape[2:]
+    angle, down, across = chance.unbind(1)
+    turn = {"degrees": (DEGREES * (2 * angle - 1)).float()}
+    shift = {"rows": (down * shifts(height)).long(), "columns": (across * shifts(width)).long()}
+    return TURN.apply(images, (turn, shift))
+
+
+def shifts(side: int) -> int:
+    """Return how many shifts there are along a side of so many pixels."""
+    return 2 * int(FRACTION * side) + 1
 
 
 def movement(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> Float[Tensor, "n"]:
@@ -216,9 +243,9 @@ class PushApart(Hook):
     def _note(self) -> None:
         """Measure the spread, and keep the weights if it is the largest so far."""
         self.model.eval()
-        generator = self.runtime.generator("fct", "spread")
+        chance = lots(self.probe, self.runtime, "fct spread", LOTS)
         before, _ = run_over(self.model, self.head, self.probe, self.runtime)
-        after, _ = run_over(self.model, self.head, self.probe, self.runtime, change=turning(generator))
+        after, _ = run_over(self.model, self.head, self.probe, self.runtime, change=turning(chance))
         self.spreads.append(spread(movement(before, after)))
         if self.spreads[-1] >= max(self.spreads):
             self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}

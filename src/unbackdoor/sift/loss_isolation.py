@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +26,15 @@ from torch import Tensor, nn
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
-from unbackdoor.sift.base import Sifter, Suspicion, check_share, extremes
+from unbackdoor.sift.base import check_share
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.quick_model import NETWORK
+from unbackdoor.sift.row_sifter import RowSifter
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, new_network, stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossIsolation(Sifter):
+class LossIsolation(RowSifter):
     """Score rows by how low their loss is early in training.
 
     Attributes:
@@ -48,8 +48,6 @@ class LossIsolation(Sifter):
     epochs: int = 20
     learning_rate: float = 0.01
     gamma: float = 0.5
-
-    always: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_share("LossIsolation", poisoned_share=self.poisoned_share)
@@ -73,17 +71,21 @@ class LossIsolation(Sifter):
         fit(model, rows, recipe, runtime, hook=hook, resume=stage(resume, "ascent"), description="gradient ascent")
         return model
 
-    def inspect(self, seen: Observed) -> Suspicion:
-        """Hold the rows with the lowest losses poisoned (see `Sifter.score`)."""
-        generator = seen.runtime.generator("loss isolation", "ties")
-        _, poisoned = extremes(-seen.losses, 0.0, self.poisoned_share, generator)
-        return Suspicion(
-            scores=-seen.losses,
-            clean=~poisoned,
-            poisoned=poisoned,
-            summary=f"the {int(poisoned.sum())} rows with the lowest loss are held poisoned, by their number alone",
-            reasons=[f"loss {loss:.4g}" for loss in seen.losses.tolist()],
-        )
+    def shares(self) -> tuple[None, float]:
+        """Return the option (see `RowSifter.shares`)."""
+        return None, self.poisoned_share
+
+    def measure(self, seen: Observed, model: Network) -> tuple[Float[Tensor, "n"], dict[str, int]]:
+        """Return minus the loss of each row (see `RowSifter.measure`)."""
+        return -seen.losses, {}
+
+    def reason(self, score: float) -> str:
+        """Tell the loss (see `RowSifter.reason`)."""
+        return f"loss {-score:.4g}"
+
+    def told(self, poisoned: int) -> str:
+        """Say that it is a share (see `RowSifter.told`)."""
+        return f"the {poisoned} rows with the lowest loss are held poisoned, by their number alone"
 
 
 class GradientAscent(Hook):

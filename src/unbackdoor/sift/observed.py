@@ -50,7 +50,16 @@ class Observed:
         self.model = runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
         self.rows, self.clean, self.runtime, self.resume = rows, clean, runtime, resume
         check_takes(self.model, rows, runtime)
-        self.head(self.model)
+        self._head = self._find_head(self.model)
+
+    def over(self, rows: ImageSet) -> Observed:
+        """Return the same model with other rows of that shape, such as the next few of data that are not held whole."""
+        other = copy.copy(self)
+        # What was computed of the rows before.
+        for name in ("_passed", "losses"):
+            other.__dict__.pop(name, None)
+        other.rows = rows
+        return other
 
     def head(self, model: nn.Module) -> nn.Linear:
         """Return the last linear layer of the model, or of a copy of it: what it reads are the features.
@@ -58,6 +67,9 @@ class Observed:
         Raises:
             InputError: there is none.
         """
+        return self._head if model is self.model else self._find_head(model)
+
+    def _find_head(self, model: nn.Module) -> nn.Linear:
         linear = last_linear(model, self.runtime.layout(self.rows.images[:1]).float() / 255)
         if linear is None:
             raise InputError("sifting reads the features before a network's last linear layer, and this one has none")

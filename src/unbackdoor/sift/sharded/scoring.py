@@ -1,0 +1,121 @@
+"""Scoring one shard, a few rows at a time: the work of one process, wherever that runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import unbackdoor
+from unbackdoor.data import ImageSet
+from unbackdoor.data.limits import reason_of
+from unbackdoor.data.shards import Shard, Shards
+from unbackdoor.errors import DataError
+from unbackdoor.models import Network
+from unbackdoor.sift.observed import Observed
+from unbackdoor.sift.row_sifter import RowSifter
+from unbackdoor.sift.sharded.tables import SCORED, Note, note_of, writing
+from unbackdoor.training import Runtime, check_fits
+from unbackdoor.training.resume import hash_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What decides the scores of all shards.
+
+    Attributes:
+        shards: the data.
+        method: how rows are scored.
+        network: by which; adapted already.
+        runtime: device, precision, threads and seed.
+        folder: of the tables, the same on all machines.
+    """
+
+    shards: Shards
+    method: RowSifter
+    network: Network
+    runtime: Runtime
+    folder: Path
+
+    def fingerprint(self) -> str:
+        """Return a hash of all that decides the scores of a shard but the shard itself."""
+        told = {
+            "unbackdoor": unbackdoor.__version__,
+            "method": repr(self.method),
+            "columns": [self.shards.image, self.shards.label],
+            "network": self.network.description.to_json(),
+            "precision": self.runtime.precision,
+            "seed": self.runtime.seed,
+        }
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        hash_state(digest, self.network)
+        return digest.hexdigest()
+
+
+class Scorer:
+    """Scores one shard after the other.
+
+    Args:
+        scoring: what decides the scores.
+    """
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring, self.fingerprint = scoring, scoring.fingerprint()
+        self._seen: Observed | None = None
+
+    def __call__(self, shard: Shard) -> dict[str, bool]:
+        """Write the table of a shard, unless there is one that was made of the same; return whether it was `kept`.
+
+        Raises:
+            DataError: naming the shard, and the row if it is one that cannot be read.
+            OutputError: the table cannot be written.
+        """
+        shards, path = self.scoring.shards, self.scoring.folder / shard.name
+        digest = self._sha256(shard)
+        found = note_of(path)
+        if found is not None and (found.fingerprint, found.sha256) == (self.fingerprint, digest):
+            return {"kept": True}
+        counts: dict[str, int] = {}
+        row = 0
+        with writing(path, SCORED) as table:
+            for piece in shards.pieces(shard, self.scoring.network.description.image_shape[0]):
+                check_fits(self.scoring.network, piece)
+                seen = self._over(piece)
+                scores, counted = self.scoring.method.measure(seen, seen.model)
+                if not bool(torch.isfinite(scores).all()):
+                    raise DataError(
+                        f"rows {row} to {row + len(piece) - 1} of {piece.name} get scores that are no numbers; give"
+                        " another model"
+                    )
+                labels = piece.labels.numpy()
+                table.add(
+                    shard=[shard.name] * len(piece),
+                    row=range(row, row + len(piece)),
+                    label=labels,
+                    class_name=[piece.class_names[label] for label in labels],
+                    score=scores.numpy(),
+                )
+                row += len(piece)
+                counts = {name: counts.get(name, 0) + count for name, count in counted.items()}
+            table.note(Note(fingerprint=self.fingerprint, sha256=digest, rows=row, counts=counts))
+        return {"kept": False}
+
+    def _over(self, piece: ImageSet) -> Observed:
+        """Return what the network makes of these rows."""
+        if self._seen is None:
+            self._seen = Observed(self.scoring.network, piece, None, self.scoring.runtime)
+        return self._seen.over(piece)
+
+    def _sha256(self, shard: Shard) -> str:
+        try:
+            with shard.path.open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(
+                f"cannot read {self.scoring.shards.source}/{shard.name} on the machine {platform.node()}:"
+                f" {reason_of(error)}; every machine must find the data under the same path"
+            ) from error

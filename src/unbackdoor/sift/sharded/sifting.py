@@ -1,0 +1,258 @@
+"""Sifting a folder of parquet files: score every file, find the thresholds of all rows, mark every file.
+
+1. *A model.* Where none is given, one is trained as the method trains it, and where the method changes the model first,
+   it does so: on a sample of rows that is drawn from all files alike, each row as likely as any other.
+2. *Scores.* Every file is scored by itself, a few rows at a time, wherever Ray Data puts it, and its scores become a
+   table that is there whole or not at all. A table that was made of the same file by the same model is kept, so an
+   interrupted run loses the files that were being scored and nothing else.
+3. *Thresholds.* Two passes over the scores tell exactly where the shares lie (`ranks`).
+4. *Marks.* Every table is written once more with what its rows are held to be, and every file without the rows held
+   poisoned, where that is wanted.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unbackdoor.data.cleaned import becoming
+from unbackdoor.data.limits import check_classes
+from unbackdoor.data.shards import Shards
+from unbackdoor.errors import DataError, OutputError
+from unbackdoor.models import Network
+from unbackdoor.sift.base import LEARNING, QUANTILES
+from unbackdoor.sift.observed import Observed
+from unbackdoor.sift.row_sifter import RowSifter
+from unbackdoor.sift.sharded.marking import Marker, Marking, Marks, Thresholds
+from unbackdoor.sift.sharded.ranks import values_at
+from unbackdoor.sift.sharded.scoring import Scorer, Scoring
+from unbackdoor.sift.sharded.tables import Note, column, note_of, reading
+from unbackdoor.sift.sharded.workers import Workers
+from unbackdoor.training import Runtime, check_fits
+
+SAMPLE = 50_000
+"""Rows from which is learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardedSuspicion:
+    """What a sifter says of the rows of all files.
+
+    Attributes:
+        marks: what rows are held to be, in numbers, and the most suspicious of each class.
+        thresholds: where they are divided.
+        quantiles: of the scores, by level; that of the row at this rank, nothing in between.
+        summary: what was found, one sentence.
+        evidence: further numbers, JSON values.
+        digest: SHA-256 of the lines "<sha256>  <name>" of all files, sorted by name.
+        sample: rows from which was learned; 0: none.
+        kept: files of which there was a table before.
+    """
+
+    marks: Marks
+    thresholds: Thresholds
+    quantiles: dict[str, float]
+    summary: str
+    evidence: dict[str, Any]
+    digest: str
+    sample: int
+    kept: int
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return sum(self.marks.members)
+
+    @property
+    def poisoned(self) -> int:
+        """How many rows are held poisoned."""
+        return sum(self.marks.poisoned)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the answer as JSON values, without its rows."""
+        held = {"clean": self.marks.clean, "poisoned": self.poisoned}
+        return {
+            "rows": self.rows,
+            "held": {**held, "undecided": self.rows - sum(held.values())},
+            "score_quantiles": self.quantiles,
+            "clean_below": self.thresholds.clean_below,
+            "poisoned_above": self.thresholds.poisoned_above,
+            "rows_learned_from": self.sample,
+            "summary": self.summary,
+            **self.evidence,
+        }
+
+
+def sift_shards(
+    shards: Shards,
+    method: RowSifter,
+    runtime: Runtime,
+    workers: Workers,
+    folder: Path,
+    *,
+    model: Network | None = None,
+    sample: int = SAMPLE,
+    clean_out: Path | None = None,
+    resume: Path | None = None,
+) -> ShardedSuspicion:
+    """Say of each row of a folder of parquet files how suspicious it is.
+
+    Args:
+        shards: the files.
+        method: how.
+        runtime: device, seed, budget of what is learned; the workers score on their own devices.
+        workers: entered already.
+        folder: for the tables, one a file under its name; every machine must find it, and the data, under the same
+            path. Nobody else may write there meanwhile.
+        model: one that was trained on the data, not changed; if None, the method trains one itself.
+        sample: rows, at most, from which is learned.
+        clean_out: new folder for the files without the rows held poisoned, and the other splits.
+        resume: see `Sifter.score`.
+
+    Raises:
+        DataError: files that cannot be read, the first of them named; the tables of the others stay.
+        InputError: they do not fit the model or the method.
+        OutputError: a folder cannot be written, or the cluster is gone.
+    """
+    folder = folder.absolute()
+    for leftover in folder.rglob(".*.partial"):
+        # Of a run that was killed.
+        leftover.unlink(missing_ok=True)
+    network, evidence, learned = prepare(shards, method, runtime, model, sample, resume)
+    scoring = Scoring(shards=shards, method=method, network=network, runtime=workers.runtime(runtime), folder=folder)
+    kept = sum(
+        answer["kept"]
+        for answer in _each(workers, partial(Scorer, scoring), shards, runtime, "files scored", gpus=True)
+    )
+    notes = _notes(scoring)
+    thresholds, quantiles = divide(method.shares(), [folder / shard.name for shard in shards.shards])
+    with nullcontext() if clean_out is None else becoming(clean_out.absolute()) as cleaned:
+        marking = Marking(shards=shards, method=method, thresholds=thresholds, folder=folder, clean_out=cleaned)
+        marks = Marks(classes=shards.classes)
+        for answer in _each(workers, partial(Marker, marking), shards, runtime, "files marked", gpus=False):
+            marks.add(Marks(**answer))
+        if cleaned is not None:
+            shards.copy_others(cleaned)
+    _remove_others(folder, shards)
+    counts: Counter[str] = Counter()
+    for note in notes.values():
+        counts.update(note.counts)
+    lines = "".join(f"{notes[name].sha256}  {name}\n" for name in sorted(notes))
+    return ShardedSuspicion(
+        marks=marks,
+        thresholds=thresholds,
+        quantiles=quantiles,
+        summary=method.told(sum(marks.poisoned)),
+        evidence={**counts, **evidence},
+        digest=hashlib.sha256(lines.encode()).hexdigest(),
+        sample=learned,
+        kept=kept,
+    )
+
+
+def prepare(
+    shards: Shards, method: RowSifter, runtime: Runtime, model: Network | None, size: int, resume: Path | None
+) -> tuple[Network, dict[str, Any], int]:
+    """Return the model by which rows are scored, on the CPU, evidence, and the number of rows from which was learned.
+
+    It is what `Sifter.score` would have of the sample alone.
+    """
+    if model is not None and not method.adapts:
+        check_fits(model, shards.first())
+        return copy.deepcopy(model).cpu(), {}, 0
+    seed = runtime.generator("shards", "sample").initial_seed()
+    rows = shards.sample(size, seed).in_canonical_order()
+    check_classes(rows.labels, f"the sample of {shards.source}")
+    work = runtime
+    if model is None:
+        model = method.learn(rows, runtime.part(LEARNING), resume)
+        work = runtime.part(1 - LEARNING)
+    check_fits(model, rows)
+    network, evidence = method.adapted(Observed(model, rows, None, work, resume))
+    return copy.deepcopy(network).cpu(), evidence, len(rows)
+
+
+def divide(shares: tuple[float | None, float], tables: Sequence[Path]) -> tuple[Thresholds, dict[str, float]]:
+    """Return where the shares of all rows lie, and quantiles of the scores.
+
+    No more rows are held clean or poisoned than the shares allow: rows that share the score at a threshold are held
+    neither.
+
+    Args:
+        shares: see `RowSifter.shares`.
+        tables: with the scores.
+    """
+
+    def scores() -> Iterable[np.ndarray]:
+        for table in tables:
+            for batch in reading(table, "score"):
+                yield column(batch, "score")
+
+    rows = sum(map(len, scores()))
+    lowest, highest = shares
+    levels = [round(level * (rows - 1)) for level in QUANTILES]
+    clean, poisoned = int((lowest or 0.0) * rows), rows - 1 - int(highest * rows)
+    *found, below, above = values_at([*levels, clean, poisoned], scores)
+    thresholds = Thresholds(
+        clean_below=None if lowest is None else below, poisoned_above=above, lowest=found[0], highest=found[-1]
+    )
+    return thresholds, {f"{level:g}": value for level, value in zip(QUANTILES, found)}
+
+
+def _each(
+    workers: Workers, make: Callable[[], Any], shards: Shards, runtime: Runtime, description: str, *, gpus: bool
+) -> Iterator[dict[str, Any]]:
+    """Do all shards and yield what came of each.
+
+    Raises:
+        DataError: some could not be done; those that could are.
+    """
+    failed = []
+    with runtime.progress.bar(description, len(shards.shards)) as advance:
+        for shard, answer in workers.each(make, shards.shards, gpus=gpus):
+            if "error" in answer:
+                failed.append((shard.name, answer["error"]))
+            else:
+                yield answer
+            advance()
+    if failed:
+        others = "" if len(failed) == 1 else f" (and {len(failed) - 1} other files cannot be done)"
+        raise DataError(
+            f"{min(failed)[1]}{others}; the other {len(shards.shards) - len(failed)} files are done, and the same"
+            " command goes on"
+        )
+
+
+def _notes(scoring: Scoring) -> dict[str, Note]:
+    """Return what the tables say of themselves, by the files' names.
+
+    Raises:
+        OutputError: a table is not there.
+    """
+    notes, fingerprint = {}, scoring.fingerprint()
+    for shard in scoring.shards.shards:
+        note = note_of(scoring.folder / shard.name)
+        if note is None or note.fingerprint != fingerprint:
+            raise OutputError(
+                f"{shard.name} was scored, and its table is not in {scoring.folder}; give a folder by --out that all"
+                " machines share"
+            )
+        notes[shard.name] = note
+    return notes
+
+
+def _remove_others(folder: Path, shards: Shards) -> None:
+    """Remove tables of files that are not part of the data, which an earlier answer left."""
+    own = {folder / shard.name for shard in shards.shards}
+    for path in folder.rglob("*.parquet"):
+        if path not in own and note_of(path) is not None:
+            path.unlink()

@@ -1,0 +1,115 @@
+"""`unbackdoor sift` file by file, through Ray: from a folder of files to tables, a page and cleaned files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from tests.commands.networks import tiny_network
+from tests.commands.test_cli import refuse, run
+from tests.processes import children_of, works
+from tests.sift.sharded.here import write_files
+from unbackdoor.cluster import SETTINGS
+from unbackdoor.data import ImageSet, read_images
+from unbackdoor.models import save_model
+
+FILES = [400, 300, 500, 597]
+QUICK = ["--threads", "1", "--precision", "fp32", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    return read_images("digits", "any")
+
+
+@pytest.fixture
+def given(tmp_path: Path, digits: ImageSet) -> list[str]:
+    """The words that name the digits in four files, and a network for them."""
+    write_files(tmp_path / "data", digits, FILES)
+    save_model(tmp_path / "model.safetensors", tiny_network(), provenance={})
+    return ["sift", "--data", str(tmp_path / "data"), "--model", str(tmp_path / "model.safetensors"), *QUICK]
+
+
+def test_files_are_sifted_listed_shown_and_cleaned(
+    tmp_path: Path, given: list[str], digits: ImageSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cleaned = tmp_path / "out", tmp_path / "cleaned"
+    words = [*given, "--in-memory", "1000", "--method", "LossIsolation", "--out", str(out), "--json"]
+    code, printed, error = run(capsys, *words, "--clean-out", str(cleaned))
+    assert code == 3, error
+    result = json.loads(printed)
+    assert result["held"] == {"clean": 1780, "poisoned": 17, "undecided": 0}
+    assert (result["files"], result["files_kept"], result["rows_learned_from"]) == (4, 0, 0)
+    tables = [parquet.read_table(path) for path in sorted((out / "suspicion").glob("*.parquet"))]
+    assert [len(table) for table in tables] == FILES
+    held = torch.tensor([word == "poisoned" for table in tables for word in table["suspicion"].to_pylist()])
+    assert torch.equal(read_images(cleaned, "any").images, digits.images[~held])
+    page = (out / "report.html").read_text()
+    assert "LossIsolation ranks rows; it cannot say whether any is poisoned" in page
+    assert "Most suspicious of class 3" in page
+    assert "train-00002-of-00004.parquet, row " in page
+    assert page.count("<svg") > 1
+    record = json.loads((out / "run.json").read_bytes())
+    assert record["suspicion"]["held"] == result["held"]
+    assert set(record["inputs"]) == {"data/train", "model.safetensors"}
+    assert not list(out.glob("resume*"))
+    code, printed, error = run(capsys, *words)
+    again = json.loads(printed)
+    assert (code, again["files_kept"], again["held"]) == (3, 4, result["held"]), error
+
+
+def test_what_cannot_work_is_said_before_any_work(
+    tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = refuse(capsys, *given, "--in-memory", "1000")
+    assert "Consensus needs all rows at once; choose --method FCT or LossIsolation" in words
+    loss = ["--method", "LossIsolation"]
+    assert "leave --clean out" in refuse(capsys, *given, *loss, "--in-memory", "0", "--clean", "digits")
+    assert "--sample must be 2 rows or more" in refuse(capsys, *given, *loss, "--in-memory", "0", "--sample", "1")
+    words = refuse(capsys, *given, *loss, "--in-memory", "0", "--gpus-per-worker", "1.5")
+    assert "--gpus-per-worker is 0, a part of a GPU" in words
+    assert "sifted file by file" in refuse(capsys, *given, *loss, "--address", "127.0.0.1:6379")
+    path = tmp_path / "data" / "train-00002-of-00004.parquet"
+    path.write_bytes(path.read_bytes()[:5000])
+    words = refuse(capsys, *given, *loss, "--in-memory", "0")
+    assert "cannot read" in words
+    assert path.name in words
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_killed_sifting_goes_on_with_the_files_that_are_left(tmp_path: Path, given: list[str]) -> None:
+    out = tmp_path / "out"
+    method = ["--method", "FCT", "--method.epochs", "0", "--method.draws", "60"]
+    words = [sys.executable, "-m", "unbackdoor.cli", *given, "--in-memory", "0", *method, "--out", str(out), "--json"]
+    environment = {**os.environ, **SETTINGS}
+    killed = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 120
+    while not (done := sorted((out / "suspicion").glob("*.parquet"))):
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    children = children_of(killed.pid)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    # Ray's processes go with the one that started them; some are still at work on their file for a moment.
+    while any(works(child) for child in children):
+        assert time.monotonic() < deadline, "what it started is still at work"
+        time.sleep(0.1)
+    before = {path.name: path.stat().st_mtime_ns for path in sorted((out / "suspicion").glob("*.parquet"))}
+    assert 1 <= len(done) <= len(before) < len(FILES)
+    ran = subprocess.run(words, check=False, capture_output=True, timeout=300, env=environment)
+    assert ran.returncode == 3, ran.stderr
+    assert json.loads(ran.stdout)["files_kept"] == len(before)
+    assert {path.name for path in (out / "suspicion").iterdir()} == {
+        f"train-{number:05}-of-00004.parquet" for number in range(4)
+    }

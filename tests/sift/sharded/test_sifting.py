@@ -1,0 +1,285 @@
+"""Sifted file by file, rows are told the same as sifted at once; what is done stays done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from pyarrow import parquet
+
+from tests.planted import CLASSES, pictures, planted, runtime
+from tests.sift.sharded.here import Here, write_files
+from unbackdoor.data import DefenderData, ImageSet, read_images
+from unbackdoor.data import shards as shards_module
+from unbackdoor.data.shards import Shards
+from unbackdoor.errors import DataError, InputError, OutputError
+from unbackdoor.models import Network
+from unbackdoor.sift import FCT, LossIsolation, Suspicion
+from unbackdoor.sift.row_sifter import RowSifter
+from unbackdoor.sift.sharded import ShardedSuspicion, sift_shards, tables
+from unbackdoor.sift.sharded.sifting import divide
+from unbackdoor.testing.samples import same_state, state_of
+
+SIZES = (130, 0, 270, 200, 200)
+METHODS = [FCT(epochs=0, draws=2), LossIsolation(poisoned_share=0.1)]
+
+ROUNDING = 1e-4
+"""Of a score, relative: sums of single precision depend on how many rows go through the network together."""
+
+
+@pytest.fixture(scope="module")
+def rows() -> ImageSet:
+    """800 rows, a tenth of them with a patch."""
+    return planted(0).fitted.train
+
+
+@pytest.fixture
+def folder(tmp_path: Path, rows: ImageSet) -> Path:
+    return write_files(tmp_path / "data", rows, SIZES, poison=planted(0).fitted.kinds == 1)
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards_module, "PIECE", 64)
+    monkeypatch.setattr(tables, "ROWS", 100)
+
+
+def sift(folder: Path, method: RowSifter, out: Path, workers: Here | None = None, **options: Any) -> ShardedSuspicion:
+    given = {"model": planted(0).suspect, **options}
+    chosen = given.pop("runtime", runtime())
+    return sift_shards(Shards.of(folder), method, chosen, workers or Here(), out, **given)
+
+
+def table_of(out: Path) -> pyarrow.Table:
+    return pyarrow.concat_tables([parquet.read_table(path) for path in sorted(out.glob("*.parquet"))])
+
+
+def at_once(rows: ImageSet, method: RowSifter, model: Network | None, seed: int = 0) -> Suspicion:
+    return method.score(DefenderData(untrusted=rows), runtime(seed), model)
+
+
+def check_same(out: Path, found: ShardedSuspicion, whole: Suspicion) -> None:
+    """Check that tables and numbers say what was said at once."""
+    table = table_of(out)
+    scores = torch.tensor(table["score"].to_pylist())
+    torch.testing.assert_close(scores, whole.scores, atol=1e-7, rtol=ROUNDING)
+    assert table["suspicion"].to_pylist() == whole.words()
+    assert found.poisoned == int(whole.poisoned.sum())
+    assert found.marks.clean == int(whole.clean.sum())
+    levels = [float(value) for value in found.quantiles.values()]
+    wanted = np.quantile(scores.numpy(), [float(level) for level in found.quantiles], method="nearest")
+    assert levels == pytest.approx(wanted.tolist(), rel=0.05, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_rows_are_told_the_same_as_at_once(tmp_path: Path, folder: Path, rows: ImageSet, method: RowSifter) -> None:
+    found = sift(folder, method, tmp_path / "out")
+    check_same(tmp_path / "out", found, at_once(rows, method, planted(0).suspect))
+    table = table_of(tmp_path / "out")
+    names = [shard.name for shard in Shards.of(folder).shards]
+    wanted = [(name, row) for name, size in zip(names, SIZES) for row in range(size)]
+    assert list(zip(table["shard"].to_pylist(), table["row"].to_pylist())) == wanted
+    assert table["label"].to_pylist() == rows.labels.tolist()
+    assert table["class_name"].to_pylist() == [rows.class_names[label] for label in rows.labels.tolist()]
+    assert table["reason"][0].as_py() == method.reason(table["score"][0].as_py())
+    assert found.sample == found.kept == 0
+    assert found.rows == len(rows)
+    assert sum(map(sum, found.marks.bins)) == len(rows)
+    assert sum(found.marks.bins[1]) == found.poisoned
+
+
+def test_a_model_that_is_adapted_to_a_sample_of_all_rows_is_the_one_of_all_rows(
+    tmp_path: Path, folder: Path, rows: ImageSet
+) -> None:
+    model, before = planted(0).suspect, state_of(planted(0).suspect)
+    found = sift(folder, FCT(epochs=1, draws=1), tmp_path / "out", sample=len(rows))
+    check_same(tmp_path / "out", found, at_once(rows, FCT(epochs=1, draws=1), model))
+    assert found.sample == len(rows)
+    assert same_state(before, state_of(model))
+    assert len(found.evidence["spreads"]) == 2
+
+
+def test_without_a_model_one_learns_from_the_sample_alone(tmp_path: Path, folder: Path) -> None:
+    method = LossIsolation(epochs=1)
+    found = sift(folder, method, tmp_path / "out", model=None, sample=60)
+    assert found.sample == 60
+    seed = runtime().generator("shards", "sample").initial_seed()
+    model = method.learn(Shards.of(folder).sample(60, seed).in_canonical_order(), runtime(), None)
+    check_same(tmp_path / "out", found, at_once(read_images(folder, "any"), method, model))
+
+
+def test_no_more_rows_are_held_at_a_time_than_a_piece(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    real = ImageSet.__post_init__
+
+    def noting(self: ImageSet) -> None:
+        held.append(len(self.images))
+        real(self)
+
+    monkeypatch.setattr(ImageSet, "__post_init__", noting)
+    written: list[int] = []
+    flush = tables.TableWriter.flush
+    monkeypatch.setattr(tables.TableWriter, "flush", lambda self: (written.append(self._held), flush(self))[1])
+    sift(folder, FCT(epochs=0, draws=1), tmp_path / "out")
+    assert max(held) == shards_module.PIECE
+    assert max(written) < tables.ROWS + shards_module.PIECE
+
+
+def test_half_a_run_is_not_done_again(tmp_path: Path, folder: Path) -> None:
+    out, method = tmp_path / "out", FCT(epochs=0, draws=1)
+    with pytest.raises(KeyboardInterrupt):
+        sift(folder, method, out, Here(stop_after=3))
+    first = {path.name: path.stat().st_ino for path in out.glob("*.parquet")}
+    assert len(first) == 3
+    (out / ".train.parquet.abc.partial").write_bytes(b"of a run that was killed")
+    found = sift(folder, method, out)
+    assert found.kept == 3
+    assert not list(out.glob(".*"))
+    assert sift(folder, method, out).kept == 5, "nothing is left to score"
+    elsewhere = tmp_path / "elsewhere"
+    sift(folder, method, elsewhere)
+    for path in sorted(out.glob("*.parquet")):
+        assert parquet.read_table(path).equals(parquet.read_table(elsewhere / path.name))
+
+
+@pytest.mark.parametrize("change", ["seed", "method", "model", "precision"])
+def test_scores_of_other_settings_are_not_taken_for_these(tmp_path: Path, folder: Path, change: str) -> None:
+    out, method = tmp_path / "out", FCT(epochs=0, draws=1)
+    sift(folder, method, out)
+    changed: dict[str, Any] = {
+        "seed": {"runtime": runtime(1)},
+        "model": {"model": planted(0).twin},
+        "precision": {"runtime": replace(runtime(), precision="bf16")},
+    }.get(change, {})
+    assert sift(folder, FCT(epochs=0, draws=2) if change == "method" else method, out, **changed).kept == 0
+
+
+def test_a_file_that_has_changed_or_a_damaged_table_is_scored_anew(
+    tmp_path: Path, folder: Path, rows: ImageSet
+) -> None:
+    out, method = tmp_path / "out", LossIsolation()
+    sift(folder, method, out)
+    write_files(folder, rows.subset(torch.arange(799, -1, -1)), SIZES, poison=torch.zeros(800, dtype=torch.bool))
+    assert sift(folder, method, out).kept == 1, "the empty file is the same"
+    damaged = sorted(out.glob("*.parquet"))[2]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    assert sift(folder, method, out).kept == 4
+
+
+def test_a_broken_row_costs_its_file_alone_and_the_rest_is_kept(tmp_path: Path, folder: Path, rows: ImageSet) -> None:
+    out, method = tmp_path / "out", LossIsolation()
+    path = sorted(folder.glob("*.parquet"))[2]
+    good = path.read_bytes()
+    table = parquet.read_table(path)
+    cells = table["image"].to_pylist()
+    cells[77] = {"bytes": b"broken", "path": None}
+    broken = table.set_column(0, "image", pyarrow.array(cells, table.schema.field("image").type))
+    parquet.write_table(broken.replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(DataError, match=r"image \(row 77\) of .*train-00002-of-00005\.parquet") as caught:
+        sift(folder, method, out)
+    assert "the other 4 files are done" in str(caught.value)
+    assert {one.name for one in out.iterdir()} == {one.name for one in folder.iterdir()} - {path.name}
+    path.write_bytes(good)
+    found = sift(folder, method, out)
+    assert found.kept == 4
+    check_same(out, found, at_once(rows, method, planted(0).suspect))
+
+
+def test_what_is_left_of_each_file_is_written_with_its_columns_and_the_other_splits(
+    tmp_path: Path, folder: Path, rows: ImageSet
+) -> None:
+    write_files(tmp_path / "other", pictures(40, 3), [40])
+    (tmp_path / "other" / "train-00000-of-00001.parquet").rename(folder / "test-00000-of-00001.parquet")
+    cleaned = tmp_path / "cleaned"
+    sift(folder, LossIsolation(poisoned_share=0.2), tmp_path / "out", clean_out=cleaned)
+    kept = torch.tensor([word != "poisoned" for word in table_of(tmp_path / "out")["suspicion"].to_pylist()])
+    assert int(kept.sum()) == 640
+    assert torch.equal(read_images(cleaned, "train").images, rows.images[kept])
+    poison = [parquet.read_table(path)["poison"].to_pylist() for path in sorted(cleaned.glob("train*"))]
+    assert [value for part in poison for value in part] == (planted(0).fitted.kinds == 1)[kept].tolist()
+    test = "test-00000-of-00001.parquet"
+    assert (cleaned / test).read_bytes() == (folder / test).read_bytes()
+    assert not list(tmp_path.glob(".cleaned*"))
+
+
+def test_rows_that_share_the_score_at_a_threshold_are_held_neither(tmp_path: Path) -> None:
+    """Of copies of one row none is worse than another; chance would need to know them all."""
+    few = planted(0).fitted.train.subset(torch.arange(10))
+    copies = few.subset(torch.arange(10).repeat(20))
+    folder = write_files(tmp_path / "data", copies, [120, 80])
+    found = sift(folder, FCT(epochs=0, draws=1, poisoned_share=0.15, clean_share=0.35), tmp_path / "out")
+    assert found.poisoned == 20, "one row of ten, as two would be more than the share"
+    assert found.marks.clean == 60
+    assert sift(folder, LossIsolation(poisoned_share=0.05), tmp_path / "loss").poisoned == 0
+
+
+def test_the_most_suspicious_rows_of_each_class_are_named(tmp_path: Path, folder: Path, rows: ImageSet) -> None:
+    method = LossIsolation()
+    found = sift(folder, method, tmp_path / "out")
+    table = table_of(tmp_path / "out").to_pandas()
+    for c in range(CLASSES):
+        members = table[table["label"] == c].nlargest(6, "score")
+        top = [one for one in found.marks.top if one.label == c]
+        assert [(one.shard, one.row) for one in top] == list(zip(members["shard"], members["row"]))
+        assert [one.word for one in top] == members["suspicion"].tolist()
+        assert found.marks.members[c] == int((rows.labels == c).sum())
+        assert found.marks.poisoned[c] == int(((table["label"] == c) & (table["suspicion"] == "poisoned")).sum())
+
+
+def test_thresholds_are_those_of_all_scores_sorted(tmp_path: Path) -> None:
+    chance = np.random.default_rng(1)
+    scores = chance.normal(size=1000).astype(np.float32)
+    paths = []
+    for number, part in enumerate(np.split(scores, [100, 350])):
+        paths.append(tmp_path / f"{number}.parquet")
+        parquet.write_table(pyarrow.table({"score": part}), paths[-1])
+    thresholds, quantiles = divide((0.2, 0.05), paths)
+    clean, poisoned = thresholds.held(scores)
+    assert clean.nonzero()[0].tolist() == np.sort(scores.argsort()[:200]).tolist()
+    assert poisoned.nonzero()[0].tolist() == np.sort(scores.argsort()[-50:]).tolist()
+    assert quantiles["0"] == scores.min()
+    assert quantiles["1"] == scores.max()
+    everything, poisoned = divide((None, 0.01), paths)[0].held(scores)
+    assert (int(everything.sum()), int(poisoned.sum())) == (990, 10)
+
+
+def test_tables_of_files_that_are_gone_are_removed_and_no_other_file(tmp_path: Path, folder: Path) -> None:
+    out = tmp_path / "out"
+    sift(folder, LossIsolation(), out)
+    pq_of_somebody = out / "mine.parquet"
+    parquet.write_table(pyarrow.table({"a": [1]}), pq_of_somebody)
+    gone = sorted(folder.glob("*.parquet"))[4]
+    gone.unlink()
+    found = sift(folder, LossIsolation(), out)
+    assert (found.rows, found.kept) == (600, 4)
+    assert not (out / gone.name).exists()
+    assert pq_of_somebody.exists()
+
+
+def test_a_model_for_other_data_is_refused_before_any_work(tmp_path: Path, folder: Path) -> None:
+    described = replace(planted(0).suspect.description, image_shape=(3, 16, 16))
+    other = Network(planted(0).suspect.body, described)
+    workers = Here()
+    with pytest.raises(InputError, match="3 x 12 x 12"):
+        sift(folder, LossIsolation(), tmp_path / "out", workers, model=other)
+    with pytest.raises(InputError, match="3 x 12 x 12"):
+        sift(folder, FCT(epochs=1), tmp_path / "out", workers, model=other)
+    assert workers.done == []
+
+
+def test_a_folder_that_the_workers_do_not_share_is_said(tmp_path: Path, folder: Path) -> None:
+    class Elsewhere(Here):
+        def each(self, make: Any, shards: Any, *, gpus: bool) -> Any:
+            yield from super().each(make, shards, gpus=gpus)
+            for path in (tmp_path / "out").glob("*.parquet"):
+                path.unlink()
+
+    with pytest.raises(OutputError, match="give a folder by --out that all machines share"):
+        sift(folder, LossIsolation(), tmp_path / "out", Elsewhere())
