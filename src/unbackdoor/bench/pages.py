@@ -9,11 +9,11 @@ from typing import Any
 
 from unbackdoor.attacks import FittedAttack, SavedAttack
 from unbackdoor.data import ImageSet
-from unbackdoor.errors import InputError
 from unbackdoor.evaluate import Evaluation
 from unbackdoor.report import (
     Fact,
     Report,
+    attempt_report,
     candidate_facts,
     evaluation_metrics,
     finding_chart,
@@ -22,7 +22,6 @@ from unbackdoor.report import (
     loss_chart,
     repair_charts,
     trigger_gallery,
-    write_report,
 )
 from unbackdoor.scan import Finding, Scanner
 from unbackdoor.training import History, Runtime
@@ -84,11 +83,9 @@ def scan_page(
 
 
 def written_page(path: Path, page: Callable[[], Report]) -> dict[str, Path]:
-    """Make and write a page; return its file by its name, or nothing: hours of work are not lost for a drawing."""
-    try:
-        write_report(path, page())
-    except InputError as error:
-        logger.warning("there is no page: %s", error)
+    """Make and write a page; return its file by its name, or nothing (see `attempt_report`)."""
+    if why := attempt_report(path, page):
+        logger.warning("there is no page: %s", why)
         return {}
     return {path.name: path}
 

@@ -15,7 +15,7 @@ from unbackdoor.report.content import (
 from unbackdoor.report.finding import finding_chart, finding_verdict, found_gallery, verdict_word
 from unbackdoor.report.insight import insight_charts, insight_facts, insight_verdict
 from unbackdoor.report.measured import candidate_facts, evaluation_metrics, loss_chart, repair_charts
-from unbackdoor.report.page import render, write_report
+from unbackdoor.report.page import attempt_report, render, write_report
 from unbackdoor.report.pictures import amplified_difference
 from unbackdoor.report.suspicion import suspicion_chart, suspicion_verdict, suspicious_galleries
 from unbackdoor.report.text import short_path
@@ -33,6 +33,7 @@ __all__ = [
     "Verdict",
     "amplified_difference",
     "anomaly_chart",
+    "attempt_report",
     "candidate_facts",
     "curve_chart",
     "evaluation_metrics",

@@ -7,6 +7,7 @@ the page, drawings are reduced to known shapes, and the page's own policy forbid
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from unbackdoor import __version__
+from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
 from unbackdoor.report import html
 from unbackdoor.report.charts import metric_chart
@@ -78,6 +80,19 @@ def write_report(path: Path, report: Report) -> None:
         OutputError: the file cannot be written.
     """
     write_bytes(path, render(report).encode())
+
+
+def attempt_report(path: Path, page: Callable[[], Report]) -> str:
+    """Make and write a report; return why it cannot be made, if so: hours of work are not lost for a drawing.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        write_report(path, page())
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _environment() -> Environment:
