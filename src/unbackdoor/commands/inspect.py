@@ -1,33 +1,37 @@
-"""Look into a model: `unbackdoor inspect weights --model FILE --clean DATA`.
+"""Look into a model: `unbackdoor inspect --model FILE --clean DATA`, or `unbackdoor inspect NAME` for one inspection.
 
-For those who study backdoors. Other than a defence, an inspection may know the attack; it gives no verdict.
+For those who study backdoors. Other than a defence, an inspection may know the attack; it gives no verdict. Without a
+name, all inspections that take no minutes stand on one page.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, new_folder, open_beside, open_for_defense, remove_states
+from unbackdoor.errors import UnsuitedError
 from unbackdoor.folder import ATTACK, PAGE, RESUME
 from unbackdoor.inspect import INSPECTIONS, Insight, Inspection, Material
 from unbackdoor.models import LoadedModel
 from unbackdoor.models.mark import notes_of
 from unbackdoor.options import options_of
-from unbackdoor.report import Report, insight_charts, insight_facts, insight_verdict, write_report
-from unbackdoor.training import Runtime, check_fits
+from unbackdoor.report import Report, insight_facts, insight_section, write_report
+from unbackdoor.training import Runtime, check_fits, stage
 
-CHOICES = {"inspection": Choice(INSPECTIONS, "Weights", leading=True)}
+CHOICES = {"inspection": Choice(INSPECTIONS, None, leading=True)}
 
 
 def run(
     *,
     model: Path,
     clean: str,
-    inspection: Inspection,
     runtime: Runtime,
+    inspection: Inspection | None = None,
     attack: Path | None = None,
     reference: Path | None = None,
     clean_size: int = 2500,
@@ -39,21 +43,24 @@ def run(
     Args:
         model: checkpoint file, or a Hugging Face folder.
         clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id.
-        inspection: what is looked at.
         runtime: device, seed, budget, progress.
+        inspection: what is looked at; all that takes no minutes if none is named.
         attack: folder that `unbackdoor attack` made, or an attack's file; what only the attacker knows is shown then.
-        reference: a clean model of the same task, to compare with.
+        reference: a model of the same task to compare with: a clean one, or the same model after a repair.
         clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
         arch: architecture of a file that does not name one: a network's name or module:function.
         out: folder for the report, in which an interrupted run goes on, replaced if it is an inspection's; by default
             runs/inspect-, the inspection, and the beginning of the model's SHA-256.
     """
     clock = Run("inspect", runtime)
-    what = type(inspection).__name__
+    what = "all" if inspection is None else type(inspection).__name__
+    looks = {type(one).__name__: one for one in ([inspection] if inspection else _quick())}
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
-    samples = data.need_clean(what)
+    samples = data.need_clean("an inspection" if inspection is None else what)
     clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest()}
-    clock.options = {"inspection": options_of(inspection)}
+    clock.options = {"inspection": {name: options_of(one) for name, one in looks.items()}}
+    if inspection is not None:
+        clock.options = {"inspection": options_of(inspection)}
     saved = other = None
     if attack is not None:
         saved = _attack(attack, loaded)
@@ -63,19 +70,51 @@ def run(
         other = open_beside(reference, arch)
         check_fits(other.network, samples)
         clock.inputs[f"reference {reference.name}"] = other.sha256
+    material = Material(clean=samples, attack=saved, reference=None if other is None else other.network)
+    insights: dict[str, Insight] = {}
+    unsuited: dict[str, str] = {}
     with new_folder(out or Path("runs") / f"inspect-{what.lower()}-{loaded.sha256[:8]}", clock.command) as folder:
-        material = Material(clean=samples, attack=saved, reference=None if other is None else other.network)
-        insight = inspection.inspect(loaded.network, material, runtime, folder / RESUME)
-        write_report(folder / PAGE, inspect_page(clock, f"{what} of {model.name}", loaded, other, insight))
-        clock.write(folder, **insight.measured, **insight.details, notes=list(insight.notes), clean_rows=rows)
+        for name, one in looks.items():
+            part = runtime if inspection else runtime.part(1 / len(looks))
+            resume = folder / RESUME if inspection else stage(folder / RESUME, name)
+            try:
+                insights[name] = one.inspect(loaded.network, material, part, resume)
+            except UnsuitedError as error:
+                if inspection is not None:
+                    raise
+                unsuited[name] = str(error)
+        title = f"Inspection of {model.name}" if inspection is None else f"{what} of {model.name}"
+        titles = {name: one.title or name for name, one in looks.items()}
+        write_report(folder / PAGE, inspect_page(clock, title, loaded, other, titles, insights, unsuited))
+        measured = _measured(insights, unsuited, alone=inspection is not None)
+        details = {key: value for insight in insights.values() for key, value in insight.details.items()}
+        notes = [note for insight in insights.values() for note in insight.notes]
+        clock.write(folder, **measured, **details, notes=notes, clean_rows=rows)
         remove_states(folder / RESUME)
+    alone = insights[what] if inspection is not None else None
+    told = alone.rows if alone else [*((titles[name], one.headline) for name, one in insights.items())]
+    skipped = [(titles[name], f"none: {why}") for name, why in unsuited.items()]
     return Outcome(
-        title=f"{what} of {model.name}",
-        rows=[*insight.rows, ("time", f"{clock.seconds:.0f} s")],
-        result={"model_sha256": loaded.sha256, **insight.measured, "notes": list(insight.notes)},
-        sentence=" ".join(filter(None, [insight.headline, insight.detail])),
+        title=title,
+        rows=[*told, *skipped, ("time", f"{clock.seconds:.0f} s")],
+        result={"model_sha256": loaded.sha256, **measured, "notes": notes},
+        sentence=" ".join(filter(None, [alone.headline, alone.detail])) if alone else NO_VERDICT,
         page=folder / PAGE,
     )
+
+
+NO_VERDICT = "This shows what a model is like, not whether it is backdoored: `unbackdoor scan` asks that."
+
+
+def _quick() -> list[Inspection]:
+    return [kind() for kind in INSPECTIONS.values() if not kind.slow]
+
+
+def _measured(insights: Mapping[str, Insight], unsuited: Mapping[str, str], alone: bool) -> dict[str, Any]:
+    """Return the figures for programs: those of one inspection as they are, those of several by their names."""
+    if alone:
+        return {key: value for insight in insights.values() for key, value in insight.measured.items()}
+    return {**{name: insight.measured for name, insight in insights.items()}, "unsuited": dict(unsuited)}
 
 
 def _attack(path: Path, model: LoadedModel) -> SavedAttack:
@@ -90,17 +129,26 @@ def _attack(path: Path, model: LoadedModel) -> SavedAttack:
 
 
 def inspect_page(
-    clock: Run, title: str, loaded: LoadedModel, reference: LoadedModel | None, insight: Insight
+    clock: Run,
+    title: str,
+    loaded: LoadedModel,
+    reference: LoadedModel | None,
+    titles: Mapping[str, str],
+    insights: Mapping[str, Insight],
+    unsuited: Mapping[str, str],
 ) -> Report:
-    """Return the report of an inspection."""
+    """Return the report of inspections, a section each; `unsuited` says why there are others without."""
+    tables = {title: facts for insight in insights.values() for title, facts in insight_facts(insight).items()}
+    unknown = "Without the attack's file (`--attack`), only clean images are shown."
     return Report(
         title=title,
-        verdict=insight_verdict(insight),
-        charts=insight_charts(insight),
-        facts={**insight_facts(insight), **clock.facts()},
+        sections=[insight_section(titles[name], insight) for name, insight in insights.items()],
+        facts={**tables, **clock.facts()},
         notes=[
-            "This page shows what a model is like, not whether it is backdoored: `unbackdoor scan` asks that.",
-            *insight.notes,
+            NO_VERDICT.replace("This", "This page", 1),
+            *([] if "attack" in clock.options else [unknown]),
+            *(f"{titles[name]}: none, since {why}." for name, why in unsuited.items()),
+            *(note for insight in insights.values() for note in insight.notes),
             *notes_of(loaded),
             *(f"The reference: {note}" for note in (notes_of(reference) if reference else ())),
         ],

@@ -1,8 +1,8 @@
 """Activation: how strongly each neuron before the last layer answers to clean images, and to triggered ones.
 
-Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks" (RAID 2018), found
-neurons that are silent on clean images and that a trigger wakes. Zheng and others (ECCV 2022) call the mean change of a
-neuron by the trigger its trigger-activated change (TAC): for features h_k and trigger t,
+Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks" (RAID 2018),
+found neurons that are silent on clean images and that a trigger wakes. Zheng and others (ECCV 2022) call the mean
+change of a neuron by the trigger its trigger-activated change (TAC): for features h_k and trigger t,
 
     TAC_k = mean over images of | h_k(t(x)) - h_k(x) |.
 """
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -45,8 +44,8 @@ class Activation(Inspection):
             figures.append(_figure(name, means))
         return Insight(
             headline=_headline(measured["suspect"]),
-            suspicious="A few neurons that are silent on clean images and strong on triggered ones. Without a backdoor a"
-            " trigger changes all neurons a little.",
+            suspicious="A few neurons that are silent on clean images and strong on triggered ones. Without a backdoor"
+            " a trigger changes all neurons a little.",
             rows=_rows(measured),
             figures=figures,
             measured=measured,
@@ -110,4 +109,5 @@ def _figure(name: str, means: dict[str, Float[Tensor, "d"]]) -> Figure:
         x_title="rank of the neuron on clean images",
         y_title="mean activation",
         distinct=True,
+        stands_out=TRIGGERED,
     )

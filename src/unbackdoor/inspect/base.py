@@ -63,6 +63,7 @@ class Figure:
         log_y: the same of the other.
         distinct: whether the series are unlike each other, as classes are; otherwise colours run from the first to the
             last, as layers do.
+        stands_out: the name of the series that is drawn on top and stands out, if `distinct`; or empty.
     """
 
     title: str
@@ -74,6 +75,7 @@ class Figure:
     log_x: bool = False
     log_y: bool = False
     distinct: bool = False
+    stands_out: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
-from unbackdoor.inspect.compared import CLEAN, models_of, samples_of
+from unbackdoor.inspect.compared import CLEAN, TRIGGERED, models_of, samples_of
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime, logits_of
 
@@ -50,8 +50,8 @@ class Confidence(Inspection):
         told = [f"{kind} images {one['mean']:.2f}" for kind, one in seen["suspect"].items()]
         return Insight(
             headline=f"The mean confidence of the suspect's answers: {', '.join(told)}.",
-            suspicious="Answers to triggered images that are as sure as those to clean ones, or surer. Once a repair has"
-            " worked, few triggered images get the attacker's class; those that still do are answered unsurely.",
+            suspicious="Answers to triggered images that are as sure as those to clean ones, or surer. Once a repair"
+            " has worked, few triggered images get the attacker's class; those that still do are answered unsurely.",
             rows=_rows(seen),
             figures=[self._figure(name, one) for name, one in seen.items()],
             measured=seen,
@@ -78,6 +78,8 @@ class Confidence(Inspection):
             series={kind: (edges, [*one["histogram"], one["histogram"][-1]]) for kind, one in seen.items()},
             x_title="confidence of the answer",
             y_title="share of the images",
+            distinct=True,
+            stands_out=TRIGGERED,
         )
 
 

@@ -73,7 +73,7 @@ def confusion_counts(model: Network, images: ImageSet, runtime: Runtime) -> Int[
 
 
 def attraction(counts: Int[Tensor, "k k"]) -> list[float]:
-    """Return, of each class, which share of the images of all other classes get it as the answer; 0 if there are none."""
+    """Return, of each class, which share of the images of all other classes get it; 0 if there are none."""
     wrong = counts.sum(0) - counts.diagonal()
     others = counts.sum() - counts.sum(1)
     shares: list[float] = (wrong / others.clamp_min(1)).tolist()

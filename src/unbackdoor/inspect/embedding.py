@@ -185,4 +185,5 @@ def _figure(
         x_title="first direction of t-SNE",
         y_title="second direction of t-SNE",
         distinct=True,
+        stands_out=TRIGGERED,
     )

@@ -90,14 +90,14 @@ class Frequency(Inspection):
         if TRIGGERED not in suspect:
             most = max(range(1, self.bands), key=clean.__getitem__)
             return (
-                f"Above the lowest band, the suspect's answers depend most on that from {self._ends(most)} of the highest"
-                f" frequency: without it {100 * clean[most]:.0f} % change."
+                f"Above the lowest band, the suspect's answers depend most on that from {self._ends(most)} of the"
+                f" highest frequency: without it {100 * clean[most]:.0f} % change."
             )
         woken = suspect[TRIGGERED]["changed"]
         most = max(range(self.bands), key=lambda band: woken[band] - clean[band])
         return (
-            f"Without the band from {self._ends(most)} of the highest frequency, {100 * woken[most]:.0f} % of the suspect's"
-            f" answers to triggered images change, and {100 * clean[most]:.0f} % of those to clean ones."
+            f"Without the band from {self._ends(most)} of the highest frequency, {100 * woken[most]:.0f} % of the"
+            f" suspect's answers to triggered images change, and {100 * clean[most]:.0f} % of those to clean ones."
         )
 
     def _rows(self, measured: dict[str, Any]) -> list[tuple[str, str]]:
@@ -120,6 +120,7 @@ class Frequency(Inspection):
             x_title="middle of the band that is taken out, of the highest frequency",
             y_title="share of answers that change",
             distinct=True,
+            stands_out=TRIGGERED,
         )
 
 
@@ -194,7 +195,7 @@ def sensitivity(model: Network, images: ImageSet, runtime: Runtime) -> Float[Ten
 def _pictures(spectra: dict[str, Float[Tensor, "h w"]]) -> Pictures:
     return Pictures(
         title="How sensitive the answers are to each frequency",
-        explanation="The coarsest structures are at the top left, finer ones to the right (across) and downwards (down)."
+        explanation="The coarsest structures are at the top left, finer ones to the right (across) and below (down)."
         f" The brighter, the more the answer changes with the coefficient; white is the most of each picture, black a"
         f" {10**DECADES}th of it or less.",
         pictures=[(name, shades(spectrum)[None]) for name, spectrum in spectra.items()],

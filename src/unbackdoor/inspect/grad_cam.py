@@ -84,8 +84,8 @@ class GradCAM(Inspection):
             detail=""
             if changed is None
             else "Before the trigger is put there, that is what the place of the trigger has.",
-            suspicious="Triggered images whose map lies on the trigger instead of on the object. A trigger that covers the"
-            " whole image, such as a blended one, has no place that could stand out.",
+            suspicious="Triggered images whose map lies on the trigger instead of on the object. A trigger that covers"
+            " the whole image, such as a blended one, has no place that could stand out.",
             rows=_rows(measured),
             figures=galleries if self.shown else [],
             measured=measured,

@@ -1,8 +1,8 @@
-"""Lipschitz: how much each channel can change at most when the image changes little, and how much the trigger changes it.
+"""Lipschitz: how much each channel can change at most when the image changes little, and does by the trigger.
 
 Zheng, Tang, Li, Liu, "Data-free Backdoor Removal based on Channel Lipschitzness" (ECCV 2022), whose repair is
-`purify.CLP`: the bound L_k of a channel is known from its convolution and its batch normalisation, without any image. With
-the attack, the trigger-activated change of the channel's maps F_k stands beside it,
+`purify.CLP`: the bound L_k of a channel is known from its convolution and its batch normalisation, without any image.
+With the attack, the trigger-activated change of the channel's maps F_k stands beside it,
 
     TAC_k = mean over images of || F_k(t(x)) - F_k(x) ||,
 
@@ -88,8 +88,8 @@ class Lipschitz(Inspection):
                 details[f"{name}_changes"] = {layer: values.tolist() for layer, values in changes.items()}
         return Insight(
             headline=_headline(measured["suspect"], self.u),
-            suspicious="A few channels far above all others of their layer, and with the attack: just these are changed most"
-            " by the trigger. Clean models have channels that stand out, too, so compare with one.",
+            suspicious="A few channels far above all others of their layer, and with the attack: just these are changed"
+            " most by the trigger. Clean models have channels that stand out, too, so compare with one.",
             rows=_rows(measured),
             figures=[*scatter, *lines],
             measured=measured,
@@ -169,7 +169,10 @@ def _std(values: Float[Tensor, "c"]) -> Float[Tensor, ""]:
 
 def _headline(suspect: dict[str, Any], u: float) -> str:
     count = sum(map(len, suspect["outstanding"].values()))
-    told = f"{count} of the suspect's {suspect['channels']} channels lie more than {u:g} standard deviations above their layer"
+    told = (
+        f"{count} of the suspect's {suspect['channels']} channels lie more than {u:g} standard deviations above their"
+        " layer's mean"
+    )
     if "spearman" in suspect:
         return (
             f"{told}; bound and change by the trigger correlate by {suspect['median_spearman']:.2f} (Spearman) in the"

@@ -20,7 +20,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
 from unbackdoor.report import html
 from unbackdoor.report.charts import metric_chart
-from unbackdoor.report.content import Gallery, Report
+from unbackdoor.report.content import Chart, Gallery, Report, Section
 from unbackdoor.report.html import digest, template
 from unbackdoor.report.pictures import EncodedPicture, encode
 from unbackdoor.report.svg import harmless_svg
@@ -68,6 +68,7 @@ def render(report: Report) -> str:
         style_digest=digest(style),
         metric_chart=metric_chart(report.metrics) if measured else None,
         galleries=[(gallery, _pictures(gallery)) for gallery in report.galleries],
+        sections=[(section, _drawings(section)) for section in report.sections],
         version=__version__,
     )
 
@@ -113,6 +114,11 @@ def _prose(text: str) -> Markup:
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
     )
+
+
+def _drawings(section: Section) -> list[tuple[Chart | Gallery, dict[str, Any] | None]]:
+    """Return what the part shows; a gallery with its pictures, a chart with None."""
+    return [(one, _pictures(one) if isinstance(one, Gallery) else None) for one in section.drawings]
 
 
 def _pictures(gallery: Gallery) -> dict[str, Any]:

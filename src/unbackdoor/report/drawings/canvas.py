@@ -7,9 +7,9 @@ the text around it. Text from outside is only ever data, never part of an expres
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from unbackdoor.report.text import width
+from unbackdoor.report.text import shorten, width
 
 if TYPE_CHECKING:
     import altair as alt
@@ -76,6 +76,19 @@ def to_svg(chart: alt.LayerChart, canvas: Canvas) -> str:
 def frame(plot: int, above: int = 0) -> dict[str, Any]:
     """Return height and padding of a chart: `plot` pixels, and `above` it for a word or a legend."""
     return {"height": plot + above + _AXIS_HEIGHT, "padding": {"left": 0, "right": 2, "top": 4, "bottom": 4}}
+
+
+def value_axis(channel: Literal["x", "y"], title: str, log: bool, ticks: int) -> Any:
+    """Return the axis of the field `x` or `y`: of values on a linear or on a logarithmic scale."""
+    import altair as alt
+
+    kind = alt.X if channel == "x" else alt.Y
+    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
+    return kind(
+        f"{channel}:Q",
+        scale=scale,
+        axis=alt.Axis(title=shorten(title, 30), tickCount=ticks, grid=channel == "y", format="~g" if log else ""),
+    )
 
 
 def row_keys(labels: Sequence[str]) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from unbackdoor.report.drawings.canvas import ACCENT, MUTED, WIDE, Canvas, frame
+from unbackdoor.report.drawings.canvas import ACCENT, MUTED, WIDE, Canvas, frame, value_axis
 from unbackdoor.report.text import shorten
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def series(
             symbolOpacity=1,
         )
     base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=_axis("x", titles[0], logs[0], canvas.width // 80),
-        y=_axis("y", titles[1], logs[1], 5),
+        x=value_axis("x", titles[0], logs[0], canvas.width // 80),
+        y=value_axis("y", titles[1], logs[1], 5),
         color=alt.Color(
             "series:N", sort=names, legend=legend, scale=alt.Scale(domain=names, range=colours[: len(names)])
         ),
@@ -87,18 +87,6 @@ def series(
     )
     rows_of_legend = -(-len(named) // columns) if legend else 0
     return alt.LayerChart(layer=[drawn], **frame(300 if marks == "points" else 240, above=22 * rows_of_legend))
-
-
-def _axis(channel: Literal["x", "y"], title: str, log: bool, ticks: int) -> Any:
-    import altair as alt
-
-    kind = alt.X if channel == "x" else alt.Y
-    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
-    return kind(
-        f"{channel}:Q",
-        scale=scale,
-        axis=alt.Axis(title=shorten(title, 30), tickCount=ticks, grid=channel == "y", format="~g" if log else ""),
-    )
 
 
 def _between(part: float) -> str:
