@@ -84,11 +84,10 @@ def value_axis(channel: Literal["x", "y"], title: str, log: bool, ticks: int) ->
 
     kind = alt.X if channel == "x" else alt.Y
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False)
-    return kind(
-        f"{channel}:Q",
-        scale=scale,
-        axis=alt.Axis(title=shorten(title, 30), tickCount=ticks, grid=channel == "y", format="~g" if log else ""),
-    )
+    axis = alt.Axis(title=shorten(title, 40 if channel == "x" else 30), tickCount=ticks, grid=channel == "y")
+    # Not for linear ones, whose own format has as many digits as the distance of the ticks needs.
+    axis.format = "~g" if log else alt.Undefined
+    return kind(f"{channel}:Q", scale=scale, axis=axis)
 
 
 def row_keys(labels: Sequence[str]) -> list[str]:
