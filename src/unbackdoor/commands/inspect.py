@@ -58,9 +58,7 @@ def run(
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
     samples = data.need_clean("an inspection" if inspection is None else what)
     clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest()}
-    clock.options = {"inspection": {name: options_of(one) for name, one in looks.items()}}
-    if inspection is not None:
-        clock.options = {"inspection": options_of(inspection)}
+    clock.options = {"inspection": options_of(inspection) if inspection else _options(looks)}
     saved = other = None
     if attack is not None:
         saved = _attack(attack, loaded)
@@ -108,6 +106,14 @@ NO_VERDICT = "This shows what a model is like, not whether it is backdoored: `un
 
 def _quick() -> list[Inspection]:
     return [kind() for kind in INSPECTIONS.values() if not kind.slow]
+
+
+def _options(looks: Mapping[str, Inspection]) -> dict[str, dict[str, Any]]:
+    """Return the options of each inspection, by its name."""
+    return {
+        name: {option: value for option, value in options_of(one).items() if option != "name"}
+        for name, one in looks.items()
+    }
 
 
 def _measured(insights: Mapping[str, Insight], unsuited: Mapping[str, str], alone: bool) -> dict[str, Any]:

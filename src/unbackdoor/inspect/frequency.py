@@ -61,7 +61,6 @@ class Frequency(Inspection):
             kind: images.subset(drawn(len(images), self.images, runtime, "frequency"))
             for kind, images in samples_of(material).items()
         }
-        names = material.clean.class_names
         measured: dict[str, Any] = {}
         spectra: dict[str, Float[Tensor, "h w"]] = {}
         figures: list[Figure | Pictures] = []
@@ -78,7 +77,7 @@ class Frequency(Inspection):
             " need: the trigger sits there. All answers need the lowest bands, which hold most of the image.",
             rows=self._rows(measured),
             figures=figures,
-            measured={**measured, "classes": len(names)},
+            measured=measured,
             details={"sensitivity": {name: spectrum.tolist() for name, spectrum in spectra.items()}},
         )
 
