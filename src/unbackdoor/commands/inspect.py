@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
@@ -24,6 +24,30 @@ from unbackdoor.report import Report, insight_facts, insight_section, write_repo
 from unbackdoor.training import Runtime, check_fits, stage
 
 CHOICES = {"inspection": Choice(INSPECTIONS, None, leading=True)}
+
+NO_VERDICT = "shows what a model is like, not whether it is backdoored: `unbackdoor scan` asks that."
+
+
+class Seen(NamedTuple):
+    """What inspections saw, by their names, and why those that the network is not for saw nothing."""
+
+    insights: Mapping[str, Insight]
+    unsuited: Mapping[str, str]
+
+    def measured(self) -> dict[str, Any]:
+        """Return the figures for programs."""
+        return {**{name: one.measured for name, one in self.insights.items()}, "unsuited": dict(self.unsuited)}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return a row for people on each."""
+        return [
+            *((_title(name), one.headline) for name, one in self.insights.items()),
+            *((_title(name), f"none: {why}") for name, why in self.unsuited.items()),
+        ]
+
+
+def _title(name: str) -> str:
+    return INSPECTIONS[name].title or name
 
 
 def run(
@@ -69,39 +93,25 @@ def run(
         check_fits(other.network, samples)
         clock.inputs[f"reference {reference.name}"] = other.sha256
     material = Material(clean=samples, attack=saved, reference=None if other is None else other.network)
-    insights: dict[str, Insight] = {}
-    unsuited: dict[str, str] = {}
+    title = f"Inspection of {model.name}" if inspection is None else f"{what} of {model.name}"
     with new_folder(out or Path("runs") / f"inspect-{what.lower()}-{loaded.sha256[:8]}", clock.command) as folder:
-        for name, one in looks.items():
-            part = runtime if inspection else runtime.part(1 / len(looks))
-            resume = folder / RESUME if inspection else stage(folder / RESUME, name)
-            try:
-                insights[name] = one.inspect(loaded.network, material, part, resume)
-            except UnsuitedError as error:
-                if inspection is not None:
-                    raise
-                unsuited[name] = str(error)
-        title = f"Inspection of {model.name}" if inspection is None else f"{what} of {model.name}"
-        titles = {name: one.title or name for name, one in looks.items()}
-        write_report(folder / PAGE, inspect_page(clock, title, loaded, other, titles, insights, unsuited))
-        measured = _measured(insights, unsuited, alone=inspection is not None)
-        details = {key: value for insight in insights.values() for key, value in insight.details.items()}
-        notes = [note for insight in insights.values() for note in insight.notes]
+        if inspection is not None:
+            seen = Seen({what: inspection.inspect(loaded.network, material, runtime, folder / RESUME)}, {})
+        else:
+            seen = _all_of(looks, loaded, material, runtime, folder)
+        write_report(folder / PAGE, inspect_page(clock, title, loaded, other, seen))
+        measured = seen.insights[what].measured if inspection else seen.measured()
+        details = {key: value for insight in seen.insights.values() for key, value in insight.details.items()}
+        notes = [note for insight in seen.insights.values() for note in insight.notes]
         clock.write(folder, **measured, **details, notes=notes, clean_rows=rows)
         remove_states(folder / RESUME)
-    alone = insights[what] if inspection is not None else None
-    told = alone.rows if alone else [*((titles[name], one.headline) for name, one in insights.items())]
-    skipped = [(titles[name], f"none: {why}") for name, why in unsuited.items()]
     return Outcome(
         title=title,
-        rows=[*told, *skipped, ("time", f"{clock.seconds:.0f} s")],
+        rows=[*(seen.insights[what].rows if inspection else seen.rows()), ("time", f"{clock.seconds:.0f} s")],
         result={"model_sha256": loaded.sha256, **measured, "notes": notes},
-        sentence=" ".join(filter(None, [alone.headline, alone.detail])) if alone else NO_VERDICT,
+        sentence=_sentence(seen.insights[what]) if inspection else f"This {NO_VERDICT}",
         page=folder / PAGE,
     )
-
-
-NO_VERDICT = "This shows what a model is like, not whether it is backdoored: `unbackdoor scan` asks that."
 
 
 def _quick() -> list[Inspection]:
@@ -116,11 +126,24 @@ def _options(looks: Mapping[str, Inspection]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _measured(insights: Mapping[str, Insight], unsuited: Mapping[str, str], alone: bool) -> dict[str, Any]:
-    """Return the figures for programs: those of one inspection as they are, those of several by their names."""
-    if alone:
-        return {key: value for insight in insights.values() for key, value in insight.measured.items()}
-    return {**{name: insight.measured for name, insight in insights.items()}, "unsuited": dict(unsuited)}
+def _all_of(
+    looks: Mapping[str, Inspection], loaded: LoadedModel, material: Material, runtime: Runtime, folder: Path
+) -> Seen:
+    """Return what the inspections see; one that the network is not for is left out, and the reason kept."""
+    insights: dict[str, Insight] = {}
+    unsuited: dict[str, str] = {}
+    for name, one in looks.items():
+        try:
+            insights[name] = one.inspect(
+                loaded.network, material, runtime.part(1 / len(looks)), stage(folder / RESUME, name)
+            )
+        except UnsuitedError as error:
+            unsuited[name] = str(error)
+    return Seen(insights, unsuited)
+
+
+def _sentence(insight: Insight) -> str:
+    return " ".join(filter(None, [insight.headline, insight.detail]))
 
 
 def _attack(path: Path, model: LoadedModel) -> SavedAttack:
@@ -134,27 +157,19 @@ def _attack(path: Path, model: LoadedModel) -> SavedAttack:
     return saved
 
 
-def inspect_page(
-    clock: Run,
-    title: str,
-    loaded: LoadedModel,
-    reference: LoadedModel | None,
-    titles: Mapping[str, str],
-    insights: Mapping[str, Insight],
-    unsuited: Mapping[str, str],
-) -> Report:
-    """Return the report of inspections, a section each; `unsuited` says why there are others without."""
-    tables = {title: facts for insight in insights.values() for title, facts in insight_facts(insight).items()}
+def inspect_page(clock: Run, title: str, loaded: LoadedModel, reference: LoadedModel | None, seen: Seen) -> Report:
+    """Return the report of inspections, a section each."""
+    insights = seen.insights.values()
     unknown = "Without the attack's file (`--attack`), only clean images are shown."
     return Report(
         title=title,
-        sections=[insight_section(titles[name], insight) for name, insight in insights.items()],
-        facts={**tables, **clock.facts()},
+        sections=[insight_section(_title(name), insight) for name, insight in seen.insights.items()],
+        facts={**{head: facts for one in insights for head, facts in insight_facts(one).items()}, **clock.facts()},
         notes=[
-            NO_VERDICT.replace("This", "This page", 1),
+            f"This page {NO_VERDICT}",
             *([] if "attack" in clock.options else [unknown]),
-            *(f"{titles[name]}: none, since {why}." for name, why in unsuited.items()),
-            *(note for insight in insights.values() for note in insight.notes),
+            *(f"{_title(name)}: none, since {why}." for name, why in seen.unsuited.items()),
+            *(note for insight in insights for note in insight.notes),
             *notes_of(loaded),
             *(f"The reference: {note}" for note in (notes_of(reference) if reference else ())),
         ],
