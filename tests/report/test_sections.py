@@ -88,7 +88,7 @@ def test_there_is_a_cell_for_each_share_that_can_be_seen_and_figures_where_there
 def test_a_cell_is_as_dark_as_its_share_is_large() -> None:
     chart = matrix_chart(["a", "b"], [[1.0, 0.0], [0.25, 0.75]], **TITLES)
     groups = [g for g in ElementTree.fromstring(chart.svg).iter(f"{SVG}g") if "mark-rect" in g.get("class", "")]
-    assert [float(path.get("fill-opacity", "1")) for path in groups[0]] == pytest.approx([0.5, 0.155, 0.385])
+    assert [float(path.get("fill-opacity", "1")) for path in groups[0]] == pytest.approx([0.5, 0.155, 0.385], abs=0.006)
 
 
 def test_a_map_in_words_names_the_largest_cells_beside_the_diagonal() -> None:

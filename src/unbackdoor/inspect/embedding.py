@@ -138,11 +138,11 @@ def tsne(features: Float[Tensor, "n d"], perplexity: float, seed: int) -> Float[
     from sklearn.manifold import TSNE
 
     rows = features.double().numpy()
+    if not rows.std(0).max() > 0:
+        raise UnsuitedError("all images have the same features in this network, so there is nothing to lay out")
     # scikit-learn takes a seed of 32 bits.
     state = seed % 2**32
     components = PCA(min(COMPONENTS, *rows.shape), random_state=state).fit_transform(rows)
-    if not components.std(0).max() > 0:
-        raise UnsuitedError("all images have the same features in this network, so there is nothing to lay out")
     start = "pca" if components.shape[1] > 1 else "random"
     layout = TSNE(perplexity=min(perplexity, (len(rows) - 1) / 3), init=start, random_state=state)
     return torch.from_numpy(layout.fit_transform(components))
