@@ -49,7 +49,8 @@ def distinct(
         scale = alt.Scale(domain=names, range=[look[channel] for look in looks])
         return kind("series:N", sort=names, legend=legend, scale=scale)
 
-    x, y = (value_axis(*axis) for axis in (("x", titles[0], logs[0], canvas.width // 80), ("y", titles[1], logs[1], 5)))
+    x = value_axis("x", titles[0], logs[0], canvas.width // 80)
+    y = value_axis("y", titles[1], logs[1], 5)
     if marks == "steps":
         y = alt.Y(
             "y:Q",
