@@ -14,7 +14,7 @@ from unbackdoor.errors import InputError, UnsuitedError
 from unbackdoor.inspect import Embedding, Figure
 from unbackdoor.inspect.embedding import nearest, tsne
 
-QUICK = Embedding(points=120, perplexity=10)
+QUICK = Embedding(points=120, perplexity=10, neighbors=4)
 
 
 def groups(count: int = 3, size: int = 20, width: int = 8) -> torch.Tensor:

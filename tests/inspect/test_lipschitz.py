@@ -30,7 +30,7 @@ def test_bounds_are_singular_values_times_the_slope_of_the_normalisation() -> No
         for channel, bound in enumerate(told[f"body.{number}"]):
             largest = torch.linalg.svdvals(convolution.weight[channel].flatten(1).double())[0]
             slope = norm.weight[channel].abs().double() / (norm.running_var[channel].double() + norm.eps).sqrt()
-            assert bound == pytest.approx(float(largest * slope), rel=1e-5)
+            assert bound == pytest.approx(float((largest * slope).detach()), rel=1e-5)
 
 
 def test_changes_are_those_of_the_maps_image_by_image() -> None:
