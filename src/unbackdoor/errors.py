@@ -11,6 +11,10 @@ class InputError(UnbackdoorError):
     """An argument, option or combination of inputs that cannot work."""
 
 
+class UnsuitedError(InputError):
+    """A network, or an installation, that lacks what an inspection looks at; other inspections may do."""
+
+
 class DataError(UnbackdoorError):
     """A data set that cannot be read or does not fit the job."""
 

@@ -51,8 +51,9 @@ def test_an_interruption_between_training_and_saving_loses_nothing(
     words, whole, again = command_words(command, victim), tmp_path / "whole", tmp_path / "again"
     assert main([*words, "--out", str(whole)]) == 0
     assert not (whole / "resume.pt").exists(), "a saved model leaves no state behind"
+    writes = "attempt_report" if command == "purify" else "write_report"
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module(f"unbackdoor.commands.{command}"), "write_report", interrupt)
+        patch.setattr(importlib.import_module(f"unbackdoor.commands.{command}"), writes, interrupt)
         assert main([*words, "--out", str(again)]) == 130
     assert (again / "resume.pt").exists()
     assert not (again / "model.safetensors").exists()

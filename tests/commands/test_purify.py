@@ -36,17 +36,16 @@ def test_a_repair_is_saved_though_the_result_cannot_be_scanned(
     assert "needs at least 3" in " ".join(out.replace("│", " ").split())
 
 
-@pytest.mark.parametrize("part", ["write_report", "repair_charts"])
+@pytest.mark.parametrize("part", ["report.page.write_report", "commands.purify.repair_charts"])
 def test_a_repair_is_saved_though_its_page_cannot_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], part: str
 ) -> None:
-    from unbackdoor.commands import purify
     from unbackdoor.errors import InputError
 
     def fail(*_: object) -> None:
         raise InputError("no drawing")
 
-    monkeypatch.setattr(purify, part, fail)
+    monkeypatch.setattr(f"unbackdoor.{part}", fail)
     save_model(tmp_path / "m.safetensors", tiny_network(), provenance={})
     words = ["purify", "--model", str(tmp_path / "m.safetensors"), "--clean", "digits", *QUICK_REPAIR]
     code, out, err = run(capsys, *words, "--out", str(tmp_path / "o"))

@@ -9,9 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.inspect.known import material
 from tests.planted import pictures, planted, runtime
 from tests.training.test_resume import Stops
 from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.inspect import Gradients
 from unbackdoor.inspect.gradients import GradientNorms, gradient_norms
 from unbackdoor.models import Network
 from unbackdoor.purify.ft import fine_tuning
@@ -69,3 +72,24 @@ def test_an_interrupted_measurement_goes_on_with_its_rows(tmp_path: Path) -> Non
     assert torch.equal(again.total, whole.total)
     assert torch.equal(again.activeness, whole.activeness)
     assert torch.equal(measured(suspect, samples, resume=path).total, whole.total), "a finished one is not repeated"
+
+
+def test_the_inspection_tells_the_norms_and_how_many_times_the_reference_s_they_are(tmp_path: Path) -> None:
+    look = Gradients(epochs=2, batch_size=60)
+    found = look.inspect(planted(1).suspect, material(), runtime(), tmp_path / "resume.pt")
+    recipe = fine_tuning(2, 60, 0.01, "none", "constant", 0.0)
+    suspect, twin = (
+        gradient_norms(model, material().clean, (), recipe, runtime(), None, "test").total
+        for model in (planted(1).suspect, planted(1).twin)
+    )
+    assert found.measured["suspect"]["gradient_norms"] == suspect.tolist()
+    assert len(suspect) == 8
+    assert found.measured["gradient_ratio"]["value"] == pytest.approx(
+        float((suspect / twin).log().mean().exp()), rel=1e-5
+    )
+    assert f"{found.measured['gradient_ratio']['value']:.2f} times the reference's" in found.headline
+    assert len(list(tmp_path.iterdir())) == 2, "a state for each model"
+    alone = look.inspect(planted(1).suspect, material(reference=None), runtime())
+    assert alone.measured["gradient_ratio"] is None
+    with pytest.raises(InputError, match="1 epoch or more, found 0"):
+        Gradients(epochs=0)

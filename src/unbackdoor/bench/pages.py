@@ -10,12 +10,12 @@ from typing import Any
 from unbackdoor.attacks import FittedAttack, SavedAttack
 from unbackdoor.data import ImageSet
 from unbackdoor.detection import Detection
-from unbackdoor.errors import InputError
 from unbackdoor.evaluate import Evaluation
 from unbackdoor.reconstruction import Reconstruction
 from unbackdoor.report import (
     Fact,
     Report,
+    attempt_report,
     candidate_facts,
     evaluation_metrics,
     finding_chart,
@@ -27,7 +27,6 @@ from unbackdoor.report import (
     suspicion_verdict,
     suspicious_galleries,
     trigger_gallery,
-    write_report,
 )
 from unbackdoor.scan import Finding, Scanner
 from unbackdoor.sift import Sifter, Suspicion
@@ -140,11 +139,9 @@ def _percent(values: Mapping[str, float], name: str) -> str:
 
 
 def written_page(path: Path, page: Callable[[], Report]) -> dict[str, Path]:
-    """Make and write a page; return its file by its name, or nothing: hours of work are not lost for a drawing."""
-    try:
-        write_report(path, page())
-    except InputError as error:
-        logger.warning("there is no page: %s", error)
+    """Make and write a page; return its file by its name, or nothing (see `attempt_report`)."""
+    if why := attempt_report(path, page):
+        logger.warning("there is no page: %s", why)
         return {}
     return {path.name: path}
 

@@ -5,7 +5,7 @@ Writes model.safetensors, run.json and report.html, after scanning the result ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, new_folder, open_for_defense, percent, save_trained
 from unbackdoor.data import DefenderData
-from unbackdoor.errors import InputError, UnbackdoorError
+from unbackdoor.errors import UnbackdoorError
 from unbackdoor.evaluate import Proportion, evaluate
 from unbackdoor.folder import MODEL, PAGE, RESUME
 from unbackdoor.models import LoadedModel, Network
@@ -23,13 +23,13 @@ from unbackdoor.purify import PURIFIERS, Purifier
 from unbackdoor.report import (
     Metric,
     Report,
+    attempt_report,
     candidate_facts,
     finding_chart,
     finding_verdict,
     found_gallery,
     repair_charts,
     verdict_word,
-    write_report,
 )
 from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import History, Runtime
@@ -80,7 +80,7 @@ def run(
         if rescan:
             clock.options["scanner"] = options_of(scanner)
         page = partial(purify_page, clock, model.name, loaded, method, scanner, accuracy, history, finding, unscanned)
-        unwritten = _write_page(folder / PAGE, page)
+        unwritten = attempt_report(folder / PAGE, page)
         measured = {
             "clean_accuracy": dict(zip(("before", "after"), (one.to_json() for one in accuracy))) or None,
             "rescan": None if finding is None else finding.to_json(),
@@ -137,15 +137,6 @@ def scan_repaired(
         return scanner.scan(repaired, data, runtime), ""
     except UnbackdoorError as error:
         return None, str(error)
-
-
-def _write_page(path: Path, page: Callable[[], Report]) -> str:
-    """Make and write the page; return why it cannot be made, if so: neither is the repair lost for that."""
-    try:
-        write_report(path, page())
-    except InputError as error:
-        return str(error)
-    return ""
 
 
 def purify_page(

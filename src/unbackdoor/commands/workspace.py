@@ -266,12 +266,19 @@ class Run:
             groups["Inputs (SHA-256)"] = [Fact(name=name, value=value) for name, value in self.inputs.items()]
         for method, options in self.options.items():
             shown = options.items() if isinstance(options, dict) else [("value", options)]
-            groups[f"Options: {method}"] = [Fact(name=name, value=str(value)) for name, value in shown]
+            groups[f"Options: {method}"] = [Fact(name=name, value=_told(value)) for name, value in shown]
         return groups
 
     def write(self, out: Path, **results: Any) -> None:
         """Write the record and the results to the folder."""
         write_json(out / RUN, json.loads(json.dumps({**self.record(), **results}, default=str)))
+
+
+def _told(value: Any) -> str:
+    """Return an option as people read it; of several under one name, each."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(f"{name} {one!r}" for name, one in value.items()) or "none"
 
 
 def percent(share: Proportion) -> str:

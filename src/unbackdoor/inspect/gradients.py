@@ -1,20 +1,31 @@
-"""How large gradients are while a model begins to learn clean samples, which TSBD calls how active its neurons are."""
+"""Gradients: how large they are while a model begins to learn clean samples.
+
+Lin and others, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes and Backdoor
+Activeness" (NeurIPS 2024), find them larger in backdoored models than in clean ones, and call that how active neurons
+are. `Weights` measures the same, layer by layer, beside what unlearning changes.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
+from unbackdoor.errors import InputError
+from unbackdoor.inspect.agreement import mean_interval
+from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
+from unbackdoor.inspect.compared import REFERENCE, SUSPECT, models_of
 from unbackdoor.models import Network
-from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit
+from unbackdoor.purify.ft import fine_tuning
+from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +39,89 @@ class GradientNorms:
 
     total: Float[Tensor, "steps"]
     activeness: Float[Tensor, "steps layers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients(Inspection):
+    """The norm of the gradient in early fine-tuning on clean images.
+
+    Attributes:
+        epochs: passes over the clean samples, 1 or more.
+        learning_rate: of SGD, constant.
+        batch_size: images a step.
+    """
+
+    title: ClassVar[str] = "Gradient norms"
+
+    epochs: int = 3
+    learning_rate: float = 0.01
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InputError(f"Gradients: fine-tuning takes 1 epoch or more, found {self.epochs}")
+
+    def look(self, model: Network, material: Material, runtime: Runtime, resume: Path | None) -> Insight:
+        """Fine-tune copies and watch (see `Inspection.inspect`)."""
+        recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, "none", "constant", 0.0)
+        models = models_of(model, material, runtime)
+        norms = {
+            name: gradient_norms(
+                one,
+                material.clean,
+                (),
+                recipe,
+                runtime.part(1 / len(models)),
+                stage(resume, name),
+                f"{name}: fine-tuning",
+            )
+            for name, one in models.items()
+        }
+        means = {name: mean_interval(one.total.tolist()) for name, one in norms.items()}
+        ratio = gradient_ratio(norms[SUSPECT], norms[REFERENCE]) if REFERENCE in norms else None
+        measured: dict[str, Any] = {
+            name: {"gradient_norm": means[name], "gradient_norms": one.total.tolist()} for name, one in norms.items()
+        }
+        steps = len(norms[SUSPECT].total)
+        headline = (
+            f"The mean norm of the suspect's gradient is {means[SUSPECT]['value']:.3g} over the first {steps} steps"
+        )
+        rows = [
+            (f"{name}, gradient norm", f"{mean['value']:.3g}  [{mean['low']:.3g}, {mean['high']:.3g}]")
+            for name, mean in means.items()
+        ]
+        if ratio is not None:
+            headline += f", {ratio['value']:.2f} times the reference's"
+            ends = f"[{ratio['low']:.3g}, {ratio['high']:.3g}]"
+            rows.append(("gradient norm, times the reference's", f"{ratio['value']:.2f}  {ends}"))
+        return Insight(
+            headline=f"{headline} of fine-tuning.",
+            suspicious="Gradients that are longer than those of a clean model of the same kind. Alone the norm says"
+            " nothing: it depends on the network, its training and the images.",
+            rows=rows,
+            figures=[norms_figure(norms)],
+            measured={**measured, "gradient_ratio": ratio},
+            notes=["The interval of a gradient norm is over the steps of one run, which follow on each other."],
+        )
+
+
+def gradient_ratio(suspect: GradientNorms, reference: GradientNorms) -> dict[str, float]:
+    """Return by which factor the suspect's gradients are longer: the geometric mean over steps on the same batches."""
+    steps = min(len(suspect.total), len(reference.total))
+    logs = (suspect.total[:steps].double().log() - reference.total[:steps].double().log()).tolist()
+    return {name: math.exp(value) for name, value in mean_interval(logs).items()}
+
+
+def norms_figure(norms: Mapping[str, GradientNorms]) -> Figure:
+    """Return the norms of several models over the steps, to be drawn."""
+    return Figure(
+        title="Norm of the gradient in fine-tuning",
+        explanation="Before each step, over all parameters, on a batch of clean samples.",
+        marks="lines",
+        series={name: ([*range(1, len(one.total) + 1)], one.total.tolist()) for name, one in norms.items()},
+        x_title="step",
+        y_title="gradient norm",
+    )
 
 
 def gradient_norms(

@@ -19,21 +19,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
-import torch
-
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.inspect.base import Insight, Inspection, KnownAttack, Material
+from unbackdoor.inspect.base import Insight, Inspection, Material
+from unbackdoor.inspect.compared import models_of, triggered
 from unbackdoor.inspect.gradients import gradient_norms
-from unbackdoor.inspect.weights_seen import REFERENCE, SUSPECT, Changes, Seen, insight
+from unbackdoor.inspect.weights_seen import Changes, Seen, insight
 from unbackdoor.models import Network
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.tsbd import CHANCE
 from unbackdoor.purify.unlearning import unlearned
 from unbackdoor.purify.weight_change import neuron_layers, neuron_weight_change, weight_changes
 from unbackdoor.training import Runtime, stage
-from unbackdoor.training.fits import check_takes
 
 FORGOTTEN = 0.05
 """Attack success at which triggered samples are unlearned; the authors'."""
@@ -54,6 +52,9 @@ class Weights(Inspection):
         shares: of all neurons that count as the most changed, each above 0 and at most 1.
     """
 
+    title: ClassVar[str] = "Weight changes and gradients"
+    slow: ClassVar[bool] = True
+
     unlearning_epochs: int = 1000
     unlearning_rate: float = 1e-4
     epochs: int = 3
@@ -72,9 +73,7 @@ class Weights(Inspection):
 
     def look(self, model: Network, material: Material, runtime: Runtime, resume: Path | None) -> Insight:
         """Unlearn, fine-tune and compare (see `Inspection.inspect`)."""
-        models = {SUSPECT: model}
-        if material.reference is not None:
-            models[REFERENCE] = material.reference
+        models = models_of(model, material, runtime)
         seen = {name: self._seen(name, one, material, runtime, resume, len(models)) for name, one in models.items()}
         return insight(self.shares, seen)
 
@@ -83,7 +82,6 @@ class Weights(Inspection):
     ) -> Seen:
         """Return what one of the models shows; the budget is divided by the number of models."""
         clean = material.clean
-        check_takes(runtime.settle(model), clean, runtime)
         layers = list(neuron_layers(model, runtime.layout(clean.images[:1]).float() / 255))
         samples = {"clean": (clean, max(CHANCE, 1 / clean.classes))}
         if material.attack is not None:
@@ -119,19 +117,3 @@ class Weights(Inspection):
             f"{name}: fine-tuning",
         )
         return Seen(layers=layers, changes=changes, epochs=epochs, norms=norms, notes=notes)
-
-
-def triggered(clean: ImageSet, attack: KnownAttack) -> ImageSet:
-    """Return the clean samples that the attack is about, with its trigger and with the attacker's labels.
-
-    Raises:
-        InputError: it is about none of them, or the trigger changes no pixel.
-    """
-    counted = attack.criterion.counted(clean.labels).nonzero().squeeze(1)
-    if not len(counted):
-        raise InputError(f"{clean.name}: all clean samples have the attacker's class, so no backdoor can be unlearned")
-    originals = clean.subset(counted)
-    images = attack.trigger.to(clean.device).stamp(originals.images)
-    if torch.equal(images, originals.images):
-        raise InputError(f"the trigger changes no pixel of {clean.name}; name the attack that the model was made with")
-    return replace(originals, images=images, labels=attack.criterion.wanted(originals.labels))

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from unbackdoor.inspect.agreement import chance_overlap, correlations, gini, mean_interval, top_overlap
 from unbackdoor.inspect.base import Figure, Insight
-from unbackdoor.inspect.gradients import GradientNorms
-
-SUSPECT, REFERENCE = "suspect", "reference"
+from unbackdoor.inspect.compared import REFERENCE, SUSPECT
+from unbackdoor.inspect.gradients import GradientNorms, gradient_ratio, norms_figure
 
 Changes = list[Float[Tensor, "neurons"]]
 
@@ -63,7 +62,7 @@ def insight(shares: Sequence[float], seen: Mapping[str, Seen]) -> Insight:
     """
     suspect, reference = seen[SUSPECT], seen.get(REFERENCE)
     measured = {name: _measured(shares, one) for name, one in seen.items()}
-    ratio = None if reference is None else _ratio(suspect.norms, reference.norms)
+    ratio = None if reference is None else gradient_ratio(suspect.norms, reference.norms)
     headline, detail = _sentences(measured, ratio)
     details = {
         f"{name}_nwc": {
@@ -81,6 +80,8 @@ def insight(shares: Sequence[float], seen: Mapping[str, Seen]) -> Insight:
     return Insight(
         headline=headline,
         detail=detail,
+        suspicious="Neurons that change much in both kinds of unlearning, more of them than in a clean reference, and"
+        " longer gradients than the reference's. A correlation alone says little: clean models show it too.",
         rows=list(_rows(measured, ratio)),
         tables={f"Layers of the {name}": _layer_rows(measured[name]) for name in seen},
         figures=_figures(seen),
@@ -128,13 +129,6 @@ def _measured(shares: Sequence[float], seen: Seen) -> dict[str, Any]:
             ],
         }
     return found
-
-
-def _ratio(suspect: GradientNorms, reference: GradientNorms) -> dict[str, float]:
-    """Return by which factor the suspect's gradients are longer: the geometric mean over steps on the same batches."""
-    steps = min(len(suspect.total), len(reference.total))
-    logs = (suspect.total[:steps].double().log() - reference.total[:steps].double().log()).tolist()
-    return {name: math.exp(value) for name, value in mean_interval(logs).items()}
 
 
 def _sentences(measured: Mapping[str, Mapping[str, Any]], ratio: Mapping[str, float] | None) -> tuple[str, str]:
@@ -224,17 +218,7 @@ def _figures(seen: Mapping[str, Seen]) -> list[Figure]:
                 log_y=True,
             )
         )
-    norms = {name: one.norms.total.tolist() for name, one in seen.items()}
-    figures.append(
-        Figure(
-            title="Norm of the gradient in fine-tuning",
-            explanation="Before each step, over all parameters, on a batch of clean samples.",
-            marks="lines",
-            series={name: ([*range(1, len(values) + 1)], values) for name, values in norms.items()},
-            x_title="step",
-            y_title="gradient norm",
-        )
-    )
+    figures.append(norms_figure({name: one.norms for name, one in seen.items()}))
     return figures
 
 

@@ -1,6 +1,13 @@
 """Report pages: one self-contained HTML file per run."""
 
-from unbackdoor.report.charts import anomaly_chart, curve_chart, histogram_chart, metric_chart, series_chart
+from unbackdoor.report.charts import (
+    anomaly_chart,
+    curve_chart,
+    histogram_chart,
+    matrix_chart,
+    metric_chart,
+    series_chart,
+)
 from unbackdoor.report.content import (
     Chart,
     Fact,
@@ -10,12 +17,13 @@ from unbackdoor.report.content import (
     Metric,
     Picture,
     Report,
+    Section,
     Verdict,
 )
 from unbackdoor.report.finding import finding_chart, finding_verdict, found_gallery, verdict_word
-from unbackdoor.report.insight import insight_charts, insight_facts, insight_verdict
+from unbackdoor.report.insight import insight_facts, insight_section
 from unbackdoor.report.measured import candidate_facts, evaluation_metrics, loss_chart, repair_charts
-from unbackdoor.report.page import render, write_report
+from unbackdoor.report.page import attempt_report, render, write_report
 from unbackdoor.report.pictures import amplified_difference
 from unbackdoor.report.sharded import sharded_chart, sharded_galleries, sharded_top
 from unbackdoor.report.suspicion import ranking_verdict, suspicion_chart, suspicion_verdict, suspicious_galleries
@@ -31,9 +39,11 @@ __all__ = [
     "Metric",
     "Picture",
     "Report",
+    "Section",
     "Verdict",
     "amplified_difference",
     "anomaly_chart",
+    "attempt_report",
     "candidate_facts",
     "curve_chart",
     "evaluation_metrics",
@@ -41,10 +51,10 @@ __all__ = [
     "finding_verdict",
     "found_gallery",
     "histogram_chart",
-    "insight_charts",
     "insight_facts",
-    "insight_verdict",
+    "insight_section",
     "loss_chart",
+    "matrix_chart",
     "metric_chart",
     "ranking_verdict",
     "render",

@@ -33,6 +33,11 @@ MOST_POINTS = 500
 MOST_MARKS = 2500
 """Points of all series of a chart that are drawn; a page with more of them opens slowly."""
 
+MOST_TOLD = 3
+"""Cells of a map that are told in words."""
+
+_KINDS = {"points": "Scatter plot", "lines": "Line chart", "steps": "Histogram"}
+
 
 def anomaly_chart(
     class_names: Sequence[str], indices: Sequence[float], threshold: float, flagged: Sequence[int]
@@ -174,26 +179,31 @@ def curve_chart(x: Sequence[float], y: Sequence[float], x_title: str, y_title: s
 def series_chart(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
-    marks: Literal["points", "lines"],
+    marks: Literal["points", "lines", "steps"],
     title: str,
     explanation: str,
     x_title: str,
     y_title: str,
     log_x: bool = False,
     log_y: bool = False,
+    distinct: bool = False,
+    stands_out: str = "",
 ) -> Chart:
-    """Draw named series as points or as lines; of more than two, colours run from the first to the last.
+    """Draw named series as points, lines or outlines of histograms.
 
     Args:
         series: x and y values by name. Those that are not finite, or not above 0 on a logarithmic axis, are left out,
             and the explanation says how many.
-        marks: how.
+        marks: how; for "steps", y is a share from 0 to 1, from its x to the next.
         title: of the chart.
         explanation: how to read it.
         x_title: of the axis.
         y_title: of the axis.
         log_x: whether the axis is logarithmic.
         log_y: the same of the other.
+        distinct: whether each series has a look of its own, as it always has for "steps"; otherwise, of more than two,
+            colours run from the first to the last.
+        stands_out: the name of the series that is drawn on top, if `distinct`.
 
     Raises:
         InputError: x and y of a series differ in number, or nothing can be drawn.
@@ -216,14 +226,66 @@ def series_chart(
     left_out = f" {given - count} points cannot stand on these axes and are left out." if given > count else ""
     every = f" One point in {step} is drawn." if step > 1 else ""
     values = [y for points in shown_points.values() for _, y in points]
+    titles, logs = (x_title, y_title), (log_x, log_y)
+
+    def draw(canvas: drawings.Canvas) -> alt.LayerChart:
+        if marks == "steps" or distinct:
+            return drawings.distinct(thinned, marks, titles, logs, stands_out, canvas)
+        return drawings.series(thinned, marks, titles, logs, canvas)
+
     return _chart(
         title=title,
         explanation=f"{explanation}{every}{left_out}",
         label=(
-            f"{'Scatter plot' if marks == 'points' else 'Line chart'} of {y_title} over {x_title}: {count} points in"
+            f"{_KINDS[marks]} of {y_title} over {x_title}: {count} points in"
             f" {len(series)} series ({shorten(', '.join(series), 80)}), from {min(values):.3g} to {max(values):.3g}."
         ),
-        draw=lambda canvas: drawings.series(thinned, marks, (x_title, y_title), (log_x, log_y), canvas),
+        draw=draw,
+    )
+
+
+def matrix_chart(
+    names: Sequence[str],
+    shares: Sequence[Sequence[float]],
+    *,
+    title: str,
+    explanation: str,
+    x_title: str,
+    y_title: str,
+) -> Chart:
+    """Draw shares of classes by classes as a map of cells.
+
+    Args:
+        names: of the classes.
+        shares: 0 to 1, as many rows, and columns in each, as names.
+        title: of the chart.
+        explanation: how to read it.
+        x_title: of the columns.
+        y_title: of the rows.
+
+    Raises:
+        InputError: another number of rows or columns than names, or a value that is no share.
+    """
+    if not names or {len(shares), *map(len, shares)} != {len(names)}:
+        raise InputError(f"map {title!r}: needs as many rows and columns of shares as names, one or more")
+    if not all(0 <= share <= 1 for row in shares for share in row):
+        raise InputError(f"map {title!r}: shares are numbers from 0 to 1")
+    labels = [_class_label(number, name) for number, name in enumerate(names)]
+    off = [(share, row, column) for row, of in enumerate(shares) for column, share in enumerate(of) if row != column]
+    told = ", ".join(
+        f"{100 * share:.0f} % from {shorten(labels[row], 24)} to {shorten(labels[column], 24)}"
+        for share, row, column in sorted(off, reverse=True)[:MOST_TOLD]
+        if share > 0
+    )
+    diagonal = sum(row[number] for number, row in enumerate(shares)) / len(names)
+    return _chart(
+        title=title,
+        explanation=explanation,
+        label=(
+            f"Map of {len(names)} classes, {y_title} by {x_title}: on the diagonal stand {100 * diagonal:.0f} % on"
+            " average." + (f" The largest others: {told}." if told else "")
+        ),
+        draw=lambda canvas: drawings.matrix(labels, shares, (x_title, y_title), canvas),
     )
 
 

@@ -146,6 +146,25 @@ class Fact:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Section:
+    """A part of a page on one question, with a heading of its own.
+
+    Attributes:
+        title: of the part.
+        headline: the main thing in one sentence.
+        paragraphs: more of it.
+        drawings: charts and galleries, in the order in which they are shown.
+        facts: named values.
+    """
+
+    title: str
+    headline: str
+    paragraphs: Sequence[str] = ()
+    drawings: Sequence[Chart | Gallery] = ()
+    facts: Sequence[Fact] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Report:
     """All of a page; only the title is required.
 
@@ -155,6 +174,7 @@ class Report:
         metrics: what was measured; becomes a table and a chart.
         galleries: pictures in titled groups.
         charts: drawings.
+        sections: parts on one question each; several are listed at the top.
         facts: titled groups of named values: "What was run", "Options", "Inputs".
         next_steps: what the reader can do now.
         notes: limits and surprises that the reader must know.
@@ -165,6 +185,7 @@ class Report:
     metrics: Sequence[Metric] = ()
     galleries: Sequence[Gallery] = ()
     charts: Sequence[Chart] = ()
+    sections: Sequence[Section] = ()
     facts: Mapping[str, Sequence[Fact]] = field(default_factory=dict)
     next_steps: Sequence[str] = ()
     notes: Sequence[str] = ()

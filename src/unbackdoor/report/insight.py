@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
-from unbackdoor.inspect import Insight
-from unbackdoor.report.charts import series_chart
-from unbackdoor.report.content import Chart, Fact, Verdict
+from collections.abc import Sequence
+
+from unbackdoor.inspect import Figure, Insight, Matrix, Pictures
+from unbackdoor.report.charts import matrix_chart, series_chart
+from unbackdoor.report.content import Chart, Fact, Gallery, Picture, Section
 
 
-def insight_verdict(insight: Insight) -> Verdict:
-    """Return the banner, which says what was seen and judges nothing."""
-    return Verdict(level="info", headline=insight.headline, detail=insight.detail, calibrated=True)
-
-
-def insight_charts(insight: Insight) -> list[Chart]:
-    """Return the figures, drawn."""
-    return [
-        series_chart(
-            figure.series,
-            marks=figure.marks,
-            title=figure.title,
-            explanation=figure.explanation,
-            x_title=figure.x_title,
-            y_title=figure.y_title,
-            log_x=figure.log_x,
-            log_y=figure.log_y,
-        )
-        for figure in insight.figures
-    ]
+def insight_section(title: str, insight: Insight) -> Section:
+    """Return the part of the page on one inspection: what was seen, what would be suspicious, drawings, figures."""
+    suspicious = f"What would be suspicious: {insight.suspicious}" if insight.suspicious else ""
+    return Section(
+        title=title,
+        headline=insight.headline,
+        paragraphs=[paragraph for paragraph in (insight.detail, suspicious) if paragraph],
+        drawings=[_drawing(figure) for figure in insight.figures],
+        facts=_facts(insight.rows),
+    )
 
 
 def insight_facts(insight: Insight) -> dict[str, list[Fact]]:
-    """Return the rows and the tables."""
-    groups = {"What was measured": insight.rows, **insight.tables}
-    return {title: [Fact(name=name, value=value) for name, value in rows] for title, rows in groups.items()}
+    """Return the tables, which are longer than what stands in its section."""
+    return {title: _facts(rows) for title, rows in insight.tables.items()}
+
+
+def _facts(rows: Sequence[tuple[str, str]]) -> list[Fact]:
+    return [Fact(name=name, value=value) for name, value in rows]
+
+
+def _drawing(figure: Figure | Matrix | Pictures) -> Chart | Gallery:
+    match figure:
+        case Pictures():
+            pictures = [Picture(caption=caption, image=image) for caption, image in figure.pictures]
+            return Gallery(title=figure.title, explanation=figure.explanation, pictures=pictures)
+        case Matrix():
+            return matrix_chart(
+                figure.names,
+                figure.shares,
+                title=figure.title,
+                explanation=figure.explanation,
+                x_title=figure.x_title,
+                y_title=figure.y_title,
+            )
+    return series_chart(
+        figure.series,
+        marks=figure.marks,
+        title=figure.title,
+        explanation=figure.explanation,
+        x_title=figure.x_title,
+        y_title=figure.y_title,
+        log_x=figure.log_x,
+        log_y=figure.log_y,
+        distinct=figure.distinct,
+        stands_out=figure.stands_out,
+    )

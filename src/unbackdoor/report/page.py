@@ -7,6 +7,7 @@ the page, drawings are reduced to known shapes, and the page's own policy forbid
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from unbackdoor import __version__
+from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
 from unbackdoor.report import html
 from unbackdoor.report.charts import metric_chart
-from unbackdoor.report.content import Gallery, Report
+from unbackdoor.report.content import Chart, Gallery, Report, Section
 from unbackdoor.report.html import digest, template
 from unbackdoor.report.pictures import EncodedPicture, encode
 from unbackdoor.report.svg import harmless_svg
@@ -66,6 +68,7 @@ def render(report: Report) -> str:
         style_digest=digest(style),
         metric_chart=metric_chart(report.metrics) if measured else None,
         galleries=[(gallery, _pictures(gallery)) for gallery in report.galleries],
+        sections=[(section, _drawings(section)) for section in report.sections],
         version=__version__,
     )
 
@@ -78,6 +81,19 @@ def write_report(path: Path, report: Report) -> None:
         OutputError: the file cannot be written.
     """
     write_bytes(path, render(report).encode())
+
+
+def attempt_report(path: Path, page: Callable[[], Report]) -> str:
+    """Make and write a report; return why it cannot be made, if so: hours of work are not lost for a drawing.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        write_report(path, page())
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _environment() -> Environment:
@@ -98,6 +114,11 @@ def _prose(text: str) -> Markup:
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if number % 2 else escape(part) for number, part in enumerate(parts)
     )
+
+
+def _drawings(section: Section) -> list[tuple[Chart | Gallery, dict[str, Any] | None]]:
+    """Return what the part shows; a gallery with its pictures, a chart with None."""
+    return [(one, _pictures(one) if isinstance(one, Gallery) else None) for one in section.drawings]
 
 
 def _pictures(gallery: Gallery) -> dict[str, Any]:
