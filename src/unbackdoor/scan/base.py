@@ -53,6 +53,7 @@ class Finding:
         statistics: numbers about the whole model rather than a class; larger is more suspicious. `Verdict` weighs them,
             beside `anomaly`.
         shortened: whether a budget cut the search short, so that the numbers are not those of the full one.
+        seconds: how long each scanner took that was asked; not in `to_json`, since equal scans differ in it.
         evidence: further numbers, JSON values.
     """
 
@@ -65,6 +66,7 @@ class Finding:
     reason: str = ""
     statistics: Mapping[str, float] = field(default_factory=dict)
     shortened: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
