@@ -1,19 +1,20 @@
 """Calibration tables: what the detectors' numbers are on models that are known to be clean, and what they weigh.
 
-A table belongs to one kind of model: its number of classes, the size of its images, its network. For each number that a
-detector gives (of each class, or of the whole model) it has a centre and a scale, so that numbers can be compared, and a
-weight; and it has the scores of clean models. With them a model's score becomes a conformal p-value:
+A table belongs to one kind of model: its number of classes, the size of its images, its network. For each number that
+a detector gives (of each class, or of the whole model) it has a centre and a scale, so that numbers can be compared,
+and a weight; and it has the scores of clean models. With them a model's score becomes a conformal p-value:
 
     S_c  = sum over the numbers of weight asinh((x_c - centre) / scale)        for each class c
     S    = max over the classes of S_c
     p    = (1 + number of the clean models with a score of S or more) / (1 + number of the clean models)
 
-If the model is clean and drawn as those were, its rank among them is uniform, so p <= a happens with a probability of at
-most a, whatever the weights are and however the numbers depend on each other. (Vovk, Gammerman, Shafer, "Algorithmic
-Learning in a Random World", 2005.) Only the clean models whose scores are kept must have had no part in the weights.
+If the model is clean and drawn as those were, its rank among them is uniform, so p <= a happens with a probability of
+at most a, whatever the weights are and however the numbers depend on each other. (Vovk, Gammerman, Shafer,
+"Algorithmic Learning in a Random World", 2005.) Only the clean models whose scores are kept must have had no part in
+the weights.
 
-Weights are not negative, so no number that grows can make a model less suspicious. The sum runs within a class before the
-maximum is taken: detectors that point at the same class count more than those that contradict each other.
+Weights are not negative, so no number that grows can make a model less suspicious. The sum runs within a class before
+the maximum is taken: detectors that point at the same class count more than those that contradict each other.
 """
 
 from __future__ import annotations
@@ -116,18 +117,6 @@ class Table:
     clean_scores: tuple[float, ...]
     held_out: HeldOut = field(repr=False)
 
-    def scores(self, findings: Mapping[str, Finding]) -> Float[Tensor, "k"]:
-        """Return the score of each class.
-
-        Args:
-            findings: by the detectors' names; a number that is missing or no number counts as usual.
-        """
-        return class_scores(self.measures, findings, self.classes_of(findings))
-
-    def classes_of(self, findings: Mapping[str, Finding]) -> int:
-        """Return the number of classes that the findings are about; the table's own if there are none."""
-        return max((len(finding.anomaly) for finding in findings.values()), default=self.classes)
-
     def p_value(self, score: float) -> float:
         """Return the conformal p-value of a model's score, above 0 and at most 1."""
         as_large = sum(clean >= score for clean in self.clean_scores)
@@ -172,9 +161,14 @@ def _sides(shape: tuple[int, int, int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def class_scores(measures: Sequence[Measure], findings: Mapping[str, Finding], classes: int) -> Float[Tensor, "k"]:
-    """Return the weighted sum of the findings' numbers for each class (see the module's text)."""
-    total = torch.zeros(classes, dtype=torch.float64)
+def class_scores(measures: Sequence[Measure], findings: Mapping[str, Finding]) -> Float[Tensor, "k"]:
+    """Return the weighted sum of the findings' numbers for each class (see the module's text).
+
+    Args:
+        measures: what is weighed.
+        findings: by the detectors' names, one or more; a number that is missing or no number counts as usual.
+    """
+    total = torch.zeros(max(len(finding.anomaly) for finding in findings.values()), dtype=torch.float64)
     for measure in measures:
         finding = findings.get(measure.detector)
         if finding is None:

@@ -1,19 +1,20 @@
 """Verdict: one calibrated answer from several scanners. Ours.
 
-Every scanner sees some backdoors and not others, and has a threshold of its own whose false-alarm rate nobody knows. The
-verdict runs several on the same clean samples, weighs what they say of each class, and compares the largest sum with
-those of clean models of the same kind: the answer is a p-value, and "backdoored" if that is at most the share of clean
-models that one is ready to accuse. `calibration` has the formulas, and says why they hold.
+Every scanner sees some backdoors and not others, and has a threshold of its own whose false-alarm rate nobody knows.
+The verdict runs several on the same clean samples, weighs what they say of each class, and compares the largest sum
+with those of clean models of the same kind: the answer is a p-value, and "backdoored" if that is at most the share of
+clean models that one is ready to accuse. `calibration` has the formulas, and says why they hold.
 
-Weights come from a zoo of small clean and backdoored models, by logistic regression with weights of 0 or more and an L2
-penalty (`bench/calibrate.py`). Why not Fisher's or Cauchy's combination of one p-value a scanner: from n clean models no
-p-value is below 1 / (n + 1), so a scanner whose number lies far beyond all of theirs would count as one that lies just
-beyond; both give scanners that tell nothing the same say as those that tell all; and neither knows that two scanners point
-at the same class. What the regression gets wrong costs power, never the false-alarm rate, which the comparison keeps.
+Weights come from a zoo of small clean and backdoored models, by logistic regression with weights of 0 or more and an
+L2 penalty (`bench/calibrate.py`). Why not Fisher's or Cauchy's combination of one p-value a scanner: from n clean
+models no p-value is below 1 / (n + 1), so a scanner whose number lies far beyond all of theirs would count as one
+that lies just beyond; both give scanners that tell nothing the same say as those that tell all; and neither knows
+that two scanners point at the same class. What the regression gets wrong costs power, never the false-alarm rate,
+which the comparison keeps.
 
 Where no table fits the model, nobody knows how often the verdict is wrong, and the finding says so (`calibrated` is
-false). The nearest table then only gives a hint: its alarms are told as such, and its silence is inconclusive, since no
-one has measured what it would have missed.
+false). The nearest table then only gives a hint: its alarms are told as such, and its silence is inconclusive, since
+no one has measured what it would have missed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
-from unbackdoor.scan.calibration import SHIPPED, Table, nearest, read_tables
+from unbackdoor.scan.calibration import SHIPPED, Table, class_scores, nearest, read_tables
 from unbackdoor.scan.neural_cleanse import NeuralCleanse
 from unbackdoor.scan.tsbd_signals import TSBDSignals
 from unbackdoor.scan.universal_perturbations import UniversalPerturbations
@@ -107,7 +108,7 @@ class Verdict(Scanner):
         seconds: dict[str, float],
     ) -> Finding:
         """Return the answer."""
-        scores = table.scores(findings)
+        scores = class_scores(table.measures, findings)
         threshold = table.threshold(self.false_alarms)
         suspected = tuple(int(c) for c in scores.argsort(descending=True) if float(scores[c]) > threshold)
         silent = not misfits and math.isfinite(threshold)
@@ -146,8 +147,8 @@ class Verdict(Scanner):
                 else "no scanner's numbers are far from those of clean models, which proves little"
             )
             return (
-                f"{answer}; not calibrated for this scan, which has {', '.join(misfits)}: compared with the nearest kind"
-                f" of model that there is a table for ({table.name})"
+                f"{answer}; not calibrated for this scan, which has {', '.join(misfits)}: compared with the nearest"
+                f" kind of model that there is a table for ({table.name})"
             )
         if suspected:
             return (
