@@ -14,7 +14,6 @@ part "ranks" then only lend their scores, and those of the part "held-out" judge
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import Description, load_model
 from unbackdoor.options import options_of
 from unbackdoor.scan import Finding, Scanner
-from unbackdoor.scan.calibration import ANOMALY, HeldOut, Measure, Table, class_scores
+from unbackdoor.scan.calibration import ANOMALY, HeldOut, Measure, Table, class_scores, threshold_of
 from unbackdoor.scan.outliers import GAUSSIAN
 from unbackdoor.training import Runtime, Silent
 
@@ -308,8 +307,7 @@ def judged(name: str, measures: Sequence[Measure], models: Sequence[Scanned], ra
 
     ranks = sorted(score(measures, one) for one in models if one.part == "ranks")
     held = [one for one in models if one.part == "held-out"]
-    allowed = math.floor(rate * (1 + len(ranks)) + 1e-9)
-    threshold = ranks[-allowed] if allowed else math.inf
+    threshold = threshold_of(ranks, rate)
     scores = [score(measures, one) for one in held]
     kinds = [one.backdoored for one in held]
     if len(set(kinds)) < 2:

@@ -12,7 +12,15 @@ from unbackdoor.report.content import (
     Report,
     Verdict,
 )
-from unbackdoor.report.finding import finding_chart, finding_verdict, found_gallery, verdict_word
+from unbackdoor.report.finding import (
+    calibration_rows,
+    finding_chart,
+    finding_verdict,
+    found_gallery,
+    said_rows,
+    trigger_rows,
+    verdict_word,
+)
 from unbackdoor.report.insight import insight_charts, insight_facts, insight_verdict
 from unbackdoor.report.measured import candidate_facts, evaluation_metrics, loss_chart, repair_charts
 from unbackdoor.report.page import render, write_report
@@ -33,6 +41,7 @@ __all__ = [
     "Verdict",
     "amplified_difference",
     "anomaly_chart",
+    "calibration_rows",
     "candidate_facts",
     "curve_chart",
     "evaluation_metrics",
@@ -47,12 +56,14 @@ __all__ = [
     "metric_chart",
     "render",
     "repair_charts",
+    "said_rows",
     "series_chart",
     "short_path",
     "suspicion_chart",
     "suspicion_verdict",
     "suspicious_galleries",
     "trigger_gallery",
+    "trigger_rows",
     "verdict_word",
     "write_report",
 ]

@@ -124,8 +124,7 @@ class Table:
 
     def threshold(self, rate: float) -> float:
         """Return the score above which the p-value is at most `rate`; infinite if there are too few clean models."""
-        allowed = math.floor(rate * (1 + len(self.clean_scores)) + 1e-9)
-        return self.clean_scores[-allowed] if allowed else math.inf
+        return threshold_of(self.clean_scores, rate)
 
     def misfits(self, description: Description, images: int) -> list[str]:
         """Return what of a model, and of the clean images for it, is not as in the table; nothing if it fits."""
@@ -159,6 +158,18 @@ class Table:
 
 def _sides(shape: tuple[int, int, int]) -> str:
     return " x ".join(map(str, shape))
+
+
+def threshold_of(clean_scores: Sequence[float], rate: float) -> float:
+    """Return the score above which a p-value is at most `rate`; infinite if there are too few clean models.
+
+    Args:
+        clean_scores: ascending.
+        rate: above 0 and below 1.
+    """
+    # A hair more: 0.05 * 20 is less than 1 to some computers.
+    allowed = math.floor(rate * (1 + len(clean_scores)) + 1e-9)
+    return clean_scores[-allowed] if allowed else math.inf
 
 
 def class_scores(measures: Sequence[Measure], findings: Mapping[str, Finding]) -> Float[Tensor, "k"]:
