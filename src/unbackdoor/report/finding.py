@@ -69,7 +69,7 @@ def said_rows(finding: Finding) -> list[tuple[str, str]]:
         said = (
             f"cannot: {one['reason']}"
             if one["anomaly"] is None
-            else f"anomaly {one['anomaly']:.2f} at class {one['class']}; by its own threshold: {words[one['backdoored']]}"
+            else f"anomaly {one['anomaly']:.2f} at class {one['class']}, by itself: {words[one['backdoored']]}"
         )
         rows.append((one["name"], f"{said} ({finding.seconds.get(one['name'], 0):.1f} s)"))
     return rows
