@@ -127,14 +127,11 @@ def test_held_out_models_are_counted_as_by_hand() -> None:
     threshold = ranks[math.floor(0.2 * (len(ranks) + 1)) - 1]
     held = [one for one in models if one.part == "held-out"]
     alarms = [score([measure], one) > threshold for one in held]
-    right = [
-        int(one.findings["Sees"].anomaly.argmax()) == one.target
-        for one, alarm in zip(held, alarms)
-        if one.target and alarm
-    ]
+    accused = [one for one, alarm in zip(held, alarms) if alarm and one.target is not None]
+    right = [int(one.findings["Sees"].anomaly.argmax()) == one.target for one in accused]
     assert found.held_out.alarms == sum(alarm for one, alarm in zip(held, alarms) if not one.backdoored)
     assert found.held_out.found == sum(alarm for one, alarm in zip(held, alarms) if one.backdoored) == 10
-    assert found.held_out.right_target >= sum(right)
+    assert found.held_out.right_target == sum(right)
     assert sum(pair[1] for pair in found.by_attack.values()) == found.held_out.backdoored == 10
     pairs = [
         (score([measure], bad), score([measure], good))
@@ -195,7 +192,8 @@ def test_a_zoo_is_scanned_once_and_a_detector_that_refuses_is_left_out(
     )
     made = rows(tmp_path)
     failed: dict[str, object] = {**made[0], "key": "failed", "backdoored": None}
-    scanned = scan_zoo(tmp_path, [*made, failed], clean, [WeightStatistics()], 40, runtime())
+    looked = scan_zoo(tmp_path, [*made, failed], clean, [WeightStatistics()], 40, runtime())
+    scanned = [Scanned.of(row, scans) for row, scans in looked]
     assert [one.key for one in scanned] == ["0", "1"]
     assert scanned[1].target == models.target
     assert len(scanned[0].findings["WeightStatistics"].anomaly) == clean.classes
@@ -205,9 +203,7 @@ def test_a_zoo_is_scanned_once_and_a_detector_that_refuses_is_left_out(
         raise AssertionError("it was scanned already")
 
     monkeypatch.setattr(module, "load_model", again)
-    assert [one.findings.keys() for one in scan_zoo(tmp_path, made, clean, [WeightStatistics()], 40, runtime())] == [
-        one.findings.keys() for one in scanned
-    ]
+    assert scan_zoo(tmp_path, made, clean, [WeightStatistics()], 40, runtime()) == looked
     with pytest.raises(AssertionError, match="already"):
         scan_zoo(tmp_path, made, clean, [WeightStatistics()], 41, runtime())
 

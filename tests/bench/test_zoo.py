@@ -76,12 +76,8 @@ def test_a_held_out_attack_with_a_seed_that_is_not_held_out_has_no_part() -> Non
     def part(attack: str, seed: int) -> str | None:
         return Entry(data="d", network="n", attack=attack, seed=seed).part
 
-    assert [part("SIG", 0), part("SIG", 1), part("BadNets", 0), part("BadNets", 1)] == [
-        None,
-        "held-out",
-        "weights",
-        None,
-    ]
+    assert (part("SIG", 0), part("SIG", 1)) == (None, "held-out")
+    assert (part("BadNets", 0), part("BadNets", 1)) == ("weights", None)
 
 
 @pytest.mark.parametrize(("rounds", "attacks", "words"), [(0, ["SIG"], "1 round"), (1, ["Sig"], "did you mean SIG")])

@@ -39,6 +39,9 @@ from unbackdoor.training import Runtime, Silent
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
+Looked = tuple[Mapping[str, Any], list[dict[str, Any]]]
+"""A row of the zoo's index, and those of the scans of its model."""
+
 SCANS = "scans.jsonl"
 """Name of the file with what detectors said, in a zoo's folder."""
 PENALTY = 0.05
@@ -71,6 +74,31 @@ class Scanned:
     findings: Mapping[str, Finding]
     seconds: float
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any], scans: Sequence[Mapping[str, Any]]) -> Scanned:
+        """Return what a row of the index and the rows of its scans tell."""
+        findings = {
+            scan["detector"]: Finding(
+                backdoored=scan["flagged"],
+                suspected=tuple(scan["suspected"]),
+                calibrated=False,
+                anomaly=torch.tensor(scan["anomaly"]),
+                threshold=scan["threshold"],
+                statistics=scan["statistics"],
+            )
+            for scan in scans
+            if "refused" not in scan
+        }
+        return cls(
+            key=row["key"],
+            part=row["part"],
+            attack=row["attack"],
+            backdoored=row["backdoored"],
+            target=row["target"],
+            findings=findings,
+            seconds=sum(scan.get("seconds", 0.0) for scan in scans),
+        )
+
 
 def scan_zoo(
     out: Path,
@@ -79,7 +107,7 @@ def scan_zoo(
     detectors: Sequence[Scanner],
     clean_size: int,
     runtime: Runtime,
-) -> list[Scanned]:
+) -> list[Looked]:
     """Let the detectors look at the models of a zoo, each with clean images drawn by its seed.
 
     What was done before is not done again; several processes share the work.
@@ -91,6 +119,9 @@ def scan_zoo(
         detectors: which.
         clean_size: clean images that they get.
         runtime: device and precision; seeds are the models' own.
+
+    Returns:
+        Each model's row with those of its scans; without the models that another process is at.
     """
     usable = [row for row in rows if row.get("backdoored") is not None and row["part"] is not None]
     with runtime.progress.bar("scans", len(usable)) as advance:
@@ -104,7 +135,7 @@ def scan_zoo(
             advance()
     scans = {scan["key"]: scan for scan in rows_of(out / SCANS)}
     wanted = [(row, [scans.get(_key(row, detector, clean_size)) for detector in detectors]) for row in usable]
-    return [_scanned(row, [one for one in said if one]) for row, said in wanted if all(said)]
+    return [(row, [one for one in said if one]) for row, said in wanted if all(said)]
 
 
 def _key(row: Mapping[str, Any], detector: Scanner, clean_size: int) -> str:
@@ -140,30 +171,6 @@ def _scan(
         "suspected": list(finding.suspected),
         "seconds": round(time.perf_counter() - start, 2),
     }
-
-
-def _scanned(row: Mapping[str, Any], scans: Sequence[Mapping[str, Any]]) -> Scanned:
-    findings = {
-        scan["detector"]: Finding(
-            backdoored=scan["flagged"],
-            suspected=tuple(scan["suspected"]),
-            calibrated=False,
-            anomaly=torch.tensor(scan["anomaly"]),
-            threshold=scan["threshold"],
-            statistics=scan["statistics"],
-        )
-        for scan in scans
-        if "refused" not in scan
-    }
-    return Scanned(
-        key=row["key"],
-        part=row["part"],
-        attack=row["attack"],
-        backdoored=row["backdoored"],
-        target=row["target"],
-        findings=findings,
-        seconds=sum(scan.get("seconds", 0.0) for scan in scans),
-    )
 
 
 def measures_of(models: Sequence[Scanned]) -> tuple[Measure, ...]:
