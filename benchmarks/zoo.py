@@ -1,8 +1,8 @@
 """The calibration of the verdict: zoos of small models, scans, tables, and a judgement on what was held out.
 
-Writes zoo and scans to --work, one line a model to results/zoo.jsonl, the judgement to results/zoo.md, and the tables to
-the package (scan/calibration.json). Nothing is done twice, an interrupted model goes on, and the same command on several
-cores shares the work:
+Writes zoo and scans to --work, one line a model to results/zoo.jsonl, the judgement to results/zoo.md, and the tables
+to the package (scan/calibration.json). Nothing is done twice, an interrupted model goes on, and the same command on
+several cores shares the work:
 
     python benchmarks/zoo.py --data ../shared/data --kinds cifar10 --threads 1 &
     python benchmarks/zoo.py --data ../shared/data --kinds cifar10 --threads 1
@@ -174,8 +174,8 @@ def page(name: str, table: Table, ways: Sequence[Judged], lines: Sequence[dict[s
         f"{table.name}. {table.clean_size} clean images a scan.",
         "",
         f"Machine: {lines[0]['device']}, {lines[0]['threads']} threads, torch {lines[0]['torch']}. A scan by all"
-        f" detectors takes {statistics.median(seconds):.1f} s (median; at most {max(seconds):.1f} s). ACC of clean models"
-        f" {100 * statistics.mean(clean):.1f} %, ASR of backdoored ones {100 * statistics.mean(success):.1f} % (means)."
+        f" detectors takes {statistics.median(seconds):.1f} s (median; at most {max(seconds):.1f} s). ACC of clean"
+        f" models {100 * statistics.mean(clean):.1f} %, ASR of backdoored ones {100 * statistics.mean(success):.1f} % (means)."
         + (f" Attacks of which no backdoor came, at least once: {', '.join(failed)}." if failed else "")
         + (f" Attacks that refused these images: {', '.join(refused)}." if refused else ""),
         "",

@@ -47,7 +47,7 @@ def verdict(
     monkeypatch: pytest.MonkeyPatch,
     how: Callable[[Network, DefenderData, Runtime], Finding],
     table: Table = SAYS,
-    options: Verdict = Verdict(),
+    rate: float = 0.05,
     clean: int = 60,
     **more: object,
 ) -> Finding:
@@ -55,7 +55,7 @@ def verdict(
     given = replace(table, detectors=(Says(how=how),))
     monkeypatch.setattr(module, "read_tables", lambda path: (given,))
     run = replace(runtime(), **more)  # type: ignore[arg-type]
-    return options.scan(planted(1).twin, DefenderData(clean=pictures(clean, 5)), run)
+    return Verdict(false_alarms=rate).scan(planted(1).twin, DefenderData(clean=pictures(clean, 5)), run)
 
 
 def towards(target: int, value: float) -> Callable[[Network, DefenderData, Runtime], Finding]:
@@ -82,8 +82,8 @@ def test_a_usual_model_is_not_and_the_power_is_told(monkeypatch: pytest.MonkeyPa
 def test_the_rate_of_false_alarms_is_the_users(monkeypatch: pytest.MonkeyPatch, rate: float, backdoored: bool) -> None:
     """Between: 5 of 39 clean models are as unusual, so p = 6 / 40."""
     value = float(torch.sinh(torch.tensor(0.335, dtype=torch.float64)))
-    found = verdict(monkeypatch, towards(2, value), options=Verdict(false_alarms=rate))
-    assert found.evidence["p_value"] == pytest.approx(0.125)
+    found = verdict(monkeypatch, towards(2, value), rate=rate)
+    assert found.evidence["p_value"] == pytest.approx(0.15)
     assert found.backdoored is backdoored
     assert ("of 62" in found.reason) == (rate == 0.05), "the power was measured at that rate alone"
 
