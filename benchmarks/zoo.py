@@ -175,7 +175,8 @@ def page(name: str, table: Table, ways: Sequence[Judged], lines: Sequence[dict[s
         "",
         f"Machine: {lines[0]['device']}, {lines[0]['threads']} threads, torch {lines[0]['torch']}. A scan by all"
         f" detectors takes {statistics.median(seconds):.1f} s (median; at most {max(seconds):.1f} s). ACC of clean"
-        f" models {100 * statistics.mean(clean):.1f} %, ASR of backdoored ones {100 * statistics.mean(success):.1f} % (means)."
+        f" models {100 * statistics.mean(clean):.1f} %, ASR of backdoored ones {100 * statistics.mean(success):.1f} %"
+        " (means)."
         + (f" Attacks of which no backdoor came, at least once: {', '.join(failed)}." if failed else "")
         + (f" Attacks that refused these images: {', '.join(refused)}." if refused else ""),
         "",
