@@ -155,5 +155,5 @@ def activeness(model: Network, images: ImageSet, layers: Sequence[str]) -> float
         for total, more in zip(gradients, torch.autograd.grad(loss, weights, allow_unused=True)):
             if more is not None:
                 total.add_(more)
-    sizes = torch.stack([weight.norm() * gradient.norm() for weight, gradient in zip(weights, gradients)])
+    sizes = torch.stack([weight.detach().norm() * gradient.norm() for weight, gradient in zip(weights, gradients)])
     return float(sizes.norm().clamp_min(torch.finfo(sizes.dtype).tiny).log())
