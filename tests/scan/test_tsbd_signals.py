@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,9 +62,8 @@ def test_the_activeness_does_not_depend_on_how_long_weights_before_a_normalisati
         longer.body[3].weight.mul_(5.0)
         longer.body[4].running_mean.mul_(5.0)
         longer.body[4].running_var.mul_(25.0)
-    torch.testing.assert_close(
-        longer(clean.images.float() / 255), model(clean.images.float() / 255), rtol=1e-2, atol=1e-3
-    )
+    images = clean.images.float() / 255
+    torch.testing.assert_close(longer(images), model(images), rtol=1e-2, atol=1e-3)
     assert activeness(longer, clean, LAYERS) == pytest.approx(activeness(model, clean, LAYERS), abs=0.02)
 
 
@@ -78,8 +78,6 @@ def test_unlearning_ends_at_chance_and_a_schedule_that_is_too_short_is_no_budget
 
 
 def test_a_budget_that_ends_unlearning_is_told_of() -> None:
-    from dataclasses import replace
-
     models = planted(1)
     run = replace(runtime(), budget=1e-6)
     found = TSBDSignals(epochs=50, learning_rate=1e-6).scan(models.twin, models.data, run)

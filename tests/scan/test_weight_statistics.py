@@ -56,13 +56,8 @@ def test_the_largest_deviation_of_a_channel_is_that_of_the_formula() -> None:
 
 
 def test_a_planted_backdoor_has_a_more_unusual_channel_than_its_twin_in_most_pairs() -> None:
-    pairs = [
-        (
-            largest_deviation(planted(seed).suspect.eval(), runtime()),
-            largest_deviation(planted(seed).twin.eval(), runtime()),
-        )
-        for seed in (1, 2, 4, 8)
-    ]
+    models = [planted(seed) for seed in (1, 2, 4, 8)]
+    pairs = [[largest_deviation(one.eval(), runtime()) for one in (each.suspect, each.twin)] for each in models]
     assert sum(suspect > twin for suspect, twin in pairs if suspect and twin) >= 3
 
 
