@@ -49,6 +49,7 @@ class Kind:
         recipe: how models are trained.
         rounds: of the zoo, half of which are held out.
         clean_size: clean images that the detectors get.
+        attacks: names; those that train networks of their own before the victim take longer.
     """
 
     source: str
@@ -56,15 +57,20 @@ class Kind:
     recipe: Recipe
     rounds: int
     clean_size: int
+    attacks: tuple[str, ...] = tuple(sorted(ATTACKS))
 
 
 KINDS = {
     "digits": Kind(
         source="digits",
         size=1400,
-        recipe=Recipe(epochs=16, batch_size=32, learning_rate=0.1, low_resolution=0.0, augmentation="crop"),
-        rounds=6,
+        recipe=Recipe(epochs=12, batch_size=32, learning_rate=0.1, augmentation="crop"),
+        rounds=10,
         clean_size=50,
+        attacks=(
+            *("AdaptiveBlend", "AdaptivePatch", "BadNets", "CTRL", "FTrojan", "Refool", "TaCT"),
+            *("BPP", "Blended", "MESAPatch", "SIG", "Smooth", "WaNet"),
+        ),
     ),
     "cifar10": Kind(source="cifar10", size=10_000, recipe=Recipe(epochs=8), rounds=12, clean_size=250),
     "gtsrb": Kind(
@@ -82,8 +88,7 @@ def work(name: str, kind: Kind, arguments: argparse.Namespace) -> list[dict[str,
     source = "digits" if kind.source == "digits" else str(arguments.data / kind.source)
     train, test = read_images(source, "train"), read_images(source, "test")
     runtime = Runtime(device=arguments.device, threads=arguments.threads)
-    attacks = sorted(arguments.attacks or ATTACKS)
-    entries = plan(name, attacks, arguments.rounds or kind.rounds)
+    entries = plan(name, kind.attacks, arguments.rounds or kind.rounds)
     rows = fill(arguments.work, entries, train, test, kind.size, kind.recipe, runtime)
     looked = scan_zoo(arguments.work, rows, train, DETECTORS, kind.clean_size, runtime)
     device = {name: value for name, value in runtime.describe().items() if name in ("device", "threads", "torch")}
@@ -118,7 +123,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--attacks", nargs="+", choices=sorted(ATTACKS), help="all if none are named")
     parser.add_argument("--rounds", type=int, help="instead of the kind's own")
     parser.add_argument("--work", type=Path, default=Path("build/zoo"), help="models and scans")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
