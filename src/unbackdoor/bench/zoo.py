@@ -40,6 +40,8 @@ QUICK = Recipe(epochs=8)
 """Of a victim that has to know the classes, not to be the best."""
 LEAST_SUCCESS = 0.5
 """Of an attack, on test images; where it is less, no backdoor came of it: neither clean nor backdoored."""
+LEAST_RATE = 0.02
+"""Of poison, and of covers where there are any: a rate of 0.3 % of few images is a handful."""
 MOST_OF_A_CLASS = 0.6
 """Share of the target's images that an attack may poison which leaves labels as they are."""
 INDEX, MODELS, WORK = "index.jsonl", "models", "work"
@@ -201,7 +203,7 @@ def _made(
 
 
 def attack_of(entry: Entry, images: ImageSet, runtime: Runtime) -> Attack:
-    """Return the entry's attack with a target drawn by the seed, and a rate that its target class can bear.
+    """Return the entry's attack with a target drawn by the seed, and rates that its images can bear.
 
     Args:
         entry: with an attack.
@@ -215,9 +217,10 @@ def attack_of(entry: Entry, images: ImageSet, runtime: Runtime) -> Attack:
     if isinstance(attack, TaCT):
         options |= {"sources": (order[1],), "covers": tuple(order[2:4])}
     if isinstance(attack, Poisoning):
-        share = float((images.labels == order[0]).float().mean())
-        if attack.labels == "clean":
-            options["poison_rate"] = min(attack.poison_rate, MOST_OF_A_CLASS * share)
+        most = float((images.labels == order[0]).float().mean()) * MOST_OF_A_CLASS if attack.labels == "clean" else 1.0
+        options["poison_rate"] = min(max(attack.poison_rate, LEAST_RATE), most)
+        if attack.cover_rate:
+            options["cover_rate"] = max(attack.cover_rate, LEAST_RATE)
     return replace(attack, **options)
 
 
