@@ -99,7 +99,8 @@ class NeuralCleanse(Scanner):
         # A class whose trigger never succeeded has no size to compare: it is not small, whatever its mask.
         found = success >= self.success
         sizes = torch.where(found, masks.sum((1, 2, 3)), float(masks[0].numel()))
-        anomaly = for_all(low_outliers(sizes[searched].clamp_min(LEAST_SIZE).log()), searched, clean.classes)
+        logarithms = sizes[searched].clamp_min(LEAST_SIZE).log()
+        anomaly = for_all(low_outliers(logarithms), searched, clean.classes)
         suspected = [
             int(c)
             for c in anomaly.argsort(descending=True)
@@ -119,6 +120,7 @@ class NeuralCleanse(Scanner):
             reason=_reason(suspected, anomaly, sizes[searched].median(), sizes, self.threshold)
             if enough
             else f"only {int(found.sum())} of {len(searched)} classes have a trigger that works; allow more rounds",
+            statistics={"lead": float(logarithms.quantile(0.5) - logarithms.min())},
             shortened=rounds < self.rounds,
             evidence={
                 "paper_anomaly": [
