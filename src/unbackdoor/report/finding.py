@@ -76,7 +76,7 @@ def said_rows(finding: Finding) -> list[tuple[str, str]]:
 
 
 def trigger_rows(finding: Finding, shape: tuple[int, int, int]) -> list[tuple[str, str]]:
-    """Return size and success of the suspected classes' triggers; nothing if none were reconstructed."""
+    """Return size and success of the suspected classes' triggers, of those that work."""
     found = [finding.reconstructions[c] for c in finding.suspected[:MOST_CLASSES] if finding.reconstructions]
     _, height, width = shape
     return [
@@ -85,6 +85,7 @@ def trigger_rows(finding: Finding, shape: tuple[int, int, int]) -> list[tuple[st
             f"{one.size:.1f} of {height * width} pixels, leads {100 * one.success:.0f} % of images there",
         )
         for one in found
+        if one.success
     ]
 
 
