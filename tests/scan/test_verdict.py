@@ -123,10 +123,12 @@ def test_a_shortened_search_is_no_calibrated_scan(monkeypatch: pytest.MonkeyPatc
     assert "the budget cut short" in found.reason
 
 
-def test_too_few_clean_models_for_the_rate_are_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = verdict(monkeypatch, towards(3, 99.0), replace(SAYS, clean_scores=(0.0,) * 18))
-    assert found.backdoored is None
-    assert "too few for a false-alarm rate of 5 %" in found.reason
+def test_too_few_clean_models_for_the_rate_are_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def works(*_: object) -> Finding:
+        raise AssertionError("it began")
+
+    with pytest.raises(InputError, match=r"18 clean models, which allow a share of false alarms of 0\.0526 or more"):
+        verdict(monkeypatch, works, replace(SAYS, clean_scores=(0.0,) * 18))
 
 
 def test_a_detector_that_refuses_is_told_of_and_the_others_decide(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,12 @@ class Verdict(Scanner):
         """Return the verdict (see `Scanner.scan`)."""
         clean = data.need_clean("Verdict")
         table = nearest(read_tables(self.table or SHIPPED), model.description, len(clean))
+        count = len(table.clean_scores)
+        if not math.isfinite(table.threshold(self.false_alarms)):
+            raise InputError(
+                f"the table for this model has {count} clean models, which allow a share of false alarms of"
+                f" {1 / (1 + count):.3g} or more, found {self.false_alarms:g}; raise it, or name a larger table"
+            )
         misfits = table.misfits(model.description, len(clean))
         some = draw_clean(clean, min(table.clean_size, len(clean)), runtime.seed)
         findings, told, seconds = self._hear(table, model, replace(data, clean=some), runtime)
@@ -111,10 +117,9 @@ class Verdict(Scanner):
         scores = class_scores(table.measures, findings)
         threshold = table.threshold(self.false_alarms)
         suspected = tuple(int(c) for c in scores.argsort(descending=True) if float(scores[c]) > threshold)
-        silent = not misfits and math.isfinite(threshold)
         p_value = table.p_value(float(scores.max()))
         return Finding(
-            backdoored=True if suspected else False if silent else None,
+            backdoored=bool(suspected) if suspected or not misfits else None,
             suspected=suspected,
             calibrated=not misfits,
             anomaly=scores.float(),
@@ -154,11 +159,6 @@ class Verdict(Scanner):
             return (
                 f"at most {100 * p_value:.2g} % of clean models look as unusual as this one (p = {p_value:.3g}, from"
                 f" {count} clean models: {table.name}); class {suspected[0]} stands out"
-            )
-        if not math.isfinite(table.threshold(self.false_alarms)):
-            return (
-                f"{count} clean models are too few for a false-alarm rate of {100 * self.false_alarms:g} %; allow a"
-                " larger one"
             )
         return f"no evidence found: p = {p_value:.3g}, from {count} clean models ({table.name}){self._power(table)}"
 
