@@ -77,7 +77,7 @@ class Entry:
         """What it is for; None: nothing, as attacks that are held out do not meet seeds that are not."""
         held_seed = self.seed % 2 == 1
         if self.attack is None:
-            return "held-out" if held_seed else "weights" if self.seed % 6 == 0 else "ranks"
+            return "held-out" if held_seed else "weights" if self.seed % 8 == 0 else "ranks"
         if is_held_out(self.attack) != held_seed:
             return None
         return "held-out" if held_seed else "weights"
