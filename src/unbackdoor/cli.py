@@ -27,6 +27,7 @@ COMMANDS = {
     "purify": "take the backdoor out of a model",
     "evaluate": "measure accuracy and attack success of a model",
     "inspect": "look into a model: what it is like inside, for those who study backdoors",
+    "zoo": "train many small clean and backdoored models, by which scanners are calibrated",
     "bench": "run a grid of attacks and methods, and resume it",
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
@@ -69,7 +70,7 @@ EXTRAS = {"rdkit": "molecules", "tokenizers": "molecules"}
 LONGEST = 2000
 """Characters of an error's sentence: with a long path in it, the advice still stands at its end."""
 
-RESUMABLE = frozenset({"attack", "train", "sift", "purify", "inspect", "bench", "molecules train"})
+RESUMABLE = frozenset({"attack", "train", "sift", "purify", "inspect", "bench", "zoo", "molecules train"})
 """Commands that go on where an interruption stopped them."""
 
 

@@ -42,7 +42,6 @@ from unbackdoor.purify import sau as our_sau
 from unbackdoor.purify.anp import _Adversarial
 from unbackdoor.purify.bnp import clean_statistics, divergence
 from unbackdoor.purify.channels import norm_layers
-from unbackdoor.purify.clp import channel_lipschitz
 from unbackdoor.purify.frozen import Frozen
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.masked import MaskedNetwork, mask_recipe, prune_by_mask
@@ -50,12 +49,13 @@ from unbackdoor.purify.mcr import _Curve
 from unbackdoor.purify.nad import _Distillation
 from unbackdoor.purify.npd import _Polarizing, _WarmUp
 from unbackdoor.purify.tsbd import _AgainstActiveNeurons
-from unbackdoor.purify.unlearning import unlearned
-from unbackdoor.purify.weight_change import neuron_layers, reset, reset_masks, weight_changes
 from unbackdoor.scan import NeuralCleanse
+from unbackdoor.scan.lipschitz import channel_lipschitz
 from unbackdoor.scan.neural_cleanse import _Search
 from unbackdoor.scan.outliers import low_outliers
 from unbackdoor.training import Batch
+from unbackdoor.training.unlearning import unlearned
+from unbackdoor.training.weight_change import neuron_layers, reset, reset_masks, weight_changes
 
 CPU = torch.device("cpu")
 RECIPE = fine_tuning(1, 64, 0.05, "none")

@@ -91,7 +91,9 @@ def test_going_on_is_promised_by_the_commands_that_keep_it_only(
     error = capsys.readouterr().err
     assert "unbackdoor: interrupted" in error
     # Or a store of what is finished.
-    keeps_a_state = command == "bench" or hasattr(importlib.import_module(f"unbackdoor.commands.{command}"), "RESUME")
+    keeps_a_state = command in ("bench", "zoo") or hasattr(
+        importlib.import_module(f"unbackdoor.commands.{command}"), "RESUME"
+    )
     assert (PROMISE in error) is keeps_a_state
 
 

@@ -21,9 +21,9 @@ from unbackdoor.inspect.agreement import correlations
 from unbackdoor.inspect.compared import triggered
 from unbackdoor.models import Network
 from unbackdoor.purify.ft import fine_tuning
-from unbackdoor.purify.unlearning import unlearned
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Runtime, logits_of
+from unbackdoor.training.unlearning import unlearned
 
 QUICK = Weights(unlearning_epochs=40, unlearning_rate=0.003, epochs=2, batch_size=60, shares=(0.1, 0.2))
 

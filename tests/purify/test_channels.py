@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tests.planted import network, runtime
 from unbackdoor.errors import InputError
 from unbackdoor.models import Description, Network, build_network
-from unbackdoor.purify.channels import convolutions_before, norm_layers, switch_off
+from unbackdoor.purify.channels import norm_layers, switch_off
+from unbackdoor.scan.lipschitz import convolutions_before
 from unbackdoor.testing.samples import hooks_on
 
 

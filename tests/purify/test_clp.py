@@ -15,7 +15,7 @@ from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.purify import CLP
-from unbackdoor.purify.clp import channel_lipschitz, spectral_norms
+from unbackdoor.scan.lipschitz import channel_lipschitz, spectral_norms
 from unbackdoor.testing.samples import same_state, state_of
 
 

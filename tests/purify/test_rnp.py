@@ -20,9 +20,9 @@ from unbackdoor.models import Network
 from unbackdoor.purify import RNP
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.rnp import LATE
-from unbackdoor.purify.unlearning import Unlearning
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, History, Runtime, fit
+from unbackdoor.training.unlearning import Unlearning
 
 SMALL = RNP(batch_size=64, epochs=5, learning_rate=0.05, by="number", augmentation="none")
 """Of 60 channels, those of the planted networks, thresholds on masks take too many at once."""

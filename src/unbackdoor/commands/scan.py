@@ -14,7 +14,18 @@ from unbackdoor.folder import PAGE
 from unbackdoor.models import LoadedModel
 from unbackdoor.models.mark import is_repaired, mark_sentence, notes_of
 from unbackdoor.options import options_of
-from unbackdoor.report import Report, finding_chart, finding_verdict, found_gallery, verdict_word, write_report
+from unbackdoor.report import (
+    Fact,
+    Report,
+    calibration_rows,
+    finding_chart,
+    finding_verdict,
+    found_gallery,
+    said_rows,
+    trigger_rows,
+    verdict_word,
+    write_report,
+)
 from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import Runtime
 
@@ -61,15 +72,19 @@ def run(
         rows=[
             *([("mark", mark)] if mark else []),
             ("verdict", verdict_word(finding)),
+            *calibration_rows(finding),
             ("suspected", ", ".join(f"{c} ({names[c]})" for c in finding.suspected) or "no class"),
-            ("largest anomaly", f"{float(finding.anomaly.max()):.2f} (threshold {finding.threshold:g})"),
-            ("calibrated", "yes" if finding.calibrated else "no: the false-alarm rate is not known"),
+            *trigger_rows(finding, loaded.network.description.image_shape),
+            ("largest anomaly", f"{float(finding.anomaly.max()):.2f} (threshold {finding.threshold:.4g})"),
+            *said_rows(finding),
             ("time", f"{clock.seconds:.0f} s"),
+            ("next", next_steps(finding, model.name)[0]),
         ],
         result={
             "model_sha256": loaded.sha256,
             "marked": loaded.backdoored is not None,
             "marked_repaired": is_repaired(loaded),
+            "seconds": {"all": clock.seconds, **finding.seconds},
             **finding.to_json(),
         },
         sentence=finding.reason,
@@ -88,18 +103,6 @@ def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, find
     """Return the report of a scan."""
     names = loaded.network.description.class_names
     gallery = found_gallery(finding, names)
-    steps = {
-        True: [
-            "Do not use this model as it is.",
-            f"Repair it: `unbackdoor purify --model {name} --clean DATA --out repaired`, then scan the result.",
-            "Ask where the model and its training data come from.",
-        ],
-        False: [
-            "Other kinds of triggers than small fixed ones can escape this scanner.",
-            "Scan with another seed or with more clean samples to see whether the answer holds.",
-        ],
-        None: ["Scan again with more clean samples or a larger budget."],
-    }
     return Report(
         title=f"Scan of {name}",
         verdict=finding_verdict(finding, scanner, names),
@@ -107,7 +110,31 @@ def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, find
         charts=[
             finding_chart(finding, names),
         ],
-        facts=clock.facts(),
-        next_steps=steps[finding.backdoored],
+        facts={**said_facts(finding), **clock.facts()},
+        next_steps=next_steps(finding, name),
         notes=notes_of(loaded),
     )
+
+
+def said_facts(finding: Finding) -> dict[str, list[Fact]]:
+    """Return what stands behind the verdict, as groups for the page."""
+    groups = {"How sure": calibration_rows(finding), "What each scanner said": said_rows(finding)}
+    return {title: [Fact(name=name, value=value) for name, value in rows] for title, rows in groups.items() if rows}
+
+
+def next_steps(finding: Finding, name: str) -> list[str]:
+    """Return what to do now, the first thing first."""
+    if finding.backdoored:
+        return [
+            f"Do not use it as it is; repair it: `unbackdoor purify --model {name} --clean DATA --out repaired`, then"
+            " scan the result.",
+            "Look at the trigger that was found: does it look like a mark, or like the class itself?",
+            "Ask where the model and its training data come from.",
+        ]
+    if finding.backdoored is None:
+        return ["Scan again with more clean images or a larger --budget; `--scanner` chooses another scanner."]
+    return [
+        "Scan again with another --seed, or other clean images, to see whether the answer holds; no scanner sees every"
+        " backdoor.",
+        "Ask where the model and its training data come from.",
+    ]

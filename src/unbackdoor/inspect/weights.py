@@ -29,9 +29,9 @@ from unbackdoor.inspect.weights_seen import Changes, Seen, insight
 from unbackdoor.models import Network
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.tsbd import CHANCE
-from unbackdoor.purify.unlearning import unlearned
-from unbackdoor.purify.weight_change import neuron_layers, neuron_weight_change, weight_changes
 from unbackdoor.training import Runtime, stage
+from unbackdoor.training.unlearning import unlearned
+from unbackdoor.training.weight_change import neuron_layers, neuron_weight_change, weight_changes
 
 FORGOTTEN = 0.05
 """Attack success at which triggered samples are unlearned; the authors'."""

@@ -23,21 +23,17 @@ from. Without clean samples, or with `choose` off, `u` is used.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
-
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.base import Needed, Purifier
-from unbackdoor.purify.channels import convolutions_before, norm_layers
+from unbackdoor.purify.channels import norm_layers
 from unbackdoor.purify.pruning import check_allowance, prune_outliers
+from unbackdoor.scan.lipschitz import channel_lipschitz, convolutions_before
 from unbackdoor.training import History, Runtime
 
 
@@ -76,30 +72,3 @@ class CLP(Purifier):
         scores = [channel_lipschitz(found[name], convolutions) for name, convolutions in before.items()]
         sweeps, note = prune_outliers("CLP", model, layers, scores, self.u, held, self.allowance, runtime)
         return History(epochs=0, sweeps=sweeps, notes=(note,))
-
-
-@torch.no_grad()
-def channel_lipschitz(layer: nn.BatchNorm2d, convolutions: Sequence[nn.Conv2d]) -> Float[Tensor, "c"]:
-    """Return the bound L_k of each channel.
-
-    Args:
-        layer: has running statistics.
-        convolutions: whose outputs add up to what it normalises, one or more.
-    """
-    assert layer.running_var is not None
-    squares = torch.stack([spectral_norms(one.weight).square() for one in convolutions]).sum(0)
-    return squares.sqrt() * layer.weight.double().abs() / (layer.running_var.double() + layer.eps).sqrt()
-
-
-@torch.no_grad()
-def spectral_norms(filters: Float[Tensor, "o i h w"]) -> Float[Tensor, "o"]:
-    """Return the largest singular value of each filter as a matrix (I, H W), all at once.
-
-    It is the root of the largest eigenvalue of the product of the matrix with itself, of which the smaller of the two
-    is 9 x 9 at most for filters of 3 x 3.
-    """
-    matrices = filters.double().flatten(2)
-    if matrices.shape[1] < matrices.shape[2]:
-        matrices = matrices.mT
-    norms: Tensor = torch.linalg.eigvalsh(matrices.mT @ matrices)[:, -1].clamp_min(0).sqrt()
-    return norms

@@ -33,8 +33,8 @@ from unbackdoor.purify.channels import norm_layers
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.masked import By, MaskedNetwork, MaskHook, check_values, mask_recipe, prune_by_mask
 from unbackdoor.purify.pruning import check_allowance
-from unbackdoor.purify.unlearning import unlearned
 from unbackdoor.training import History, Runtime, fit, stage
+from unbackdoor.training.unlearning import unlearned
 
 LONGEST = 20.0
 """Norm of all gradients together to which those of unlearning are cut; the authors'."""

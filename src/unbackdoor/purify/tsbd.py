@@ -36,10 +36,10 @@ from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.choice import accuracy_on, furthest
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.statistics import renew_statistics, statistics_kept
-from unbackdoor.purify.unlearning import unlearned
-from unbackdoor.purify.weight_change import neuron_layers, reset, reset_masks, weight_changes
 from unbackdoor.training import Batch, History, Hook, Runtime, Sweep, fit, stage
 from unbackdoor.training.fits import check_takes
+from unbackdoor.training.unlearning import unlearned
+from unbackdoor.training.weight_change import neuron_layers, reset, reset_masks, weight_changes
 
 CHANCE = 0.1
 """Accuracy at which a model has unlearned, unless chance is higher; the authors'."""

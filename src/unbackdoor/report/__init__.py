@@ -20,7 +20,15 @@ from unbackdoor.report.content import (
     Section,
     Verdict,
 )
-from unbackdoor.report.finding import finding_chart, finding_verdict, found_gallery, verdict_word
+from unbackdoor.report.finding import (
+    calibration_rows,
+    finding_chart,
+    finding_verdict,
+    found_gallery,
+    said_rows,
+    trigger_rows,
+    verdict_word,
+)
 from unbackdoor.report.insight import insight_facts, insight_section
 from unbackdoor.report.measured import candidate_facts, evaluation_metrics, loss_chart, repair_charts
 from unbackdoor.report.page import attempt_report, render, write_report
@@ -44,6 +52,7 @@ __all__ = [
     "amplified_difference",
     "anomaly_chart",
     "attempt_report",
+    "calibration_rows",
     "candidate_facts",
     "curve_chart",
     "evaluation_metrics",
@@ -59,6 +68,7 @@ __all__ = [
     "ranking_verdict",
     "render",
     "repair_charts",
+    "said_rows",
     "series_chart",
     "sharded_chart",
     "sharded_galleries",
@@ -68,6 +78,7 @@ __all__ = [
     "suspicion_verdict",
     "suspicious_galleries",
     "trigger_gallery",
+    "trigger_rows",
     "verdict_word",
     "write_report",
 ]

@@ -39,6 +39,56 @@ def finding_verdict(finding: Finding, scanner: Scanner, names: tuple[str, ...]) 
     )
 
 
+def calibration_rows(finding: Finding) -> list[tuple[str, str]]:
+    """Return what is known of how often the verdict is wrong."""
+    if "p_value" not in finding.evidence:
+        return [("calibrated", "yes" if finding.calibrated else "no: the false-alarm rate is not known")]
+    by, rate = finding.evidence["calibration"], finding.evidence["false_alarms"]
+    p_value = ("p-value", f"{finding.evidence['p_value']:.3g}, from {by['clean_models']} clean models")
+    if not finding.calibrated:
+        return [p_value, ("calibrated", f"no: this scan has {', '.join(by['misfits'])}; compared with {by['name']}")]
+    held = by["held_out"]
+    measured = (
+        f"; of models held out, {held['alarms']} of {held['clean']} clean and {held['found']} of {held['backdoored']}"
+        " backdoored ones were called backdoored"
+        if rate == by["rate"]
+        else ""
+    )
+    return [
+        p_value,
+        ("false alarms", f"at most {100 * rate:g} % of clean models{measured}"),
+        ("calibrated", f"yes, on {by['name']}"),
+    ]
+
+
+def said_rows(finding: Finding) -> list[tuple[str, str]]:
+    """Return what each of several scanners said, and how long it took; nothing for a single scanner."""
+    words = {True: "backdoored", False: "no evidence", None: "inconclusive"}
+    rows = []
+    for one in finding.evidence.get("detectors", ()):
+        said = (
+            f"cannot: {one['reason']}"
+            if one["anomaly"] is None
+            else f"anomaly {one['anomaly']:.2f} at class {one['class']}, by itself: {words[one['backdoored']]}"
+        )
+        rows.append((one["name"], f"{said} ({finding.seconds.get(one['name'], 0):.1f} s)"))
+    return rows
+
+
+def trigger_rows(finding: Finding, shape: tuple[int, int, int]) -> list[tuple[str, str]]:
+    """Return size and success of the suspected classes' triggers, of those that work."""
+    found = [finding.reconstructions[c] for c in finding.suspected[:MOST_CLASSES] if finding.reconstructions]
+    _, height, width = shape
+    return [
+        (
+            f"trigger for {one.target}",
+            f"{one.size:.1f} of {height * width} pixels, leads {100 * one.success:.0f} % of images there",
+        )
+        for one in found
+        if one.success
+    ]
+
+
 def finding_chart(finding: Finding, names: tuple[str, ...]) -> Chart:
     """Return how unusual each class is."""
     return anomaly_chart(names, finding.anomaly.tolist(), finding.threshold, list(finding.suspected))

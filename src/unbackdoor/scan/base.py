@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +50,10 @@ class Finding:
         threshold: on `anomaly`.
         reconstructions: one trigger a class, in the order of the classes; empty if the scanner makes none.
         reason: one sentence.
+        statistics: numbers about the whole model rather than a class; larger is more suspicious. `Verdict` weighs them,
+            beside `anomaly`.
+        shortened: whether a budget cut the search short, so that the numbers are not those of the full one.
+        seconds: how long each scanner took that was asked; not in `to_json`, since equal scans differ in it.
         evidence: further numbers, JSON values.
     """
 
@@ -59,6 +64,9 @@ class Finding:
     threshold: float
     reconstructions: tuple[Reconstruction, ...] = ()
     reason: str = ""
+    statistics: Mapping[str, float] = field(default_factory=dict)
+    shortened: bool = False
+    seconds: Mapping[str, float] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +78,8 @@ class Finding:
             "anomaly": [round(float(value), 4) for value in self.anomaly],
             "threshold": self.threshold,
             "reason": self.reason,
+            "statistics": {name: round(value, 4) for name, value in self.statistics.items()},
+            "shortened": self.shortened,
             "triggers": [
                 {"target": found.target, "size": round(found.size, 3), "success": round(found.success, 4)}
                 for found in self.reconstructions

@@ -30,6 +30,7 @@ from unbackdoor.models import Network
 from unbackdoor.models.derivatives import frozen_norms
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
 from unbackdoor.scan.outliers import low_outliers
+from unbackdoor.scan.screening import for_all, worth_searching
 from unbackdoor.training import Runtime, affordable
 
 STOP_SHRINK = 0.99
@@ -53,6 +54,8 @@ class NeuralCleanse(Scanner):
         patience: rounds of success (or of failure) before lambda rises (or falls).
         stop_patience: rounds without a smaller mask after which a class is done.
         threshold: on the anomaly index (scaled median absolute deviations of the sizes' logarithms, below the median).
+        most_classes: for which triggers are inverted; if there are more, those to which a small change of all images
+            leads best (see `screening`), so that a scan's cost does not grow by a search for each class. None: all.
     """
 
     rounds: int = 80
@@ -64,6 +67,7 @@ class NeuralCleanse(Scanner):
     patience: int = 5
     stop_patience: int = 25
     threshold: float = 3.5
+    most_classes: int | None = None
 
     def __post_init__(self) -> None:
         counts = (self.rounds, self.steps, self.batch_size, self.patience, self.stop_patience)
@@ -78,6 +82,8 @@ class NeuralCleanse(Scanner):
             )
         if not math.isfinite(self.threshold):
             raise InputError(f"NeuralCleanse: the threshold must be a number, found {self.threshold}")
+        if self.most_classes is not None and self.most_classes < 3:
+            raise InputError(f"NeuralCleanse compares at least 3 classes, found {self.most_classes} as the most")
 
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Return the verdict (see `Scanner.scan`)."""
@@ -87,17 +93,20 @@ class NeuralCleanse(Scanner):
                 f"{clean.name}: Neural Cleanse compares classes with each other and needs at least 3, "
                 f"found {clean.classes}"
             )
-        masks, patterns, success = self._invert(model, clean, runtime)
+        searched = worth_searching(model, clean, self.most_classes or clean.classes, runtime)
+        masks, patterns, success, rounds = self._invert(model, clean, searched, runtime)
+        searched = searched.cpu()
         # A class whose trigger never succeeded has no size to compare: it is not small, whatever its mask.
         found = success >= self.success
         sizes = torch.where(found, masks.sum((1, 2, 3)), float(masks[0].numel()))
-        anomaly = low_outliers(sizes.clamp_min(LEAST_SIZE).log())
+        logarithms = sizes[searched].clamp_min(LEAST_SIZE).log()
+        anomaly = for_all(low_outliers(logarithms), searched, clean.classes)
         suspected = [
             int(c)
             for c in anomaly.argsort(descending=True)
             if anomaly[c] > self.threshold and success[c] >= self.success
         ]
-        enough = 2 * int(found.sum()) > clean.classes
+        enough = 2 * int(found.sum()) > len(searched)
         return Finding(
             backdoored=bool(suspected) if enough else None,
             suspected=tuple(suspected) if enough else (),
@@ -108,25 +117,34 @@ class NeuralCleanse(Scanner):
                 Reconstruction(target=c, mask=masks[c], pattern=patterns[c], success=float(success[c]))
                 for c in range(clean.classes)
             ),
-            reason=_reason(suspected, anomaly, sizes, self.threshold)
+            reason=_reason(suspected, anomaly, sizes[searched].median(), sizes, self.threshold)
             if enough
-            else f"only {int(found.sum())} of {clean.classes} classes have a trigger that works; allow more rounds",
-            evidence={"paper_anomaly": [round(float(value), 4) for value in low_outliers(sizes)]},
+            else f"only {int(found.sum())} of {len(searched)} classes have a trigger that works; allow more rounds",
+            statistics={"lead": float(logarithms.quantile(0.5) - logarithms.min())},
+            shortened=rounds < self.rounds,
+            evidence={
+                "paper_anomaly": [
+                    round(float(value), 4) for value in for_all(low_outliers(sizes[searched]), searched, clean.classes)
+                ]
+            },
         )
 
     def _invert(
-        self, model: nn.Module, clean: ImageSet, runtime: Runtime
-    ) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, "k"]]:
-        """Return each class's smallest successful mask (the last one if none succeeds), its pattern and success."""
+        self, model: nn.Module, clean: ImageSet, searched: Int[Tensor, "m"], runtime: Runtime
+    ) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, "k"], int]:
+        """Return each class's smallest successful mask (the last one if none succeeds), its pattern and success.
+
+        The number of rounds that the budget allowed comes last.
+        """
         draws = runtime.generator("neural cleanse")
         search = _Search(self, model, clean, runtime)
         trial = _Search(self, model, clean, runtime)
-        everything = torch.arange(clean.classes, device=clean.device)
         rows = torch.arange(min(self.batch_size, len(clean)))
-        rounds = affordable(self.rounds, self.steps, lambda: trial.step(everything, rows), runtime)
+        rounds = affordable(self.rounds, self.steps, lambda: trial.step(searched, rows), runtime)
         with runtime.progress.bar("inverting triggers", rounds) as advance:
             for _ in range(rounds):
                 active = search.active()
+                active = active[torch.isin(active, searched)]
                 if len(active) == 0:
                     break
                 hits = torch.zeros(len(active), device=clean.device)
@@ -135,7 +153,7 @@ class NeuralCleanse(Scanner):
                     hits += search.step(active, rows)
                 search.reconsider(active, hits / self.steps)
                 advance()
-        return search.best()
+        return *search.best(), rounds
 
 
 class _Search:
@@ -222,13 +240,19 @@ class _Search:
         )
 
 
-def _reason(suspected: list[int], anomaly: Float[Tensor, "k"], sizes: Float[Tensor, "k"], threshold: float) -> str:
+def _reason(
+    suspected: list[int],
+    anomaly: Float[Tensor, "k"],
+    median: Float[Tensor, ""],
+    sizes: Float[Tensor, "k"],
+    threshold: float,
+) -> str:
     """Return the verdict in one sentence."""
     if suspected:
         first = suspected[0]
         return (
             f"a trigger of {float(sizes[first]):.1f} pixels leads to class {first}; the median class needs"
-            f" {float(sizes.median()):.1f} (anomaly index {float(anomaly[first]):.1f}, threshold {threshold:g})"
+            f" {float(median):.1f} (anomaly index {float(anomaly[first]):.1f}, threshold {threshold:g})"
         )
     return (
         f"no evidence of a small fixed trigger found by Neural Cleanse: the largest anomaly index is"

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from unbackdoor.data import ImageSet
+from unbackdoor.models.derivatives import frozen_norms
 from unbackdoor.training import Runtime
 
 FIRST_STEP, LAST_STEP = 0.5, 0.02
@@ -26,6 +28,7 @@ def universal_perturbations(
     runtime: Runtime,
     steps: int = 30,
     batch_size: int = 64,
+    only: Int[Tensor, "k"] | None = None,
 ) -> Float[Tensor, "k c h w"]:
     """Return for each class a change of all images that leads them there, as far as one was found.
 
@@ -37,15 +40,17 @@ def universal_perturbations(
         runtime: device, precision and seed.
         steps: of the search.
         batch_size: images a class and step.
+        only: the classes that are sought; all if None.
     """
     draws = runtime.generator("universal perturbations")
-    found = torch.zeros(classes, *images.shape[1:], device=runtime.place)
-    wanted = torch.arange(classes, device=runtime.place).repeat_interleave(batch_size)
+    sought = torch.arange(classes) if only is None else only
+    found = torch.zeros(len(sought), *images.shape[1:], device=runtime.place)
+    wanted = sought.to(runtime.place).repeat_interleave(batch_size)
     for step in range(steps):
         rows = torch.randint(len(images), (batch_size,), generator=draws)
         batch = images[rows.to(images.device)].to(runtime.place).float() / 255
         change = found.clone().requires_grad_(True)
-        with runtime.autocast():
+        with runtime.autocast(), frozen_norms(model):
             logits = model(runtime.layout((batch[None] + change[:, None]).clamp(0, 1).flatten(0, 1))).float()
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, wanted), change)
         length = radius * (LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 - step / steps))
@@ -63,3 +68,39 @@ def norms(changes: Float[Tensor, "k c h w"]) -> Float[Tensor, "k 1 1 1"]:
     """Return the Euclidean norm of each change, and never 0."""
     found: Tensor = torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True)
     return found.clamp_min(torch.finfo(changes.dtype).tiny)
+
+
+@torch.no_grad()
+def log_odds(
+    model: nn.Module,
+    clean: ImageSet,
+    wanted: Int[Tensor, "k"],
+    changes: Float[Tensor, "k c h w"],
+    runtime: Runtime,
+) -> Float[Tensor, "k"]:
+    """Return how sure the model is of the wanted class on images of other classes with each change.
+
+    It is the mean over these images of log p / (1 - p), which tells apart what a share of successes does not: changes
+    that all fail, and changes that all succeed.
+
+    Args:
+        model: frozen, in evaluation mode.
+        clean: what is changed, on the runtime's device.
+        wanted: class of each change.
+        changes: of all images, pixel units.
+        runtime: device and precision.
+    """
+    images = clean.images.float() / 255
+    values = []
+    with frozen_norms(model):
+        for number, change in zip(wanted, changes):
+            others = (clean.labels != number).nonzero().squeeze(1)
+            if not len(others):
+                values.append(torch.zeros((), device=clean.device))
+                continue
+            with runtime.autocast():
+                logits = model(runtime.layout((images[others] + change).clamp(0, 1))).float()
+            own = logits[:, number]
+            rest = logits.index_fill(1, number, -torch.inf).logsumexp(1)
+            values.append((own - rest).mean())
+    return torch.stack(values)

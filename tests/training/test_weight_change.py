@@ -17,15 +17,15 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import NETWORKS, Description, Network
 from unbackdoor.purify.choice import accuracy_on
 from unbackdoor.purify.ft import fine_tuning
-from unbackdoor.purify.unlearning import unlearned
-from unbackdoor.purify.weight_change import (
+from unbackdoor.testing.samples import same_state, state_of
+from unbackdoor.training.unlearning import unlearned
+from unbackdoor.training.weight_change import (
     neuron_layers,
     neuron_weight_change,
     reset,
     reset_masks,
     weight_changes,
 )
-from unbackdoor.testing.samples import same_state, state_of
 
 
 def wrapped(body: nn.Module) -> Network:

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
 from unbackdoor.models import Network
-from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
+from unbackdoor.training.history import History
+from unbackdoor.training.hook import Batch, Hook
+from unbackdoor.training.loop import fit
+from unbackdoor.training.recipe import Recipe
+from unbackdoor.training.runtime import Runtime
 
 
 def unlearned(

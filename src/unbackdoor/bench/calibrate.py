@@ -1,0 +1,385 @@
+"""Making calibration tables: the detectors look at every model of a zoo, and what they say is weighed and ranked.
+
+The numbers of each detector are first made comparable: from each, the median over the clean models of the part
+"weights" is taken (of the class that has most of it), and it is divided by the scaled median absolute deviation. Then
+weights w >= 0 and a constant b minimise
+
+    mean over backdoored models of log(1 + exp(-z)) + mean over clean models of log(1 + exp(z)) + PENALTY ||w||^2,
+    z = b + sum of w asinh(number),
+
+where a backdoored model has the numbers of its target class, and a clean one those of the class that scores highest;
+which class that is depends on the weights, so both steps are repeated until no choice changes. The clean models of the
+part "ranks" then only lend their scores, and those of the part "held-out" judge the result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unbackdoor.bench.zoo import append, claimed, rows_of
+from unbackdoor.data import DefenderData, ImageSet, draw_clean
+from unbackdoor.errors import InputError
+from unbackdoor.models import Description, load_model
+from unbackdoor.options import options_of
+from unbackdoor.scan import Finding, Scanner
+from unbackdoor.scan.calibration import ANOMALY, HeldOut, Measure, Table, class_scores, threshold_of
+from unbackdoor.scan.outliers import GAUSSIAN
+from unbackdoor.training import Runtime, Silent
+
+FloatArray = NDArray[np.float64]
+BoolArray = NDArray[np.bool_]
+
+Looked = tuple[Mapping[str, Any], list[dict[str, Any]]]
+"""A row of the zoo's index, and those of the scans of its model."""
+
+SCANS = "scans.jsonl"
+"""Name of the file with what detectors said, in a zoo's folder."""
+PENALTY = 0.05
+"""Of the squared weights; set once, before any model was judged."""
+REPEATS = 50
+"""Of the regression, at most."""
+LEAST_MODELS = 4
+"""Clean models, and backdoored ones, from which weights are learned, at least."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scanned:
+    """A model of a zoo, and what the detectors say of it.
+
+    Attributes:
+        key: of the model.
+        part: what it is for; see `Entry.part`.
+        attack: name, or None.
+        backdoored: whether it is.
+        target: the one class that the attacker wants, or None.
+        findings: by the detectors' names.
+        seconds: all detectors together.
+    """
+
+    key: str
+    part: str
+    attack: str | None
+    backdoored: bool
+    target: int | None
+    findings: Mapping[str, Finding]
+    seconds: float
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], scans: Sequence[Mapping[str, Any]]) -> Scanned:
+        """Return what a row of the index and the rows of its scans tell."""
+        findings = {
+            scan["detector"]: Finding(
+                backdoored=scan["flagged"],
+                suspected=tuple(scan["suspected"]),
+                calibrated=False,
+                anomaly=torch.tensor(scan["anomaly"]),
+                threshold=scan["threshold"],
+                statistics=scan["statistics"],
+            )
+            for scan in scans
+            if "refused" not in scan
+        }
+        return cls(
+            key=row["key"],
+            part=row["part"],
+            attack=row["attack"],
+            backdoored=row["backdoored"],
+            target=row["target"],
+            findings=findings,
+            seconds=sum(scan.get("seconds", 0.0) for scan in scans),
+        )
+
+
+def scan_zoo(
+    out: Path,
+    rows: Sequence[Mapping[str, Any]],
+    train: ImageSet,
+    detectors: Sequence[Scanner],
+    clean_size: int,
+    runtime: Runtime,
+) -> list[Looked]:
+    """Let the detectors look at the models of a zoo, each with clean images drawn by its seed.
+
+    What was done before is not done again; several processes share the work.
+
+    Args:
+        out: the zoo's folder.
+        rows: of its index; those without a model, or with an attack that failed, are left out.
+        train: where the clean images come from.
+        detectors: which.
+        clean_size: clean images that they get.
+        runtime: device and precision; seeds are the models' own.
+
+    Returns:
+        Each model's row with those of its scans; without the models that another process is at.
+    """
+    usable = [row for row in rows if row.get("backdoored") is not None and row["part"] is not None]
+    with runtime.progress.bar("scans", len(usable)) as advance:
+        for row in usable:
+            todo = {_key(row, detector, clean_size): detector for detector in detectors}
+            with claimed(out, f"scan-{row['key']}-{clean_size}") as mine:
+                done = {scan["key"] for scan in rows_of(out / SCANS)} if mine else set(todo)
+                for key, detector in todo.items():
+                    if key not in done:
+                        append(out / SCANS, _scan(out, row, key, train, detector, clean_size, runtime))
+            advance()
+    scans = {scan["key"]: scan for scan in rows_of(out / SCANS)}
+    wanted = [(row, [scans.get(_key(row, detector, clean_size)) for detector in detectors]) for row in usable]
+    return [(row, [one for one in said if one]) for row, said in wanted if all(said)]
+
+
+def _key(row: Mapping[str, Any], detector: Scanner, clean_size: int) -> str:
+    return f"{row['sha256']} {clean_size} {options_of(detector)}"
+
+
+def _scan(
+    out: Path,
+    row: Mapping[str, Any],
+    key: str,
+    train: ImageSet,
+    detector: Scanner,
+    clean_size: int,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    loaded = load_model(out / row["file"])
+    if loaded.sha256 != row["sha256"]:
+        raise InputError(f"{out / row['file']} is another file than the one in the index; make the zoo again")
+    quiet = replace(runtime, seed=row["seed"], budget=None, progress=Silent())
+    clean = draw_clean(train, clean_size, row["seed"])
+    start = time.perf_counter()
+    scan = {"key": key, "model": row["key"], "detector": type(detector).__name__, "clean_size": clean_size}
+    try:
+        finding = detector.scan(loaded.network, DefenderData(clean=clean), quiet)
+    except InputError as error:
+        return {**scan, "refused": str(error)}
+    return {
+        **scan,
+        "anomaly": finding.anomaly.tolist(),
+        "statistics": dict(finding.statistics),
+        "threshold": finding.threshold,
+        "flagged": finding.backdoored,
+        "suspected": list(finding.suspected),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def measures_of(models: Sequence[Scanned]) -> tuple[Measure, ...]:
+    """Return what is weighed, with the weights; see the module's text.
+
+    Args:
+        models: those of the part "weights" count.
+
+    Raises:
+        InputError: too few of them.
+    """
+    learned = [one for one in models if one.part == "weights"]
+    clean, backdoored = ([one for one in learned if one.backdoored == kind] for kind in (False, True))
+    if min(len(clean), len(backdoored)) < LEAST_MODELS:
+        raise InputError(
+            f"weights are learned from {LEAST_MODELS} clean and as many backdoored models or more, found {len(clean)}"
+            f" and {len(backdoored)}; make a larger zoo"
+        )
+    numbers = sorted({pair for one in clean for pair in _numbers(one)})
+    measures = [_measure(detector, number, clean) for detector, number in numbers]
+    features = {one.key: _features(one, measures) for one in learned}
+    weights = np.ones(len(measures))
+    chosen: list[int] = []
+    for _ in range(REPEATS):
+        before, chosen = chosen, [_row(one, features[one.key], weights) for one in learned]
+        if chosen == before:
+            break
+        rows = np.stack([features[one.key][c].numpy() for one, c in zip(learned, chosen)])
+        weights = logistic(rows, np.array([one.backdoored for one in learned]))
+    return tuple(replace(measure, weight=float(weight)) for measure, weight in zip(measures, weights))
+
+
+def _numbers(one: Scanned) -> list[tuple[str, str]]:
+    return [(name, number) for name, finding in one.findings.items() for number in (ANOMALY, *finding.statistics)]
+
+
+def _measure(detector: str, number: str, clean: Sequence[Scanned]) -> Measure:
+    """Return the centre and the scale of a number over clean models."""
+    values = []
+    for one in clean:
+        finding = one.findings.get(detector)
+        if finding is not None:
+            values.append(float(finding.anomaly.max()) if number == ANOMALY else finding.statistics.get(number, np.nan))
+    known = np.array([value for value in values if np.isfinite(value)])
+    center = float(np.median(known))
+    spread = GAUSSIAN * float(np.median(np.abs(known - center)))
+    # A number that clean models agree on must not decide by a hair.
+    scale = max(spread, 1e-3 * abs(center), 1e-6)
+    return Measure(detector=detector, number=number, center=center, scale=scale, weight=1.0)
+
+
+def _features(one: Scanned, measures: Sequence[Measure]) -> Float[Tensor, "k d"]:
+    """Return the comparable numbers of each class, a column a measure."""
+    return torch.stack([class_scores([measure], one.findings) for measure in measures], 1)
+
+
+def _row(one: Scanned, features: Float[Tensor, "k d"], weights: FloatArray) -> int:
+    """Return the class whose numbers stand for a model: the target, or where that is none the highest score."""
+    if one.backdoored and one.target is not None:
+        return one.target
+    return int((features.numpy() @ weights).argmax())
+
+
+def logistic(rows: FloatArray, positive: BoolArray) -> FloatArray:
+    """Return the weights, 0 or more, of a penalised logistic regression in which both kinds count the same.
+
+    Args:
+        rows: features, shape (models, numbers).
+        positive: which of them are backdoored, shape (models,).
+    """
+    from scipy.optimize import minimize
+
+    sign = np.where(positive, 1.0, -1.0)
+    share = np.where(positive, 1 / positive.sum(), 1 / (~positive).sum())
+
+    def loss(at: FloatArray) -> tuple[float, FloatArray]:
+        weights, constant = at[:-1], at[-1]
+        margin = sign * (rows @ weights + constant)
+        slope = -sign * share / (1 + np.exp(margin))
+        value = float((share * np.logaddexp(0, -margin)).sum() + PENALTY * (weights @ weights))
+        return value, np.append(rows.T @ slope + 2 * PENALTY * weights, slope.sum())
+
+    numbers = rows.shape[1]
+    bounds = [(0.0, None)] * numbers + [(None, None)]
+    found = minimize(loss, np.zeros(numbers + 1), jac=True, method="L-BFGS-B", bounds=bounds)
+    weights: FloatArray = found.x[:-1]
+    return weights
+
+
+def score(measures: Sequence[Measure], one: Scanned) -> float:
+    """Return a model's score: that of its highest class."""
+    return float(class_scores(measures, one.findings).max())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """How a way to tell backdoored models from clean ones does on held-out models.
+
+    Attributes:
+        name: of it.
+        auroc: area under the curve of true against false alarms, 0 to 1; 0.5 is chance.
+        held_out: counts at the rate of false alarms.
+        by_attack: models found and models there are, by the attack's name.
+    """
+
+    name: str
+    auroc: float
+    held_out: HeldOut
+    by_attack: Mapping[str, tuple[int, int]]
+
+    @property
+    def highest_false(self) -> float:
+        """The one-sided 95 % upper bound (Clopper and Pearson) of the share of clean models that are accused."""
+        return _upper(self.held_out.alarms, self.held_out.clean)
+
+    @property
+    def lowest_true(self) -> float:
+        """The one-sided 95 % lower bound of the share of backdoored models that are found."""
+        return 1 - _upper(self.held_out.backdoored - self.held_out.found, self.held_out.backdoored)
+
+
+def _upper(count: int, of: int) -> float:
+    from scipy.stats import beta
+
+    return 1.0 if count >= of else float(beta.ppf(0.95, count + 1, of - count))
+
+
+def judged(name: str, measures: Sequence[Measure], models: Sequence[Scanned], rate: float) -> Judged:
+    """Return how measures do on the part "held-out", ranked among the clean models of the part "ranks".
+
+    Args:
+        name: for the table.
+        measures: with their weights; a single one of weight 1 judges that number alone.
+        models: of the zoo.
+        rate: of false alarms that are allowed.
+
+    Raises:
+        InputError: no clean or no backdoored models were held out.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    ranks = sorted(score(measures, one) for one in models if one.part == "ranks")
+    held = [one for one in models if one.part == "held-out"]
+    threshold = threshold_of(ranks, rate)
+    scores = [score(measures, one) for one in held]
+    kinds = [one.backdoored for one in held]
+    if len(set(kinds)) < 2:
+        raise InputError("a verdict is judged by held-out models of both kinds; make a zoo of two rounds or more")
+    alarms = [value > threshold for value in scores]
+    found = [one for one, alarm in zip(held, alarms) if alarm and one.backdoored]
+    single = [one for one in found if one.target is not None]
+    right = sum(int(class_scores(measures, one.findings).argmax()) == one.target for one in single)
+    attacks = sorted({one.attack for one in held if one.attack and one.backdoored})
+    return Judged(
+        name=name,
+        auroc=float(roc_auc_score(kinds, scores)),
+        held_out=HeldOut(
+            clean=kinds.count(False),
+            alarms=sum(alarm for alarm, kind in zip(alarms, kinds) if not kind),
+            backdoored=kinds.count(True),
+            found=len(found),
+            single_target=len(single),
+            right_target=right,
+        ),
+        by_attack={
+            attack: (
+                sum(one.attack == attack for one in found),
+                sum(one.attack == attack and one.backdoored for one in held),
+            )
+            for attack in attacks
+        },
+    )
+
+
+def table_of(
+    name: str,
+    description: Sequence[Description],
+    clean_size: int,
+    detectors: Sequence[Scanner],
+    models: Sequence[Scanned],
+    rate: float,
+) -> tuple[Table, list[Judged]]:
+    """Return the calibration table of a zoo, and how the verdict and each number alone do on what was held out.
+
+    Args:
+        name: what the zoo is, for people.
+        description: of its networks, which all have the same classes and images.
+        clean_size: clean images that the detectors were given.
+        detectors: that looked.
+        models: see `scan_zoo`.
+        rate: of false alarms that are allowed, by which it is judged.
+
+    Raises:
+        InputError: too few models of some part.
+    """
+    measures = measures_of(models)
+    whole = judged("Verdict", measures, models, rate)
+    alone = [judged(f"{m.detector}: {m.number}", [replace(m, weight=1.0)], models, rate) for m in measures]
+    one = description[0]
+    table = Table(
+        name=name,
+        classes=len(one.class_names),
+        image_shape=one.image_shape,
+        networks=tuple(sorted({network.architecture for network in description})),
+        clean_size=clean_size,
+        rate=rate,
+        detectors=tuple(detectors),
+        measures=measures,
+        clean_scores=tuple(sorted(score(measures, model) for model in models if model.part == "ranks")),
+        held_out=whole.held_out,
+    )
+    return table, [whole, *alone]

@@ -1,0 +1,273 @@
+"""A zoo: many small models, clean and backdoored, by which scanners are calibrated and judged.
+
+Everything that decides a model is its data, its network, its attack and its seed, and the recipe that the whole zoo
+has. So is the part that a model plays, see `Entry.part`: which attacks and which seeds are held out follows from
+their names and numbers, and nobody can choose it after looking.
+
+Models are trained one by one, each by one process: several processes may work on one zoo, and share it by locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from unbackdoor.attacks import ATTACKS, AllToOne, Attack, Criterion, FittedAttack, Poisoning, SourceSpecific, TaCT
+from unbackdoor.data import ImageSet, draw_clean
+from unbackdoor.errors import InputError
+from unbackdoor.evaluate import evaluate
+from unbackdoor.files import unlock, write_bytes
+from unbackdoor.folder import RESUME
+from unbackdoor.models import PreActResNet18, WRN16x1, save_model
+from unbackdoor.options import bound_options, options_of
+from unbackdoor.training import Recipe, Runtime, Silent, fit, new_network
+
+NETWORKS: tuple[partial[nn.Module], ...] = (partial(PreActResNet18, width=8), partial(WRN16x1, width=16))
+"""Taken in turn."""
+QUICK = Recipe(epochs=8)
+"""Of a victim that has to know the classes, not to be the best."""
+LEAST_SUCCESS = 0.5
+"""Of an attack, on test images; where it is less, no backdoor came of it: neither clean nor backdoored."""
+LEAST_RATE = 0.02
+"""Of poison, and of covers where there are any: a rate of 0.3 % of few images is a handful."""
+MOST_OF_A_CLASS = 0.6
+"""Share of the target's images that an attack may poison which leaves labels as they are."""
+INDEX, MODELS, WORK = "index.jsonl", "models", "work"
+"""Names in a zoo's folder."""
+
+Part = Literal["weights", "ranks", "held-out"]
+"""What a model is for: to learn what numbers weigh; to say what is usual (clean models only); to judge the verdict."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A model of a zoo.
+
+    Attributes:
+        data: name of the data set.
+        network: name of the network.
+        attack: name of the attack; None: trained on clean data.
+        seed: of everything that is drawn.
+    """
+
+    data: str
+    network: str
+    attack: str | None
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others; the name of its file."""
+        return "-".join([self.data, self.network, self.attack or "None", str(self.seed)])
+
+    @property
+    def part(self) -> Part | None:
+        """What it is for; None: nothing, as attacks that are held out do not meet seeds that are not."""
+        held_seed = self.seed % 2 == 1
+        if self.attack is None:
+            return "held-out" if held_seed else "weights" if self.seed % 8 == 0 else "ranks"
+        if is_held_out(self.attack) != held_seed:
+            return None
+        return "held-out" if held_seed else "weights"
+
+
+def is_held_out(attack: str) -> bool:
+    """Return whether verdicts are judged by this attack, and not made with it: by its name's hash, half of them are."""
+    return hashlib.sha256(attack.encode()).digest()[0] % 2 == 0
+
+
+def plan(data: str, attacks: Sequence[str], rounds: int) -> list[Entry]:
+    """Return the models of a zoo; the first of them are a smaller zoo of the same kind.
+
+    A round has a model of each attack, and as many clean ones; rounds take turns between what verdicts are made with
+    and what they are judged by.
+
+    Args:
+        data: name of the data set.
+        attacks: names.
+        rounds: 1 or more.
+
+    Raises:
+        InputError: no rounds, or an attack that there is not.
+    """
+    if rounds < 1:
+        raise InputError(f"a zoo has 1 round or more, found {rounds}")
+    names = [network.func.__name__ for network in NETWORKS]
+    entries: list[Entry] = []
+    for attack in attacks:
+        # An unknown name is an InputError with a hint.
+        ATTACKS[attack]
+    for number in range(rounds):
+        present = sorted(attack for attack in set(attacks) if is_held_out(attack) == (number % 2 == 1))
+        for place, attack in enumerate(present):
+            # Clean seeds keep the round's parity.
+            clean = 2 * (number // 2 * len(present) + place) + number % 2
+            network = names[(number // 2 + place) % len(names)]
+            entries.append(Entry(data=data, network=network, attack=None, seed=clean))
+            entries.append(Entry(data=data, network=network, attack=attack, seed=number))
+    return entries
+
+
+def fill(
+    out: Path, entries: Sequence[Entry], train: ImageSet, test: ImageSet, size: int, recipe: Recipe, runtime: Runtime
+) -> list[dict[str, Any]]:
+    """Train the models that are missing, and return the rows of the zoo's index that belong to the entries.
+
+    Args:
+        out: the zoo's folder.
+        entries: see `plan`.
+        train: images of which each model sees `size`, drawn class-balanced by its seed.
+        test: measures accuracy and the attack's success.
+        size: training images of a model; all if there are fewer.
+        recipe: how models are trained.
+        runtime: device and precision; seeds are the entries' own.
+
+    Raises:
+        InputError: the folder has models of another recipe under these names.
+    """
+    made = {"size": size, "recipe": options_of(recipe), "precision": runtime.precision, "images": train.digest()}
+    wanted = {entry.key for entry in entries}
+    _check_same(out, wanted, made)
+    with runtime.progress.bar("zoo", len(entries)) as advance:
+        for entry in entries:
+            with claimed(out, entry.key) as mine:
+                if mine and entry.key not in {row["key"] for row in rows_of(out / INDEX)}:
+                    # Bars within a bar cannot be shown, and a budget is not a model's own.
+                    quiet = replace(runtime, seed=entry.seed, budget=None, progress=Silent())
+                    append(out / INDEX, {**_made(out, entry, train, test, size, recipe, quiet), "made": made})
+            advance()
+    return [row for row in rows_of(out / INDEX) if row["key"] in wanted]
+
+
+def _check_same(out: Path, wanted: set[str], made: Mapping[str, Any]) -> None:
+    for row in rows_of(out / INDEX):
+        if row["key"] in wanted and row["made"] != json.loads(json.dumps(made)):
+            raise InputError(
+                f"{out} has {row['key']} already, made by another recipe or of other images; choose another --out"
+            )
+
+
+def _made(
+    out: Path, entry: Entry, train: ImageSet, test: ImageSet, size: int, recipe: Recipe, runtime: Runtime
+) -> dict[str, Any]:
+    """Train and save a model, and return its row of the index; if the attack refuses the data, the row says so."""
+    start = time.perf_counter()
+    row = {"key": entry.key, **vars(entry), "part": entry.part}
+    folder = out / WORK / entry.key
+    folder.mkdir(parents=True, exist_ok=True)
+    images = draw_clean(train, min(size, len(train)), entry.seed)
+    network = next(one for one in NETWORKS if one.func.__name__ == entry.network)
+    build = partial(new_network, network, images, runtime)
+    model = build()
+    fitted: FittedAttack | None = None
+    mark = None
+    try:
+        if entry.attack is not None:
+            attack = attack_of(entry, images, runtime)
+            fitted = attack.prepare(images, build, runtime, folder)
+            mark = {"attack": options_of(attack), "criterion": fitted.criterion.to_json()}
+        data, hook = (fitted.train, fitted.hook) if fitted else (images, None)
+        fit(model, data, recipe, runtime, hook=hook, resume=folder / RESUME, description=entry.key)
+    except InputError as error:
+        shutil.rmtree(folder)
+        return {**row, "refused": str(error)}
+    trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
+    evaluation = evaluate(model, test, runtime, trigger, criterion)
+    success = None if evaluation.asr is None else evaluation.asr.value
+    made_by = {"program": "unbackdoor zoo", "seed": entry.seed, "network": bound_options(network)}
+    file = f"{MODELS}/{entry.key}.safetensors"
+    digest = save_model(out / file, model, provenance=made_by, backdoored=mark)
+    shutil.rmtree(folder)
+    return {
+        **row,
+        "file": file,
+        "sha256": digest,
+        "backdoored": None if success is not None and success < LEAST_SUCCESS else success is not None,
+        "target": target_of(criterion),
+        "acc": evaluation.acc.value,
+        "asr": success,
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def attack_of(entry: Entry, images: ImageSet, runtime: Runtime) -> Attack:
+    """Return the entry's attack with a target drawn by the seed, and rates that its images can bear.
+
+    Args:
+        entry: with an attack.
+        images: that the model is trained on.
+        runtime: with the entry's seed.
+    """
+    assert entry.attack is not None
+    attack = ATTACKS[entry.attack]()
+    order = torch.randperm(images.classes, generator=runtime.generator("zoo target")).tolist()
+    options: dict[str, Any] = {"target": order[0]}
+    if isinstance(attack, TaCT):
+        options |= {"sources": (order[1],), "covers": tuple(order[2:4])}
+    if isinstance(attack, Poisoning):
+        most = float((images.labels == order[0]).float().mean()) * MOST_OF_A_CLASS if attack.labels == "clean" else 1.0
+        options["poison_rate"] = min(max(attack.poison_rate, LEAST_RATE), most)
+        if attack.cover_rate:
+            options["cover_rate"] = max(attack.cover_rate, LEAST_RATE)
+    return replace(attack, **options)
+
+
+def target_of(criterion: Criterion | None) -> int | None:
+    """Return the one class that the attacker wants, or None if there is none."""
+    return criterion.target if isinstance(criterion, (AllToOne, SourceSpecific)) else None
+
+
+@contextlib.contextmanager
+def claimed(out: Path, name: str) -> Iterator[bool]:
+    """Yield whether this process may make what has this name in a zoo: no other one is at it, nor can be meanwhile."""
+    (out / WORK).mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / WORK / f"{name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        unlock(lock)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines, oldest first; none if there is no file.
+
+    Raises:
+        InputError: a line is no JSON object with a key.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read; name the folder of a zoo") from error
+    try:
+        rows = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} has a line that is no JSON; remove the line, or make the zoo again") from error
+    if not all(isinstance(row, dict) and isinstance(row.get("key"), str) for row in rows):
+        raise InputError(f"{path} has a line that is no row of a zoo; remove the line, or make the zoo again")
+    return rows
+
+
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to a file of JSON lines that other processes add to as well; it is complete at any moment."""
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        before = path.read_bytes() if path.exists() else b""
+        write_bytes(path, before + json.dumps(row).encode() + b"\n")

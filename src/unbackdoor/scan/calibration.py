@@ -1,0 +1,329 @@
+"""Calibration tables: what the detectors' numbers are on models that are known to be clean, and what they weigh.
+
+A table belongs to one kind of model: its number of classes, the size of its images, its network. For each number that
+a detector gives (of each class, or of the whole model) it has a centre and a scale, so that numbers can be compared,
+and a weight; and it has the scores of clean models. With them a model's score becomes a conformal p-value:
+
+    S_c  = sum over the numbers of weight asinh((x_c - centre) / scale)        for each class c
+    S    = max over the classes of S_c
+    p    = (1 + number of the clean models with a score of S or more) / (1 + number of the clean models)
+
+If the model is clean and drawn as those were, its rank among them is uniform, so p <= a happens with a probability of
+at most a, whatever the weights are and however the numbers depend on each other. (Vovk, Gammerman, Shafer,
+"Algorithmic Learning in a Random World", 2005.) Only the clean models whose scores are kept must have had no part in
+the weights.
+
+Weights are not negative, so no number that grows can make a model less suspicious. The sum runs within a class before
+the maximum is taken: detectors that point at the same class count more than those that contradict each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unbackdoor.errors import CheckpointError, InputError
+from unbackdoor.files import read_bytes
+from unbackdoor.models import Description
+from unbackdoor.models.safetensors_file import json_object
+from unbackdoor.options import options_of, with_options
+from unbackdoor.scan.base import Finding, Scanner
+from unbackdoor.text import clean_text
+
+SHIPPED = Path(__file__).with_name("calibration.json")
+"""The tables that come with the package."""
+FORMAT = 1
+MOST_BYTES = 1 << 22
+MOST_ENTRIES = 100_000
+"""Of any list in a file of tables."""
+LARGEST = 1e300
+"""Of any number in a file of tables."""
+ANOMALY = "anomaly"
+"""The number of a class that every detector has; all others are of the whole model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """A number of a detector, and what it weighs.
+
+    Attributes:
+        detector: its name.
+        number: "anomaly", or a name in the finding's `statistics`.
+        center: what is usual in clean models.
+        scale: how far clean models spread, above 0.
+        weight: 0 or more.
+    """
+
+    detector: str
+    number: str
+    center: float
+    scale: float
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """How the verdict did on models that had no part in the table.
+
+    Attributes:
+        clean: clean models.
+        alarms: of them called backdoored.
+        backdoored: backdoored models.
+        found: of them called backdoored.
+        single_target: of those found, the ones with one target class.
+        right_target: of those, the ones whose first suspected class is the target.
+    """
+
+    clean: int
+    alarms: int
+    backdoored: int
+    found: int
+    single_target: int
+    right_target: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What is known of one kind of model.
+
+    Attributes:
+        name: what it was calibrated on, for people.
+        classes: of the models.
+        image_shape: channels, height, width.
+        networks: architectures.
+        clean_size: clean images that the detectors were given.
+        rate: share of clean models that may be called backdoored, as `held_out` counts them, 0 to 1.
+        detectors: with their options.
+        measures: what is weighed.
+        clean_scores: of clean models that had no part in the measures, ascending.
+        held_out: how it did.
+    """
+
+    name: str
+    classes: int
+    image_shape: tuple[int, int, int]
+    networks: tuple[str, ...]
+    clean_size: int
+    rate: float
+    detectors: tuple[Scanner, ...]
+    measures: tuple[Measure, ...]
+    clean_scores: tuple[float, ...]
+    held_out: HeldOut = field(repr=False)
+
+    def p_value(self, score: float) -> float:
+        """Return the conformal p-value of a model's score, above 0 and at most 1."""
+        as_large = sum(clean >= score for clean in self.clean_scores)
+        return (1 + as_large) / (1 + len(self.clean_scores))
+
+    def threshold(self, rate: float) -> float:
+        """Return the score above which the p-value is at most `rate`; infinite if there are too few clean models."""
+        return threshold_of(self.clean_scores, rate)
+
+    def misfits(self, description: Description, images: int) -> list[str]:
+        """Return what of a model, and of the clean images for it, is not as in the table; nothing if it fits."""
+        classes = len(description.class_names)
+        found = []
+        if classes != self.classes:
+            found.append(f"{classes} classes instead of {self.classes}")
+        if description.image_shape != self.image_shape:
+            found.append(f"images of {_sides(description.image_shape)} instead of {_sides(self.image_shape)}")
+        if description.architecture not in self.networks:
+            found.append(f"the network {clean_text(description.architecture, 60)}")
+        if images < self.clean_size:
+            found.append(f"{images} clean images instead of {self.clean_size}")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as JSON values."""
+        return {
+            "name": self.name,
+            "classes": self.classes,
+            "image_shape": list(self.image_shape),
+            "networks": list(self.networks),
+            "clean_size": self.clean_size,
+            "rate": self.rate,
+            "detectors": [options_of(detector) for detector in self.detectors],
+            "measures": [vars(measure) for measure in self.measures],
+            "clean_scores": list(self.clean_scores),
+            "held_out": vars(self.held_out),
+        }
+
+
+def _sides(shape: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def threshold_of(clean_scores: Sequence[float], rate: float) -> float:
+    """Return the score above which a p-value is at most `rate`; infinite if there are too few clean models.
+
+    Args:
+        clean_scores: ascending.
+        rate: above 0 and below 1.
+    """
+    # A hair more: 0.05 * 20 is less than 1 to some computers.
+    allowed = math.floor(rate * (1 + len(clean_scores)) + 1e-9)
+    return clean_scores[-allowed] if allowed else math.inf
+
+
+def class_scores(measures: Sequence[Measure], findings: Mapping[str, Finding]) -> Float[Tensor, "k"]:
+    """Return the weighted sum of the findings' numbers for each class (see the module's text).
+
+    Args:
+        measures: what is weighed.
+        findings: by the detectors' names, one or more; a number that is missing or no number counts as usual.
+    """
+    total = torch.zeros(max(len(finding.anomaly) for finding in findings.values()), dtype=torch.float64)
+    for measure in measures:
+        finding = findings.get(measure.detector)
+        if finding is None:
+            continue
+        if measure.number == ANOMALY:
+            value = finding.anomaly.double().cpu()
+        else:
+            value = torch.tensor(finding.statistics.get(measure.number, math.nan), dtype=torch.float64)
+        usual = torch.asinh((value - measure.center) / measure.scale)
+        total = total + measure.weight * torch.where(usual.isfinite(), usual, 0.0)
+    return total
+
+
+def nearest(tables: Sequence[Table], description: Description, images: int) -> Table:
+    """Return the table for a model: one that fits, with the most clean images, or else one that is least unlike.
+
+    Args:
+        tables: one or more.
+        description: of the model.
+        images: clean images that there are.
+    """
+
+    def distance(table: Table) -> tuple[bool, float, int]:
+        pairs = zip((*description.image_shape, len(description.class_names)), (*table.image_shape, table.classes))
+        far = sum(abs(math.log(ours / theirs)) for ours, theirs in pairs)
+        return bool(table.misfits(description, images)), far + (images < table.clean_size), -table.clean_size
+
+    return min(tables, key=distance)
+
+
+def read_tables(path: Path = SHIPPED) -> tuple[Table, ...]:
+    """Read calibration tables.
+
+    Raises:
+        InputError: the file cannot be read, or is none of ours.
+    """
+    where = clean_text(str(path))
+    try:
+        content = json_object(read_bytes(path, MOST_BYTES), "content")
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror}); name a file of calibration tables") from error
+    except (ValueError, CheckpointError) as error:
+        raise InputError(f"{where}: {error}; name a file of calibration tables") from error
+    try:
+        if content.get("format") != FORMAT:
+            raise _Wrong(f"its format is {content.get('format')!r}, not {FORMAT}")
+        return tuple(_table(one) for one in _list(content, "tables"))
+    except (_Wrong, InputError) as error:
+        raise InputError(f"{where} holds no calibration tables: {clean_text(str(error))}; make it again") from error
+
+
+class _Wrong(Exception):
+    """Something in a file is not what it must be."""
+
+
+def _table(content: Any) -> Table:
+    of = _object(content, "a table")
+    detectors = tuple(_detector(one) for one in _list(of, "detectors"))
+    names = {type(detector).__name__ for detector in detectors}
+    if len(names) < len(detectors):
+        raise _Wrong("a detector stands twice in a table")
+    shape = [_whole(side, "image_shape") for side in _list(of, "image_shape")]
+    if len(shape) != 3:
+        raise _Wrong("image_shape must be channels, height and width")
+    scores = [_number(score, "clean_scores") for score in _list(of, "clean_scores")]
+    measures = tuple(_measure(one) for one in _list(of, "measures"))
+    if not {measure.detector for measure in measures} <= names:
+        raise _Wrong("a measure is of a detector that the table does not have")
+    return Table(
+        name=clean_text(_text(of.get("name"), "name")),
+        classes=_whole(of.get("classes"), "classes"),
+        image_shape=(shape[0], shape[1], shape[2]),
+        networks=tuple(_text(name, "networks") for name in _list(of, "networks")),
+        clean_size=_whole(of.get("clean_size"), "clean_size"),
+        rate=_number(of.get("rate"), "rate", least=0.0, most=1.0),
+        detectors=detectors,
+        measures=measures,
+        clean_scores=tuple(sorted(scores)),
+        held_out=_held_out(of.get("held_out")),
+    )
+
+
+def _measure(content: Any) -> Measure:
+    of = _object(content, "a measure")
+    scale = _number(of.get("scale"), "scale", least=0.0)
+    if not scale:
+        raise _Wrong("scale must be above 0")
+    return Measure(
+        detector=_text(of.get("detector"), "detector"),
+        number=_text(of.get("number"), "number"),
+        center=_number(of.get("center"), "center"),
+        scale=scale,
+        weight=_number(of.get("weight"), "weight", least=0.0),
+    )
+
+
+def _held_out(content: Any) -> HeldOut:
+    of = _object(content, "held_out")
+    counts = {name: _whole(of.get(name), name, least=0) for name in HeldOut.__dataclass_fields__}
+    found = HeldOut(**counts)
+    if found.alarms > found.clean or not found.right_target <= found.single_target <= found.found <= found.backdoored:
+        raise _Wrong("held_out counts more than there are")
+    return found
+
+
+def _detector(content: Any) -> Scanner:
+    # The registry has the verdict, which reads tables.
+    from unbackdoor.scan import SCANNERS
+    from unbackdoor.scan.verdict import Verdict
+
+    of = _object(content, "a detector")
+    method = SCANNERS[_text(of.get("name"), "name")]
+    if method is Verdict:
+        raise _Wrong("the verdict cannot be one of its own detectors")
+    made: Scanner = with_options(method, {name: value for name, value in of.items() if name != "name"})()
+    return made
+
+
+def _object(content: Any, what: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise _Wrong(f"{what} must be an object")
+    return content
+
+
+def _list(of: Mapping[str, Any], name: str) -> list[Any]:
+    content = of.get(name)
+    if not isinstance(content, list) or not 0 < len(content) <= MOST_ENTRIES:
+        raise _Wrong(f"{name} must be a list with 1 to {MOST_ENTRIES} entries")
+    return content
+
+
+def _text(content: Any, what: str) -> str:
+    if not isinstance(content, str) or not 0 < len(content) <= 500:
+        raise _Wrong(f"{what} must be a text of at most 500 letters")
+    return content
+
+
+def _whole(content: Any, what: str, least: int = 1) -> int:
+    if type(content) is not int or not least <= content <= 1 << 40:
+        raise _Wrong(f"{what} must be a whole number of {least} or more")
+    return content
+
+
+def _number(content: Any, what: str, least: float = -LARGEST, most: float = LARGEST) -> float:
+    if type(content) not in (int, float) or not least <= content <= most:
+        raise _Wrong(f"{what} must be a number from {least:g} to {most:g}")
+    return float(content)

@@ -1,0 +1,182 @@
+"""Verdict: one calibrated answer from several scanners. Ours.
+
+Every scanner sees some backdoors and not others, and has a threshold of its own whose false-alarm rate nobody knows.
+The verdict runs several on the same clean samples, weighs what they say of each class, and compares the largest sum
+with those of clean models of the same kind: the answer is a p-value, and "backdoored" if that is at most the share of
+clean models that one is ready to accuse. `calibration` has the formulas, and says why they hold.
+
+Weights come from a zoo of small clean and backdoored models, by logistic regression with weights of 0 or more and an
+L2 penalty (`bench/calibrate.py`). Why not Fisher's or Cauchy's combination of one p-value a scanner: from n clean
+models no p-value is below 1 / (n + 1), so a scanner whose number lies far beyond all of theirs would count as one
+that lies just beyond; both give scanners that tell nothing the same say as those that tell all; and neither knows
+that two scanners point at the same class. What the regression gets wrong costs power, never the false-alarm rate,
+which the comparison keeps.
+
+Where no table fits the model, nobody knows how often the verdict is wrong, and the finding says so (`calibrated` is
+false). The nearest table then only gives a hint: its alarms are told as such, and its silence is inconclusive, since
+no one has measured what it would have missed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from unbackdoor.data import DefenderData, draw_clean
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.scan.base import Finding, Reconstruction, Scanner
+from unbackdoor.scan.calibration import SHIPPED, Table, class_scores, nearest, read_tables
+from unbackdoor.scan.neural_cleanse import NeuralCleanse
+from unbackdoor.scan.tsbd_signals import TSBDSignals
+from unbackdoor.scan.universal_perturbations import UniversalPerturbations
+from unbackdoor.scan.weight_statistics import WeightStatistics
+from unbackdoor.training import Runtime
+
+DETECTORS: tuple[Scanner, ...] = (
+    WeightStatistics(),
+    UniversalPerturbations(),
+    TSBDSignals(),
+    NeuralCleanse(rounds=40, steps=4, batch_size=16, patience=3, stop_patience=12, most_classes=16),
+)
+"""What tables are made with: a scan of seconds; any other registered scanners can be named instead."""
+LEAST_SHARE = 1e-3
+"""Of a budget, for a detector whose turn comes after it is spent."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Scanner):
+    """Run several scanners, weigh what they say, and compare it with clean models of the same kind.
+
+    Attributes:
+        false_alarms: share of clean models that may be called backdoored, above 0 and below 1.
+        table: file of calibration tables; those of the package if None.
+    """
+
+    false_alarms: float = 0.05
+    table: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.false_alarms < 1:
+            raise InputError(f"Verdict: the share of false alarms lies above 0 and below 1, found {self.false_alarms}")
+
+    def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        """Return the verdict (see `Scanner.scan`)."""
+        clean = data.need_clean("Verdict")
+        table = nearest(read_tables(self.table or SHIPPED), model.description, len(clean))
+        count = len(table.clean_scores)
+        if not math.isfinite(table.threshold(self.false_alarms)):
+            raise InputError(
+                f"the table for this model has {count} clean models, which allow a share of false alarms of"
+                f" {1 / (1 + count):.3g} or more, found {self.false_alarms:g}; raise it, or name a larger table"
+            )
+        misfits = table.misfits(model.description, len(clean))
+        some = draw_clean(clean, min(table.clean_size, len(clean)), runtime.seed)
+        findings, told, seconds = self._hear(table, model, replace(data, clean=some), runtime)
+        if not findings:
+            raise InputError(f"none of the verdict's scanners can look at this model; {told[0]['reason']}")
+        missing = [one["name"] for one in told if one["anomaly"] is None]
+        if missing:
+            misfits.append(f"no word from {' and '.join(missing)}")
+        if any(finding.shortened for finding in findings.values()):
+            misfits.append("searches that the budget cut short")
+        return self._finding(table, misfits, findings, told, seconds)
+
+    def _hear(
+        self, table: Table, model: Network, data: DefenderData, runtime: Runtime
+    ) -> tuple[dict[str, Finding], list[dict[str, Any]], dict[str, float]]:
+        """Return the findings of the table's detectors by name, what is told of each, and how long each took."""
+        findings: dict[str, Finding] = {}
+        told = []
+        seconds: dict[str, float] = {}
+        for number, detector in enumerate(table.detectors):
+            name = type(detector).__name__
+            start = time.perf_counter()
+            try:
+                findings[name] = finding = detector.scan(model, data, _part(runtime, seconds, table, number))
+                largest = round(float(finding.anomaly.max()), 4)
+                said = {"anomaly": largest, "class": int(finding.anomaly.argmax()), "backdoored": finding.backdoored}
+                told.append({"name": name, **said, "reason": finding.reason})
+            except InputError as error:
+                told.append({"name": name, "anomaly": None, "class": None, "backdoored": None, "reason": str(error)})
+            seconds[name] = time.perf_counter() - start
+        return findings, told, seconds
+
+    def _finding(
+        self,
+        table: Table,
+        misfits: list[str],
+        findings: dict[str, Finding],
+        told: list[dict[str, Any]],
+        seconds: dict[str, float],
+    ) -> Finding:
+        """Return the answer."""
+        scores = class_scores(table.measures, findings)
+        threshold = table.threshold(self.false_alarms)
+        suspected = tuple(int(c) for c in scores.argsort(descending=True) if float(scores[c]) > threshold)
+        p_value = table.p_value(float(scores.max()))
+        return Finding(
+            backdoored=bool(suspected) if suspected or not misfits else None,
+            suspected=suspected,
+            calibrated=not misfits,
+            anomaly=scores.float(),
+            threshold=threshold,
+            reconstructions=_reconstructions(findings),
+            reason=self._reason(table, misfits, p_value, suspected),
+            shortened=any(finding.shortened for finding in findings.values()),
+            seconds=seconds,
+            evidence={
+                "p_value": p_value,
+                "false_alarms": self.false_alarms,
+                "detectors": told,
+                "calibration": {
+                    "name": table.name,
+                    "clean_models": len(table.clean_scores),
+                    "rate": table.rate,
+                    "held_out": vars(table.held_out),
+                    "misfits": misfits,
+                },
+            },
+        )
+
+    def _reason(self, table: Table, misfits: list[str], p_value: float, suspected: tuple[int, ...]) -> str:
+        """Return the answer in a sentence or two."""
+        count = len(table.clean_scores)
+        if misfits:
+            answer = (
+                f"its numbers would be unusual among clean models (p = {p_value:.3g})"
+                if suspected
+                else "no scanner's numbers are far from those of clean models, which proves little"
+            )
+            return (
+                f"{answer}; not calibrated for this scan, which has {', '.join(misfits)}: compared with the nearest"
+                f" kind of model that there is a table for ({table.name})"
+            )
+        if suspected:
+            return (
+                f"at most {100 * p_value:.2g} % of clean models look as unusual as this one (p = {p_value:.3g}, from"
+                f" {count} clean models: {table.name}); class {suspected[0]} stands out"
+            )
+        return f"no evidence found: p = {p_value:.3g}, from {count} clean models ({table.name}){self._power(table)}"
+
+    def _power(self, table: Table) -> str:
+        """Return what the verdict finds of backdoored models, where that was measured at this rate of false alarms."""
+        if table.rate != self.false_alarms or not table.held_out.backdoored:
+            return ""
+        return f"; it finds {table.held_out.found} of {table.held_out.backdoored} backdoored ones"
+
+
+def _part(runtime: Runtime, seconds: dict[str, float], table: Table, number: int) -> Runtime:
+    """Return a runtime with an equal share of what is left of the budget for a detector and those after it."""
+    if runtime.budget is None:
+        return runtime
+    left = max(0.0, 1 - sum(seconds.values()) / (60 * runtime.budget))
+    return runtime.part(max(LEAST_SHARE, left / (len(table.detectors) - number)))
+
+
+def _reconstructions(findings: dict[str, Finding]) -> tuple[Reconstruction, ...]:
+    """Return the triggers of the first detector that found some."""
+    return next((one.reconstructions for one in findings.values() if one.reconstructions), ())

@@ -1,0 +1,188 @@
+"""A zoo's parts follow from names and numbers, its models are made once, and each is what its row says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unbackdoor.attacks import ATTACKS, SIG, AllToAll, AllToOne, SourceSpecific, TaCT
+from unbackdoor.bench import zoo as module
+from unbackdoor.bench.zoo import (
+    INDEX,
+    Entry,
+    append,
+    attack_of,
+    claimed,
+    fill,
+    is_held_out,
+    plan,
+    rows_of,
+    target_of,
+)
+from unbackdoor.data import ImageSet, read_images
+from unbackdoor.errors import InputError
+from unbackdoor.models import load_model
+from unbackdoor.training import Recipe, Runtime
+
+RECIPE = Recipe(epochs=1, batch_size=32, low_resolution=0.0, augmentation="none")
+RUNTIME = Runtime(device="cpu", precision="fp32", threads=1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[ImageSet, ImageSet]:
+    train, test = (read_images("digits", split) for split in ("train", "test"))
+    return train, test.subset(torch.arange(80))
+
+
+def test_half_of_the_attacks_are_held_out_and_renaming_none_moves_another() -> None:
+    held = {name for name in ATTACKS if is_held_out(name)}
+    assert held == {
+        *("BPP", "Blended", "Blind", "Invisible", "LIRA", "LabelConsistent"),
+        *("MESAPatch", "SIG", "Smooth", "TrojanNN", "WaNet"),
+    }
+
+
+def test_no_attack_and_no_seed_is_on_both_sides() -> None:
+    entries = plan("digits", sorted(ATTACKS), 4)
+    assert len({entry.key for entry in entries}) == len(entries) == 88
+    sides = [(entry, entry.part == "held-out") for entry in entries]
+    for name in ("attack", "seed"):
+        both = {getattr(e, name) for e, held in sides if held} & {getattr(e, name) for e, held in sides if not held}
+        assert both <= {None}, name
+    assert Counter(entry.part for entry in entries if entry.attack) == {"weights": 22, "held-out": 22}
+    clean = Counter(entry.part for entry in entries if entry.attack is None)
+    assert clean["held-out"] == 22
+    assert clean["weights"] >= 5
+    assert clean["ranks"] >= 14
+    # Each network meets both kinds on both sides.
+    kinds = Counter((entry.network, entry.attack is None, entry.part == "held-out") for entry in entries)
+    assert len(kinds) == 8
+    assert min(kinds.values()) >= 10
+
+
+def test_the_first_rounds_of_a_zoo_are_a_smaller_zoo() -> None:
+    names = sorted(ATTACKS)
+    assert plan("digits", names, 4)[:44] == plan("digits", names, 2)
+    assert plan("digits", names[::-1], 2) == plan("digits", names, 2)
+
+
+def test_a_held_out_attack_with_a_seed_that_is_not_held_out_has_no_part() -> None:
+    def part(attack: str, seed: int) -> str | None:
+        return Entry(data="d", network="n", attack=attack, seed=seed).part
+
+    assert (part("SIG", 0), part("SIG", 1)) == (None, "held-out")
+    assert (part("BadNets", 0), part("BadNets", 1)) == ("weights", None)
+
+
+@pytest.mark.parametrize(("rounds", "attacks", "words"), [(0, ["SIG"], "1 round"), (1, ["Sig"], "did you mean SIG")])
+def test_a_plan_that_cannot_be_is_refused(rounds: int, attacks: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        plan("digits", attacks, rounds)
+
+
+def entry(attack: str | None, seed: int = 0) -> Entry:
+    return Entry(data="digits", network="WRN16x1", attack=attack, seed=seed)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_every_attack_gets_a_target_of_its_seed_and_options_that_fit_each_other(
+    name: str, digits: tuple[ImageSet, ImageSet]
+) -> None:
+    made = [attack_of(entry(name, seed), digits[0], dataclasses.replace(RUNTIME, seed=seed)) for seed in range(8)]
+    assert len({one.target for one in made}) > 3  # type: ignore[attr-defined]
+    assert made[0] == attack_of(entry(name), digits[0], RUNTIME)
+    for one in made:
+        if isinstance(one, TaCT):
+            assert len({one.target, *one.sources, *one.covers}) == 4
+        if isinstance(one, SIG):
+            share = float((digits[0].labels == one.target).float().mean())
+            assert one.poison_rate <= 0.6 * share + 1e-9
+
+
+def test_the_target_is_that_of_attacks_that_have_one() -> None:
+    assert target_of(AllToOne(target=3)) == target_of(SourceSpecific(sources=(1,), target=3)) == 3
+    assert target_of(AllToAll(classes=10)) is None
+    assert target_of(None) is None
+
+
+def test_models_are_made_once_and_are_what_their_rows_say(
+    tmp_path: Path, digits: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = digits
+    # SSBA is the refused one: as if its network did not fit.
+    entries = [entry(None), entry("BadNets"), entry("SSBA")]
+
+    def refuses(*_: object) -> None:
+        raise InputError("cannot")
+
+    monkeypatch.setattr(ATTACKS["SSBA"], "prepare", refuses)
+    rows = fill(tmp_path, entries, train, test, 120, RECIPE, RUNTIME)
+    clean, backdoored, refused = rows
+    assert (clean["part"], clean["target"], clean["asr"], clean["backdoored"]) == ("weights", None, None, False)
+    assert clean["backdoored"] is False
+    assert backdoored["backdoored"] is (True if backdoored["asr"] >= 0.5 else None)
+    assert refused["refused"] == "cannot"
+    loaded = load_model(tmp_path / backdoored["file"])
+    assert loaded.sha256 == backdoored["sha256"]
+    assert loaded.backdoored is not None
+    assert loaded.backdoored["criterion"]["target"] == backdoored["target"]
+    assert load_model(tmp_path / clean["file"]).backdoored is None
+    assert not [path for path in (tmp_path / "work").iterdir() if path.is_dir()], "states are gone"
+
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("it is there already")
+
+    monkeypatch.setattr(module, "fit", again)
+    assert fill(tmp_path, entries, train, test, 120, RECIPE, RUNTIME) == rows
+    with pytest.raises(InputError, match="another recipe"):
+        fill(tmp_path, entries, train, test, 100, RECIPE, RUNTIME)
+
+
+def test_an_interrupted_model_goes_on_and_ends_as_it_would_have(
+    tmp_path: Path, digits: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = digits
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    whole = fill(tmp_path / "whole", [entry("BadNets")], train, test, 100, recipe, RUNTIME)
+
+    def stops(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "evaluate", stops)
+        with pytest.raises(KeyboardInterrupt):
+            fill(tmp_path / "cut", [entry("BadNets")], train, test, 100, recipe, RUNTIME)
+    states = list((tmp_path / "cut" / "work").glob("*/resume.pt"))
+    assert len(states) == 1
+    rest = fill(tmp_path / "cut", [entry("BadNets")], train, test, 100, recipe, RUNTIME)
+    assert rest[0]["sha256"] == whole[0]["sha256"]
+
+
+def test_what_another_process_is_at_is_left_to_it(tmp_path: Path, digits: tuple[ImageSet, ImageSet]) -> None:
+    train, test = digits
+    with claimed(tmp_path, entry(None).key) as mine:
+        assert mine
+        assert fill(tmp_path, [entry(None)], train, test, 100, RECIPE, RUNTIME) == []
+    assert len(fill(tmp_path, [entry(None)], train, test, 100, RECIPE, RUNTIME)) == 1
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"a": 1}', '{"key": 3}'])
+def test_an_index_that_is_none_is_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / INDEX).write_text(line + "\n")
+    with pytest.raises(InputError, match="remove the line"):
+        rows_of(tmp_path / INDEX)
+
+
+def test_rows_come_back_in_order(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"key": str(number), "value": number / 3} for number in range(3)]
+    for row in rows:
+        append(tmp_path / INDEX, row)
+    assert rows_of(tmp_path / INDEX) == rows
+    assert [json.loads(line) for line in (tmp_path / INDEX).read_text().splitlines()] == rows
+    assert rows_of(tmp_path / "none.jsonl") == []

@@ -1,0 +1,214 @@
+"""The verdict weighs what its detectors say, says how sure it is, and never claims what no table covers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.planted import CLASSES, pictures, planted, runtime
+from tests.scan.tables import TABLE, findings, write_tables
+from unbackdoor.data import DefenderData
+from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.scan import SCANNERS, Finding, Scanner, Verdict, WeightStatistics
+from unbackdoor.scan import verdict as module
+from unbackdoor.scan.calibration import Measure, Table, class_scores
+from unbackdoor.training import Runtime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Says(Scanner):
+    """Says of each class what it was told to, and counts what it was given."""
+
+    how: Callable[[Network, DefenderData, Runtime], Finding]
+
+    def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        return self.how(model, data, runtime)
+
+
+def said(anomaly: Tensor, **more: object) -> Finding:
+    plain = Finding(backdoored=None, suspected=(), calibrated=False, anomaly=anomaly, threshold=1.0)
+    return replace(plain, **more)  # type: ignore[arg-type]
+
+
+SAYS = replace(
+    TABLE,
+    measures=(Measure(detector="Says", number="anomaly", center=0.0, scale=1.0, weight=1.0),),
+    clean_scores=tuple(0.01 * number for number in range(39)),
+)
+
+
+def verdict(
+    monkeypatch: pytest.MonkeyPatch,
+    how: Callable[[Network, DefenderData, Runtime], Finding],
+    table: Table = SAYS,
+    rate: float = 0.05,
+    clean: int = 60,
+    **more: object,
+) -> Finding:
+    """Return the verdict of a single detector on a clean model, by a table that fits unless it is changed."""
+    given = replace(table, detectors=(Says(how=how),))
+    monkeypatch.setattr(module, "read_tables", lambda path: (given,))
+    run = replace(runtime(), **more)  # type: ignore[arg-type]
+    return Verdict(false_alarms=rate).scan(planted(1).twin, DefenderData(clean=pictures(clean, 5)), run)
+
+
+def towards(target: int, value: float) -> Callable[[Network, DefenderData, Runtime], Finding]:
+    return lambda model, data, runtime: said(value * torch.eye(CLASSES)[target])
+
+
+def test_an_unusual_model_is_called_backdoored_and_its_class_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = verdict(monkeypatch, towards(3, 5.0))
+    assert (found.backdoored, found.suspected, found.calibrated) == (True, (3,), True)
+    assert found.evidence["p_value"] == pytest.approx(1 / 40)
+    assert float(found.anomaly.max()) > found.threshold
+    assert "class 3 stands out" in found.reason
+
+
+def test_a_usual_model_is_not_and_the_power_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = verdict(monkeypatch, towards(3, 0.1))
+    assert (found.backdoored, found.suspected, found.calibrated) == (False, (), True)
+    assert found.evidence["p_value"] == pytest.approx((1 + 29) / 40)
+    assert "finds 58 of 62 backdoored ones" in found.reason
+    assert "safe" not in found.reason
+
+
+@pytest.mark.parametrize(("rate", "backdoored"), [(0.05, False), (0.2, True)])
+def test_the_rate_of_false_alarms_is_the_users(monkeypatch: pytest.MonkeyPatch, rate: float, backdoored: bool) -> None:
+    """Between: 5 of 39 clean models are as unusual, so p = 6 / 40."""
+    value = float(torch.sinh(torch.tensor(0.335, dtype=torch.float64)))
+    found = verdict(monkeypatch, towards(2, value), rate=rate)
+    assert found.evidence["p_value"] == pytest.approx(0.15)
+    assert found.backdoored is backdoored
+    assert ("of 62" in found.reason) == (rate == 0.05), "the power was measured at that rate alone"
+
+
+def test_outside_of_its_table_it_is_not_calibrated_and_its_silence_is_inconclusive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = verdict(monkeypatch, towards(3, 0.1), replace(SAYS, networks=("other",)))
+    assert (silent.backdoored, silent.calibrated) == (None, False)
+    alarm = verdict(monkeypatch, towards(3, 5.0), replace(SAYS, networks=("other",)))
+    assert (alarm.backdoored, alarm.suspected, alarm.calibrated) == (True, (3,), False)
+    for found in (silent, alarm):
+        assert found.evidence["calibration"]["misfits"] == ["the network planted"]
+        assert "not calibrated for this scan, which has the network planted" in found.reason
+
+
+def test_fewer_clean_images_than_the_table_has_are_no_calibrated_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = verdict(monkeypatch, towards(3, 0.1), clean=50)
+    assert found.evidence["calibration"]["misfits"] == ["50 clean images instead of 60"]
+    assert (found.backdoored, found.calibrated) == (None, False)
+
+
+def test_detectors_get_as_many_clean_images_as_the_table_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def counts(model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        given.append(len(data.need_clean("test")))
+        return said(torch.zeros(CLASSES))
+
+    verdict(monkeypatch, counts, clean=200)
+    assert given == [60]
+
+
+def test_a_shortened_search_is_no_calibrated_scan(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = verdict(monkeypatch, lambda *_: said(torch.zeros(CLASSES), shortened=True))
+    assert (found.backdoored, found.calibrated, found.shortened) == (None, False, True)
+    assert "the budget cut short" in found.reason
+
+
+def test_too_few_clean_models_for_the_rate_are_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def works(*_: object) -> Finding:
+        raise AssertionError("it began")
+
+    with pytest.raises(InputError, match=r"18 clean models, which allow a share of false alarms of 0\.0526 or more"):
+        verdict(monkeypatch, works, replace(SAYS, clean_scores=(0.0,) * 18))
+
+
+def test_a_detector_that_refuses_is_told_of_and_the_others_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        raise InputError("no linear layer")
+
+    with pytest.raises(InputError, match="none of the verdict's scanners can look at this model; no linear layer"):
+        verdict(monkeypatch, refuses)
+    table = replace(TABLE, detectors=(WeightStatistics(), Says(how=refuses)))
+    monkeypatch.setattr(module, "read_tables", lambda path: (table,))
+    found = Verdict().scan(planted(1).twin, DefenderData(clean=pictures(60, 5)), runtime())
+    assert found.calibrated is False
+    assert found.evidence["detectors"][1] == {
+        "name": "Says",
+        "anomaly": None,
+        "class": None,
+        "backdoored": None,
+        "reason": "no linear layer",
+    }
+    assert found.evidence["calibration"]["misfits"] == ["no word from Says"]
+
+
+def test_each_detector_has_an_equal_share_of_what_is_left_of_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets = []
+
+    def notes(model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        budgets.append(runtime.budget)
+        return said(torch.zeros(CLASSES))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Second(Says):
+        pass
+
+    clock = iter([0.0, 15.0, 15.0, 20.0])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
+    table = replace(SAYS, detectors=(Says(how=notes), Second(how=notes)))
+    monkeypatch.setattr(module, "read_tables", lambda path: (table,))
+    found = Verdict().scan(planted(1).twin, DefenderData(clean=pictures(60, 5)), replace(runtime(), budget=1.0))
+    assert budgets == pytest.approx([0.5, 0.75])
+    assert found.seconds == {"Says": 15.0, "Second": 5.0}
+    assert "seconds" not in found.to_json()
+
+
+def test_any_registered_scanner_can_be_a_detector() -> None:
+    assert "Verdict" in SCANNERS
+    assert all(isinstance(detector, tuple(SCANNERS.values())) for detector in module.DETECTORS)
+
+
+def test_triggers_of_a_detector_that_reconstructs_are_the_verdicts(tmp_path: Path) -> None:
+    models = planted(1)
+    detectors = (module.NeuralCleanse(rounds=2, steps=2, batch_size=8),)
+    measure = Measure(detector="NeuralCleanse", number="anomaly", center=0.0, scale=1.0, weight=1.0)
+    path = write_tables(tmp_path / "t.json", replace(TABLE, detectors=detectors, measures=(measure,)))
+    found = Verdict(table=path).scan(models.twin, models.data, runtime())
+    assert [one.target for one in found.reconstructions] == list(range(CLASSES))
+
+
+def test_planted_backdoors_are_told_from_their_twins_by_what_all_detectors_say(tmp_path: Path) -> None:
+    """The scores of the twins of other seeds are the clean models; the score of a backdoored one is above them all."""
+    scores = {}
+    for seed in (1, 2, 4, 8):
+        models = planted(seed)
+        for kind, model in (("suspect", models.suspect), ("twin", models.twin)):
+            heard = {type(one).__name__: one.scan(model, models.data, runtime(seed)) for one in TABLE.detectors}
+            scores[kind, seed] = class_scores(TABLE.measures, heard)
+    clean = tuple(sorted(float(score.max()) for (kind, _), score in scores.items() if kind == "twin"))
+    path = write_tables(tmp_path / "t.json", replace(TABLE, clean_scores=clean))
+    found = [
+        Verdict(table=path, false_alarms=0.2).scan(planted(seed).suspect, planted(seed).data, runtime(seed))
+        for seed in (1, 2)
+    ]
+    assert [one.backdoored for one in found] == [True, True]
+    assert [one.suspected[0] for one in found] == [planted(1).target, planted(2).target]
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, float("nan")])
+def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+    with pytest.raises(InputError, match="above 0 and below 1"):
+        Verdict(false_alarms=rate)
+
+
+def test_findings_of_the_made_up_table_agree_with_the_module() -> None:
+    assert float(class_scores(TABLE.measures, findings([2.0] * 8, [1.5] * 8)).max()) == 0.0
