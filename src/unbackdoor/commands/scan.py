@@ -14,7 +14,16 @@ from unbackdoor.folder import PAGE
 from unbackdoor.models import LoadedModel
 from unbackdoor.models.mark import is_repaired, mark_sentence, notes_of
 from unbackdoor.options import options_of
-from unbackdoor.report import Report, finding_chart, finding_verdict, found_gallery, verdict_word, write_report
+from unbackdoor.report import (
+    Report,
+    distribution_chart,
+    distribution_gallery,
+    finding_chart,
+    finding_verdict,
+    found_gallery,
+    verdict_word,
+    write_report,
+)
 from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import Runtime
 
@@ -88,6 +97,7 @@ def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, find
     """Return the report of a scan."""
     names = loaded.network.description.class_names
     gallery = found_gallery(finding, names)
+    learned = finding.distributions
     steps = {
         True: [
             "Do not use this model as it is.",
@@ -103,9 +113,13 @@ def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, find
     return Report(
         title=f"Scan of {name}",
         verdict=finding_verdict(finding, scanner, names),
-        galleries=[] if gallery is None else [gallery],
+        galleries=[
+            *([] if gallery is None else [gallery]),
+            *([distribution_gallery(learned, names)] if learned else []),
+        ],
         charts=[
             finding_chart(finding, names),
+            *(distribution_chart(one, names[one.target]) for one in learned[:1]),
         ],
         facts=clock.facts(),
         next_steps=steps[finding.backdoored],

@@ -12,6 +12,7 @@ from unbackdoor.report.content import (
     Report,
     Verdict,
 )
+from unbackdoor.report.distribution import distribution_chart, distribution_gallery
 from unbackdoor.report.finding import finding_chart, finding_verdict, found_gallery, verdict_word
 from unbackdoor.report.insight import insight_charts, insight_facts, insight_verdict
 from unbackdoor.report.measured import candidate_facts, evaluation_metrics, loss_chart, repair_charts
@@ -35,6 +36,8 @@ __all__ = [
     "anomaly_chart",
     "candidate_facts",
     "curve_chart",
+    "distribution_chart",
+    "distribution_gallery",
     "evaluation_metrics",
     "finding_chart",
     "finding_verdict",
