@@ -24,7 +24,27 @@ from unbackdoor.purify.tsbd import TSBD
 from unbackdoor.registry import Registry
 
 PURIFIERS: Registry[Purifier] = Registry(
-    "purifier", ANP, Auto, BNP, CLP, DBR, EP, FP, FT, FTInit, FTSAM, IBAU, MCR, MESA, NAD, NCUnlearning, NPD, PixelSpace, RNP, SAU, TSBD
+    "purifier",
+    ANP,
+    Auto,
+    BNP,
+    CLP,
+    DBR,
+    EP,
+    FP,
+    FT,
+    FTInit,
+    FTSAM,
+    IBAU,
+    MCR,
+    MESA,
+    NAD,
+    NCUnlearning,
+    NPD,
+    PixelSpace,
+    RNP,
+    SAU,
+    TSBD,
 )
 """All purifiers, by name."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from sklearn.decomposition import PCA
 from torch import Tensor
 
 from unbackdoor.report.charts import series_chart
@@ -43,9 +43,7 @@ def distribution_gallery(found: Sequence[TriggerDistribution], class_names: Sequ
     )
 
 
-def distribution_chart(
-    found: TriggerDistribution, name: str, original: Float[Tensor, "c p p"] | None = None
-) -> Chart:
+def distribution_chart(found: TriggerDistribution, name: str, original: Float[Tensor, "c p p"] | None = None) -> Chart:
     """Draw triggers of each sub-model as points, in the plane in which they differ most.
 
     Args:
@@ -53,6 +51,9 @@ def distribution_chart(
         name: of its class.
         original: the attacker's trigger, of the same shape, where it is known; it becomes a point of its own.
     """
+    # Slow to import, and few pages need it.
+    from sklearn.decomposition import PCA
+
     samples = {
         f"beta {beta:g}": found.sample(POINTS, torch.Generator().manual_seed(number), of=number).flatten(1).numpy()
         for number, beta in enumerate(found.betas)
@@ -60,7 +61,7 @@ def distribution_chart(
     if original is not None:
         samples["the original trigger"] = original.cpu().flatten()[None].numpy()
     drawn = [values for series, values in samples.items() if series.startswith("beta")]
-    # One pixel of one channel has no plane: a second coordinate of zeros makes one.
+    # Triggers of one number differ in one direction alone, which is drawn as a diagonal.
     plane = PCA(min(2, drawn[0].shape[1]), random_state=0).fit(torch.cat([torch.from_numpy(one) for one in drawn]))
     series = {}
     for label, values in samples.items():
@@ -81,7 +82,7 @@ def distribution_chart(
 def mosaic(triggers: Float[Tensor, "n c p p"]) -> Float[Tensor, "c h w"]:
     """Return a square number of triggers as one picture, with lines between them."""
     side = int(len(triggers) ** 0.5)
-    framed = torch.nn.functional.pad(triggers, (0, 1, 0, 1), value=1.0)
+    framed = F.pad(triggers, (0, 1, 0, 1), value=1.0)
     count, channels, height, width = framed.shape
     rows = framed.view(side, count // side, channels, height, width).permute(2, 0, 3, 1, 4)
     return rows.reshape(channels, side * height, -1)[:, :-1, :-1]

@@ -173,9 +173,7 @@ class Screened:
     tried: dict[int, Float[Tensor, "k"]]
 
 
-def screen(
-    model: nn.Module, clean: ImageSet, sizes: tuple[int, ...], beta: float, runtime: Runtime
-) -> Screened:
+def screen(model: nn.Module, clean: ImageSet, sizes: tuple[int, ...], beta: float, runtime: Runtime) -> Screened:
     """Search for one patch a class, at every size, and choose the size.
 
     It is the smallest at which a class is led to as often as `beta`: a larger patch holds a smaller one, and hides it.
