@@ -1,9 +1,9 @@
 """MESA's defence: retrain on triggers drawn from the distribution that a scan recovered.
 
-Qiao, Yang, Li, "Defending Neural Backdoors via Generative Distribution Modeling" (NeurIPS 2019). The scanner of the same
+Qiao, Yang, Li, "Defending Neural Backdoors via Generative Distribution Modeling" (NeurIPS 2019). The scanner of that
 name (see `unbackdoor.scan.MESA`) finds the target by a sweep and learns the triggers that lead there. The repair
-fine-tunes on clean samples, some of which carry a new trigger each time and keep their true label (see `retraining`). A
-single recovered trigger leaves a backdoor that answers to others; a distribution does not. If no class is suspected
+fine-tunes on clean samples, some of which carry a new trigger each time and keep their true label (see `retraining`).
+After one recovered trigger a backdoor still answers to others; a distribution covers them. If no class is suspected
 there is nothing to retrain on, and the model is left as it is.
 
 The authors' code is told the target, and cycles through the sub-models, one an epoch, which is the default here too.

@@ -5,9 +5,9 @@ as Neural Cleanse does, one trigger is optimised, by SGD, for a patch of known s
 model is retrained as by MESA. The paper shows where this fails: the backdoor answers to more triggers than the one that
 was found.
 
-The authors search for the class that they are told, over 5 passes over a tenth of the clean samples. Here the target is
-found by the same search for every class: it is the one whose patch leads most of the other images there, if that is more
-than the threshold. The search counts steps; 30 are the 5 passes over 800 images in batches of 128.
+The authors search for the class that they are told, over 5 passes over a tenth of the clean samples. Here the target
+is found by the same search for every class: it is the one whose patch leads most of the other images there, if that is
+more than the threshold. The search counts steps; 30 are the 5 passes over 800 images in batches of 128.
 """
 
 from __future__ import annotations

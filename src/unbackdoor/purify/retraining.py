@@ -1,4 +1,4 @@
-"""Fine-tuning on clean samples, some with a trigger and their true label: the repair of MESA and of what it is compared with.
+"""Fine-tuning on clean samples, some of them with a trigger and their true label, as MESA repairs.
 
 Qiao, Yang, Li (NeurIPS 2019): SGD at 0.001 with momentum, no decay, no augmentation, batch normalisation in training
 mode. Each sample of each batch is stamped with a small probability, 1 % in the published code, which is little where
@@ -21,7 +21,7 @@ from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.scan.patches import draw_places, stamped
-from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
+from unbackdoor.training import Batch, History, Hook, Runtime, fit
 
 
 class Triggers(Protocol):

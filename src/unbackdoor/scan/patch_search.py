@@ -1,8 +1,8 @@
 """One patch a class by gradient descent on its pixels: the search that MESA is compared with, and its screening.
 
-Qiao, Yang, Li (NeurIPS 2019) call it the pixel-space approach: a single trigger is optimised as Neural Cleanse does, for
-a patch whose size is known. The published code takes SGD with a rate of 0.1 and a momentum of 0.9. Here every image has
-a place of its own for the patch, all classes are searched for together, and pixels stay in [0, 1] by projection.
+Qiao, Yang, Li (NeurIPS 2019) call it the pixel-space approach: a single trigger is optimised as Neural Cleanse does,
+for a patch whose size is known. The published code takes SGD with a rate of 0.1 and a momentum of 0.9. Here every image
+has a place of its own for the patch, all classes are searched for together, and projection keeps pixels in [0, 1].
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`TriggerDistribution`: the triggers that lead to one class, as MESA's staircase of generators.
 
-Let s(v) be the share of images that the trigger v leads to the class. Sub-model i is to be uniform where s(v) >= beta_i,
-so its density is exp(-h_i) there, h_i its entropy. With the betas in ascending order and beta_0 = 0 the sum
+Let s(v) be the share of images that the trigger v leads to the class. Sub-model i is to be uniform where s(v) is at
+least beta_i, so its density is exp(-h_i) there, h_i its entropy. With ascending betas and beta_0 = 0 the sum
 
     sum_i (beta_i - beta_(i-1)) 1[s(v) >= beta_i] = sum_i (beta_i - beta_(i-1)) exp(h_i) density_i(v)
 
