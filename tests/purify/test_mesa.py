@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.patched import SIZE, TARGET, TRIGGER, patched
 from tests.planted import network, pictures, runtime
 from tests.purify.stages import StopsIn
-from unbackdoor.attacks import Criterion
+from unbackdoor.attacks import AllToOne
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
@@ -34,7 +34,7 @@ SHORT = {"epochs": 12, "batch_size": 20, "learning_rate": 0.02, "stamped": 0.3}
 
 
 def asr_and_acc(model: Network) -> tuple[float, float]:
-    found = evaluate(model, TEST, runtime(), TRIGGER, Criterion.all_to_one(TARGET))
+    found = evaluate(model, TEST, runtime(), TRIGGER, AllToOne(target=TARGET))
     assert found.asr is not None
     return found.asr.value, found.acc.value
 
