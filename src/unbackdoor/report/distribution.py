@@ -67,7 +67,8 @@ def distribution_chart(found: TriggerDistribution, name: str, original: Float[Te
     for label, values in samples.items():
         points = plane.transform(values)
         series[label] = (points[:, 0].tolist(), points[:, -1].tolist())
-    share = f"{100 * float(plane.explained_variance_ratio_.sum()):.0f} %"
+    explained = torch.from_numpy(plane.explained_variance_ratio_).nan_to_num()
+    share = f"{100 * float(explained.sum()):.0f} %"
     return series_chart(
         series,
         marks="points",
