@@ -40,6 +40,7 @@ def test_the_original_trigger_is_a_point_only_where_it_is_given() -> None:
     without, given = distribution_chart(made, "c"), distribution_chart(made, "c", torch.rand(made.shape))
     assert "the original trigger" not in without.svg
     assert "the original trigger" in given.svg
+    assert "the original trigger" not in distribution_chart(made, "c", torch.rand(3, 4, 4)).svg
     for beta in ("0.9", "0.8", "0.5"):
         assert f"beta {beta}" in without.svg
 

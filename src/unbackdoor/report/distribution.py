@@ -49,7 +49,7 @@ def distribution_chart(found: TriggerDistribution, name: str, original: Float[Te
     Args:
         found: the distribution.
         name: of its class.
-        original: the attacker's trigger, of the same shape, where it is known; it becomes a point of its own.
+        original: the attacker's trigger, where it is known; a point of its own if it has the shape of the others.
     """
     # Slow to import, and few pages need it.
     from sklearn.decomposition import PCA
@@ -58,7 +58,7 @@ def distribution_chart(found: TriggerDistribution, name: str, original: Float[Te
         f"beta {beta:g}": found.sample(POINTS, torch.Generator().manual_seed(number), of=number).flatten(1).numpy()
         for number, beta in enumerate(found.betas)
     }
-    if original is not None:
+    if original is not None and original.shape == found.shape:
         samples["the original trigger"] = original.cpu().flatten()[None].numpy()
     drawn = [values for series, values in samples.items() if series.startswith("beta")]
     # Triggers of one number differ in one direction alone, which is drawn as a diagonal.

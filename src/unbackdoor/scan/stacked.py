@@ -83,7 +83,7 @@ class Generators(nn.Module):
 
     def __init__(self, rows: int, shape: tuple[int, int, int], hidden: int, draws: torch.Generator) -> None:
         super().__init__()
-        self.shape = shape
+        self.rows, self.shape = rows, shape
         inputs = (CHUNK, *[hidden + CHUNK] * (CHUNKS - 1))
         outputs = (*[hidden] * (CHUNKS - 1), math.prod(shape))
         self.layers = nn.ModuleList(StackedLinear(rows, one, other, draws) for one, other in zip(inputs, outputs))
@@ -91,8 +91,7 @@ class Generators(nn.Module):
 
     def forward(self, noise: Float[Tensor, "b z"]) -> Float[Tensor, "s b c p p"]:
         """Return each network's trigger for each noise, in [0, 1]."""
-        rows = self.layers[0].weight.shape[0]
-        first, *others = noise.expand(rows, -1, -1).split(CHUNK, 2)
+        first, *others = noise.expand(self.rows, -1, -1).split(CHUNK, 2)
         features = self.layers[0](first)
         for norm, layer, part in zip(self.norms, self.layers[1:], others):
             features = layer(torch.cat([F.leaky_relu(norm(features), SLOPE), part], 2))
