@@ -12,13 +12,13 @@ from tests.planted import CLASSES, NAMES, SHAPE, pictures
 from unbackdoor.attacks.mesa_patch import Scattered
 from unbackdoor.models import Description, Network
 
-TARGET, SIZE = 5, 3
+TARGET, SIZE, CLEAN = 5, 3, 5.0
 PATCH = (torch.rand(3, SIZE, SIZE, generator=torch.Generator().manual_seed(11)) < 0.5).float()
 TRIGGER = Scattered(PATCH)
 
 
 class LinearWithFilter(nn.Module):
-    """Logits that are linear in the pixels, and one of them raised where the best match of the filter is good.
+    """Logits that are linear in the pixels, and one of them raised where a filter matches somewhere.
 
     Args:
         strength: of the backdoor; 0: there is none.
@@ -27,17 +27,16 @@ class LinearWithFilter(nn.Module):
     def __init__(self, strength: float) -> None:
         super().__init__()
         self.linear = nn.Linear(SHAPE[0] * SHAPE[1] * SHAPE[2], CLASSES)
-        self.match = nn.Conv2d(3, 1, SIZE)
+        self.match = nn.Conv2d(3, 1, SIZE, bias=False)
         self.gain = nn.Parameter(torch.tensor(strength))
         with torch.no_grad():
-            self.match.weight.copy_(2 * PATCH[None] - 1)
-            # Three pixels may differ; what lies below still has a slope.
-            self.match.bias.fill_(3 - float(PATCH.sum()))
+            # Blind for plain surfaces.
+            self.match.weight.copy_(2 * (PATCH - PATCH.mean((1, 2), keepdim=True))[None])
 
     def forward(self, images: Tensor) -> Tensor:
-        match = F.leaky_relu(self.match(images).amax((1, 2, 3)), 0.1)
-        raised = F.one_hot(torch.tensor(TARGET), CLASSES) * self.gain * (match + 1)[:, None]
-        return self.linear(images.flatten(1)) + raised
+        # A soft maximum has a slope at every place; clean images give about CLEAN.
+        raised = self.gain * (self.match(images).flatten(1).logsumexp(1) - CLEAN)
+        return self.linear(images.flatten(1)) + F.one_hot(torch.tensor(TARGET), CLASSES) * raised[:, None]
 
 
 @lru_cache

@@ -52,7 +52,7 @@ def constant(target: int, *values: float, information: Tensor | None = None) -> 
     with torch.no_grad():
         generators.layers[-1].weight.zero_()
         generators.layers[-1].bias.copy_(torch.tensor(values).logit().view(-1, 1, 1).expand(-1, 1, 3 * SIZE**2))
-    generators.settle(torch.randn(20, NOISE))
+    generators.settle(torch.randn(20, NOISE, generator=torch.Generator().manual_seed(1)))
     return TriggerDistribution(
         target=target,
         betas=(0.9, 0.8, 0.5)[:rows],

@@ -58,7 +58,10 @@ def test_stacked_training_is_separate_training() -> None:
     for row, one in enumerate(alone):
         for name, value in plain_generator(together.generators, row).named_parameters():
             torch.testing.assert_close(value, one.generator.get_parameter(name), rtol=2e-3, atol=5e-4)
-            assert not torch.allclose(value, before[row][name], atol=1e-2)
+            # Biases before a normalisation have no effect.
+            assert name in ("fc1.bias", "fc2.bias", "fc3.bias") or not torch.allclose(
+                value, before[row][name], atol=1e-2
+            )
         for name, value in plain_statistics(together.statistics, row).named_parameters():
             torch.testing.assert_close(value, one.statistics.get_parameter(name), rtol=2e-3, atol=5e-4)
 

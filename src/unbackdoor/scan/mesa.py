@@ -39,7 +39,7 @@ from unbackdoor.scan.sub_models import Schedule, train_sub_models
 from unbackdoor.scan.trigger_distribution import TriggerDistribution
 from unbackdoor.training import Runtime
 
-STARTS, SCREENING_STEPS, SCREENING_BATCH = 2, 40, 32
+STARTS, SCREENING_STEPS, SCREENING_BATCH = 4, 40, 16
 """Of the search that comes before: patches a class, steps, and images a patch and step."""
 SCREENING = 0.2
 """Share of a budget that it may take."""
@@ -201,7 +201,7 @@ def screen(model: nn.Module, clean: ImageSet, sizes: tuple[int, ...], beta: floa
         part = runtime.part(1 / len(sizes))
         patches, success = search_patches(model, clean, targets, starts, part, SCREENING_STEPS, SCREENING_BATCH)
         best = success.cpu().view(-1, STARTS).max(1)
-        found[size] = patches.cpu().unflatten(0, (-1, STARTS))[torch.arange(clean.classes), best.indices], best.values
+        found[size] = patches.cpu()[best.indices + STARTS * torch.arange(clean.classes)], best.values
     tried = {size: success for size, (_, success) in found.items()}
     size = chosen_size(tried, beta)
     return Screened(size=size, patches=found[size][0], success=tried[size], tried=tried)

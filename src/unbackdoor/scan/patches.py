@@ -28,12 +28,11 @@ def stamped(
         patches: that cover what was there.
         places: row and column of each patch's first pixel; the patch must lie within the image.
     """
-    height, width = images.shape[2:]
     steps = torch.arange(patches.shape[-1], device=images.device)
     rows, columns = places[:, :1] + steps, places[:, 1:] + steps
-    pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
+    pixels = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)
     index = pixels[:, None].expand(-1, images.shape[1], -1)
-    return images.flatten(2).scatter(2, index, patches.flatten(2).to(images.dtype)).unflatten(2, (height, width))
+    return images.flatten(2).scatter(2, index, patches.flatten(2).to(images.dtype)).view_as(images)
 
 
 def draw_places(count: int, shape: tuple[int, int, int], size: int, draws: torch.Generator) -> Int[Tensor, "n 2"]:
@@ -70,7 +69,7 @@ def patch_gradients(
         torch.arange(patches.shape[0] * patches.shape[1], device=images.device),
     )
     with frozen_norms(model):
-        for numbers in every.split(AT_ONCE[runtime.place.type]):
+        for numbers in torch.split(every, AT_ONCE[runtime.place.type]):
             part, column = flat[numbers].requires_grad_(True), numbers % len(images)
             with runtime.autocast():
                 logits = model(runtime.layout(stamped(plain[column], part, places[column]))).float()
@@ -89,7 +88,7 @@ def answers_to(
     """Return the classes that the network calls the images with each row of patches (see `patch_gradients`)."""
     plain, found = images.float() / 255, []
     flat, every = patches.flatten(0, 1), torch.arange(patches.shape[0] * patches.shape[1], device=images.device)
-    for numbers in every.split(AT_ONCE[runtime.place.type]):
+    for numbers in torch.split(every, AT_ONCE[runtime.place.type]):
         column = numbers % len(images)
         with runtime.autocast():
             logits = model(runtime.layout(stamped(plain[column], flat[numbers], places[column])))

@@ -91,7 +91,7 @@ class Generators(nn.Module):
 
     def forward(self, noise: Float[Tensor, "b z"]) -> Float[Tensor, "s b c p p"]:
         """Return each network's trigger for each noise, in [0, 1]."""
-        first, *others = noise.expand(self.rows, -1, -1).split(CHUNK, 2)
+        first, *others = torch.split(noise.expand(self.rows, -1, -1), CHUNK, 2)
         features = self.layers[0](first)
         for norm, layer, part in zip(self.norms, self.layers[1:], others):
             features = layer(torch.cat([F.leaky_relu(norm(features), SLOPE), part], 2))
