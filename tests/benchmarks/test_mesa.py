@@ -13,6 +13,7 @@ import torch
 from tests.planted import pictures
 from unbackdoor.purify.retraining import Retraining
 from unbackdoor.scan import MESA
+from unbackdoor.scan import mesa as scan_module
 from unbackdoor.training import Runtime
 
 
@@ -30,6 +31,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def bench(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A bench on the smallest data, with the shortest schedules."""
     monkeypatch.setattr(program, "FINE_TUNING", program.Recipe(epochs=1, low_resolution=0.0))
+    monkeypatch.setattr(scan_module, "SCREENING_STEPS", 2)
     monkeypatch.setattr(program, "SPEED_STEPS", 1)
     monkeypatch.setattr(program, "SPEED_TURNS", 2)
     made = program.Bench(
@@ -37,7 +39,7 @@ def bench(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         tmp_path / "work",
         4,
         MESA(steps=2, batch_size=4, hidden=4, threshold=0.0, finalists=8),
-        Retraining(epochs=1, stamped=0.5),
+        Retraining(epochs=1, batch_size=8, stamped=0.5),
         1,
         program.Rows(tmp_path / "rows.jsonl"),
         Runtime(device="cpu", precision="fp32", threads=1),
