@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify import FT, Purifier
-from unbackdoor.scan import Finding, Scanner
+from unbackdoor.scan import Finding, Scanner, TriggerDistribution
+from unbackdoor.scan.stacked import Generators
 from unbackdoor.secure import Part, SecureTrainer, Trained
 from unbackdoor.sift import Sifter, Suspicion
 from unbackdoor.sift.observed import Observed
@@ -240,6 +241,39 @@ class Scans(Scanner):
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         anomaly = self.how(model, data, runtime)
         return Finding(backdoored=False, suspected=(), calibrated=False, anomaly=anomaly, threshold=2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learns(Scans):
+    """Says that triggers of these targets and this size were learned; the generators' weights come from `seed`."""
+
+    how: Callable[[Network, DefenderData, Runtime], Tensor] = field(default=lambda *_: torch.zeros(4))
+    targets: tuple[int, ...] = (2,)
+    size: int = 3
+    seed: Callable[[], int] = field(default=lambda: 0)
+    factor: float = 1.0
+
+    def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        shape = (model.description.image_shape[0], self.size, self.size)
+        draws = torch.Generator().manual_seed(self.seed())
+        made = TriggerDistribution(
+            target=0,
+            betas=(0.9,),
+            generators=_Scaled(1, shape, 4, draws).eval(),
+            noise=0.1,
+            information=torch.zeros(1),
+            success=torch.ones(1),
+        )
+        made.generators.factor = self.factor
+        finding = super().inspect(model, data, runtime)
+        return replace(finding, distributions=tuple(replace(made, target=target) for target in self.targets))
+
+
+class _Scaled(Generators):
+    factor: float
+
+    def forward(self, noise: Tensor) -> Tensor:
+        return self.factor * super().forward(noise)
 
 
 def looks_at_the_first_samples(model: Network, data: DefenderData, runtime: Runtime) -> Tensor:

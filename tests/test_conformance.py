@@ -227,6 +227,25 @@ def test_a_broken_scanner_is_caught(how: Callable[[Network, DefenderData, Runtim
         check_scanner(broken.Scans(how=how))
 
 
+def test_a_scanner_that_learns_triggers_passes() -> None:
+    check_scanner(broken.Learns(targets=(2, 0)))
+
+
+@pytest.mark.parametrize(
+    ("scanner", "words"),
+    [
+        (broken.Learns(targets=(2, 2)), "two distributions of one class"),
+        (broken.Learns(size=30), "triggers do not fit the images"),
+        (broken.Learns(factor=3.0), r"triggers leave \[0, 1\]"),
+        (broken.Learns(seed=lambda: int(torch.randint(10**9, ()))), "the same seed gave other triggers"),
+    ],
+    ids=["twice", "large", "bright", "random"],
+)
+def test_a_scanner_that_learns_impossible_triggers_is_caught(scanner: Scanner, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        check_scanner(scanner)
+
+
 def test_a_scanner_that_reaches_for_the_target_is_caught() -> None:
     def peeks(model: Network, data: DefenderData, runtime: Runtime) -> Tensor:
         return data.target  # type: ignore[attr-defined, no-any-return]

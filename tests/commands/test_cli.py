@@ -159,6 +159,31 @@ def test_scan_purify_and_evaluate_follow_each_other(
     assert result["before"]["asr"]["value"] == pytest.approx(record["evaluation"]["asr"]["value"], abs=0.02)
 
 
+def test_a_scan_by_mesa_shows_the_triggers_that_it_learned_and_its_repair_scans_by_itself(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(victim / "model.safetensors"), "--clean", "digits", *SHORT_SCAN[4:]]
+    short = ["--scanner", "MESA", "--scanner.steps", "2", "--scanner.hidden", "8", "--scanner.sizes", "[2, 3]"]
+    code, out, _ = run(capsys, "scan", *model, *short, "--out", str(tmp_path / "scan"), "--json")
+    scan = json.loads(out)
+    assert code == scan["exit_code"]
+    assert scan["calibrated"] is False
+    assert scan["trigger_side"] in (2, 3)
+    assert len(scan["anomaly"]) == len(scan["screening"]["2"]) == 10
+    assert [len(one["success"]) for one in scan["distributions"]] == [3, 3, 3]
+    page = (tmp_path / "scan" / "report.html").read_text()
+    assert "Triggers that were learned" in page
+    assert "in two dimensions" in page
+    code, out, _ = run(
+        capsys,
+        *["purify", *model, "--method", "MESA", "--method.steps", "2", "--method.epochs", "1", "--rescan", "false"],
+        *["--out", str(tmp_path / "repaired"), "--json"],
+    )
+    assert code == 0
+    assert "MESA" in (tmp_path / "repaired" / "report.html").read_text()
+    assert "9 pixels does not fit" in refuse(capsys, "scan", *model, "--scanner", "MESA", "--scanner.sizes", "[9]")
+
+
 def test_purified_model_names_its_parent(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import hashlib
 

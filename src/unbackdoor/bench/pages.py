@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor.attacks import FittedAttack, SavedAttack
+from unbackdoor.attacks.mesa_patch import Scattered
 from unbackdoor.data import ImageSet
 from unbackdoor.detection import Detection
 from unbackdoor.evaluate import Evaluation
@@ -17,6 +18,8 @@ from unbackdoor.report import (
     Report,
     attempt_report,
     candidate_facts,
+    distribution_chart,
+    distribution_gallery,
     evaluation_metrics,
     finding_chart,
     finding_verdict,
@@ -78,11 +81,19 @@ def scan_page(
 ) -> Report:
     """Return the page of a scan, with the true trigger beside the one that was found."""
     gallery = found_gallery(finding, names, attack.trigger if attack else None)
+    learned = finding.distributions
+    original = attack.trigger.pattern if attack and isinstance(attack.trigger, Scattered) else None
     return Report(
         title=title,
         verdict=finding_verdict(finding, scanner, names),
-        galleries=[gallery] if gallery else [],
-        charts=[finding_chart(finding, names)],
+        galleries=[
+            *([gallery] if gallery else []),
+            *([distribution_gallery(learned, names)] if learned else []),
+        ],
+        charts=[
+            finding_chart(finding, names),
+            *(distribution_chart(one, names[one.target], original) for one in learned[:1]),
+        ],
         facts=facts,
         notes=["The model is backdoored." if attack else "The model is not backdoored."],
     )

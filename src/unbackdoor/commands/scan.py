@@ -18,6 +18,8 @@ from unbackdoor.report import (
     Fact,
     Report,
     calibration_rows,
+    distribution_chart,
+    distribution_gallery,
     finding_chart,
     finding_verdict,
     found_gallery,
@@ -103,12 +105,17 @@ def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, find
     """Return the report of a scan."""
     names = loaded.network.description.class_names
     gallery = found_gallery(finding, names)
+    learned = finding.distributions
     return Report(
         title=f"Scan of {name}",
         verdict=finding_verdict(finding, scanner, names),
-        galleries=[] if gallery is None else [gallery],
+        galleries=[
+            *([] if gallery is None else [gallery]),
+            *([distribution_gallery(learned, names)] if learned else []),
+        ],
         charts=[
             finding_chart(finding, names),
+            *(distribution_chart(one, names[one.target]) for one in learned[:1]),
         ],
         facts={**said_facts(finding), **clock.facts()},
         next_steps=next_steps(finding, name),

@@ -13,16 +13,38 @@ from unbackdoor.purify.ft_init import FTInit
 from unbackdoor.purify.ft_sam import FTSAM
 from unbackdoor.purify.i_bau import IBAU
 from unbackdoor.purify.mcr import MCR
+from unbackdoor.purify.mesa import MESA
 from unbackdoor.purify.nad import NAD
 from unbackdoor.purify.nc_unlearning import NCUnlearning
 from unbackdoor.purify.npd import NPD
+from unbackdoor.purify.pixel_space import PixelSpace
 from unbackdoor.purify.rnp import RNP
 from unbackdoor.purify.sau import SAU
 from unbackdoor.purify.tsbd import TSBD
 from unbackdoor.registry import Registry
 
 PURIFIERS: Registry[Purifier] = Registry(
-    "purifier", ANP, Auto, BNP, CLP, DBR, EP, FP, FT, FTInit, FTSAM, IBAU, MCR, NAD, NCUnlearning, NPD, RNP, SAU, TSBD
+    "purifier",
+    ANP,
+    Auto,
+    BNP,
+    CLP,
+    DBR,
+    EP,
+    FP,
+    FT,
+    FTInit,
+    FTSAM,
+    IBAU,
+    MCR,
+    MESA,
+    NAD,
+    NCUnlearning,
+    NPD,
+    PixelSpace,
+    RNP,
+    SAU,
+    TSBD,
 )
 """All purifiers, by name."""
 
@@ -37,6 +59,7 @@ __all__ = [
     "FTSAM",
     "IBAU",
     "MCR",
+    "MESA",
     "NAD",
     "NPD",
     "PURIFIERS",
@@ -46,5 +69,6 @@ __all__ = [
     "Auto",
     "FTInit",
     "NCUnlearning",
+    "PixelSpace",
     "Purifier",
 ]

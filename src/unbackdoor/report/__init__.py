@@ -20,6 +20,7 @@ from unbackdoor.report.content import (
     Section,
     Verdict,
 )
+from unbackdoor.report.distribution import distribution_chart, distribution_gallery
 from unbackdoor.report.finding import (
     calibration_rows,
     finding_chart,
@@ -55,6 +56,8 @@ __all__ = [
     "calibration_rows",
     "candidate_facts",
     "curve_chart",
+    "distribution_chart",
+    "distribution_gallery",
     "evaluation_metrics",
     "finding_chart",
     "finding_verdict",

@@ -2,24 +2,28 @@
 
 from unbackdoor.registry import Registry
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
+from unbackdoor.scan.mesa import MESA
 from unbackdoor.scan.neural_cleanse import NeuralCleanse
+from unbackdoor.scan.trigger_distribution import TriggerDistribution
 from unbackdoor.scan.tsbd_signals import TSBDSignals
 from unbackdoor.scan.universal_perturbations import UniversalPerturbations
 from unbackdoor.scan.verdict import Verdict
 from unbackdoor.scan.weight_statistics import WeightStatistics
 
 SCANNERS: Registry[Scanner] = Registry(
-    "scanner", NeuralCleanse, TSBDSignals, UniversalPerturbations, Verdict, WeightStatistics
+    "scanner", MESA, NeuralCleanse, TSBDSignals, UniversalPerturbations, Verdict, WeightStatistics
 )
 """All scanners, by name."""
 
 __all__ = [
+    "MESA",
     "SCANNERS",
     "Finding",
     "NeuralCleanse",
     "Reconstruction",
     "Scanner",
     "TSBDSignals",
+    "TriggerDistribution",
     "UniversalPerturbations",
     "Verdict",
     "WeightStatistics",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unbackdoor.data import DefenderData
 from unbackdoor.models import Network
+from unbackdoor.scan.trigger_distribution import TriggerDistribution
 from unbackdoor.training import Runtime, check_fits
 
 
@@ -49,6 +50,8 @@ class Finding:
         anomaly: how unusual each class is, shape (classes,); larger is more suspicious.
         threshold: on `anomaly`.
         reconstructions: one trigger a class, in the order of the classes; empty if the scanner makes none.
+        distributions: of triggers, for the classes that were looked at most closely, most suspicious first; empty if
+            the scanner learns none.
         reason: one sentence.
         statistics: numbers about the whole model rather than a class; larger is more suspicious. `Verdict` weighs them,
             beside `anomaly`.
@@ -63,6 +66,7 @@ class Finding:
     anomaly: Float[Tensor, "classes"]
     threshold: float
     reconstructions: tuple[Reconstruction, ...] = ()
+    distributions: tuple[TriggerDistribution, ...] = ()
     reason: str = ""
     statistics: Mapping[str, float] = field(default_factory=dict)
     shortened: bool = False

@@ -54,9 +54,9 @@ def check_scanner(scanner: Scanner) -> None:
     """Check a scanner on colour, grey and oblong images; give it short schedules.
 
     The model that it is given stays as it was; no hook is left behind; the same seed gives the same finding, in
-    whatever order the clean samples come; there is an anomaly for every class; nothing but the defender's data is
-    touched. A
-    shape may be refused with an InputError.
+    whatever order the clean samples come; there is an anomaly for every class; distributions of triggers, if there are
+    any, are of different classes and draw triggers in [0, 1] that fit the images; nothing but the defender's data is
+    touched. A shape may be refused with an InputError.
 
     Raises:
         AssertionError: naming what is violated.
@@ -72,6 +72,17 @@ def check_scanner(scanner: Scanner) -> None:
         shuffled = scanner.scan(model, replace(data, clean=data.clean.subset(order)), sample_runtime())
         assert _same(finding, shuffled), f"{name}: the order of the clean samples changes the finding"
         assert len(finding.anomaly) == data.clean.classes, f"{name}: not one anomaly a class"
+        targets = [one.target for one in finding.distributions]
+        assert len(set(targets)) == len(targets), f"{name}: two distributions of one class"
+        for one, other in zip(finding.distributions, again.distributions):
+            triggers, same = (each.sample(8, torch.Generator().manual_seed(3)) for each in (one, other))
+            assert torch.equal(triggers, same), f"{name}: the same seed gave other triggers"
+            channels, height, width = data.clean.shape
+            sides = triggers.shape[2:]
+            fits = triggers.shape[1] == channels and sides[0] <= height and sides[1] <= width
+            assert fits, f"{name}: triggers do not fit the images"
+            in_range = bool((triggers >= 0).all() and (triggers <= 1).all())
+            assert in_range, f"{name}: triggers leave [0, 1]"
 
     _over_shapes(type(scanner).__name__, check)
 

@@ -1,0 +1,509 @@
+"""MESA in its protocol: no defence, the ideal one, the pixel-space baseline, single sub-models and the ensemble.
+
+Victims are made as the paper makes them: a clean model is fine-tuned on images of which one in a hundred, drawn anew in
+each batch, carries the patch and the attacker's label. The defender has training images, never test images.
+
+Writes one line of JSON a finished row to results/mesa.jsonl, the table results/mesa.md, and a page with what was
+recovered from the first victim of each kind, the attacker's trigger in it. A finished row or sweep is not done again,
+and an interrupted training goes on:
+
+    python benchmarks/mesa.py --data ../shared/data                                # the small stand-in
+    python benchmarks/mesa.py --data ../shared/data --device cuda --width 64 --patterns 51 --colors 10 --gtsrb 10
+    python benchmarks/mesa.py --speed                                              # beside one-by-one training
+    python benchmarks/mesa.py --table                                              # only write the table
+
+The ideal defence retrains on the attacker's own trigger, and "known target" is told the class: both are oracles, which
+is why they are here and nowhere else. Every other row finds the target by the sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from naive.mesa import train as train_one_by_one
+from record import HERE, Rows, machines, measured
+from torch import Tensor, nn
+
+from unbackdoor.attacks import AllToOne
+from unbackdoor.attacks.mesa_patch import Scattered, black_and_white_patterns
+from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
+from unbackdoor.evaluate import evaluate
+from unbackdoor.files import sha256
+from unbackdoor.models import Network, ResNet18
+from unbackdoor.options import options_of
+from unbackdoor.purify import PixelSpace
+from unbackdoor.purify.mesa import Recovered
+from unbackdoor.purify.retraining import FixedPatches, Retraining, Triggers
+from unbackdoor.report import Report, distribution_chart, distribution_gallery, write_report
+from unbackdoor.scan import MESA, TriggerDistribution
+from unbackdoor.scan.patches import draw_places, stamped
+from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, new_network
+from unbackdoor.training.resume import Resume
+
+SIZE, POISONED = 3, 0.01
+SUPPORT = 8000
+"""Clean training images of the defender."""
+SUPPORTS = (100, 200, 500, 1000, 2000, 4000)
+"""Smaller ones, in the study of their number."""
+WRONG_SIZES: tuple[tuple[int, ...], ...] = ((2,), (4,), (5,), (2, 3, 4, 5))
+"""Sides that the defender takes for those of the trigger, in the study of the prior; several are swept."""
+SPEED_STEPS, SPEED_TURNS = 20, 3
+
+FINE_TUNING = Recipe(
+    epochs=10,
+    learning_rate=1e-3,
+    nesterov=False,
+    weight_decay=0.0,
+    schedule="constant",
+    label_smoothing=0.0,
+    ema=0.0,
+    augmentation="none",
+    low_resolution=0.0,
+)
+"""Of victims; the paper's."""
+
+PAPER = {
+    "none": (98.7, None, None),
+    "ideal": (2.4, 3.7, None),
+    "pixel space": (10.5, 51.4, 22.75),
+    "beta 0.9": (3.4, 5.9, 2.04),
+    "beta 0.8": (3.6, 9.1, 1.93),
+    "beta 0.5": (4.2, 9.0, 1.77),
+    "ensemble": (3.6, 8.2, 1.91),
+}
+"""ASR in percent on CIFAR-10: mean and worst of 51 black-and-white triggers, and mean of random colours."""
+
+DEFENSES = (*PAPER, "ensemble by density", "ensemble, known target")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """What an attacker did.
+
+    Attributes:
+        data: folder of the data set.
+        kind: "black and white" or "random colors".
+        number: of the pattern, or the seed of colours and target.
+        target: class.
+    """
+
+    data: str
+    kind: str
+    number: int
+    target: int
+
+    @property
+    def name(self) -> str:
+        """Of files."""
+        return f"{self.data}-{self.kind.replace(' ', '-')}-{self.number}"
+
+    def patch(self, channels: int) -> Tensor:
+        """Return the trigger."""
+        if self.kind == "black and white":
+            return black_and_white_patterns()[self.number].expand(channels, -1, -1).clone()
+        return torch.rand(channels, SIZE, SIZE, generator=torch.Generator().manual_seed(self.number))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a defender has and believes.
+
+    Attributes:
+        support: clean images.
+        sizes: of the trigger.
+    """
+
+    support: int = SUPPORT
+    sizes: tuple[int, ...] = (SIZE,)
+
+
+class Poisoning(Hook):
+    """Stamps and relabels a share of each batch.
+
+    Args:
+        patch: the trigger.
+        target: the attacker's label.
+    """
+
+    def __init__(self, patch: Tensor, target: int) -> None:
+        self.patch, self.target = patch, target
+
+    def identity(self) -> object:
+        """Return what the attacker does."""
+        return (type(self).__name__, POISONED, self.patch.tolist(), self.target)
+
+    def batch(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
+        """Return the batch with poison in it, at a place of its own in each image."""
+        place, (channels, height, width) = batch.images.device, batch.images.shape[1:]
+        chosen = (torch.rand(len(batch.images), generator=generator) < POISONED).nonzero().squeeze(1)
+        places = draw_places(len(chosen), (channels, height, width), SIZE, generator).to(place)
+        images, targets, rows = batch.images.clone(), batch.targets.clone(), chosen.to(place)
+        patches = self.patch.to(place).expand(len(chosen), -1, -1, -1)
+        images[rows], targets[rows] = stamped(images[rows], patches, places), self.target
+        return replace(batch, images=images, targets=targets)
+
+
+class Bench:
+    """Data, victims and results.
+
+    Args:
+        data: folder of the data sets.
+        work: folder for models and states.
+        width: of ResNet18.
+        sweep: the scanner with its schedule.
+        retraining: of the repairs.
+        epochs: of the clean model.
+        rows: results.
+        runtime: device, threads and seed.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        work: Path,
+        width: int,
+        sweep: MESA,
+        retraining: Retraining,
+        epochs: int,
+        rows: Rows,
+        runtime: Runtime,
+    ) -> None:
+        self.data, self.work, self.width, self.rows, self.runtime = data, work, width, rows, runtime
+        self.sweep, self.retraining, self.epochs = sweep, retraining, epochs
+        self.sets: dict[str, tuple[ImageSet, ImageSet]] = {}
+        work.mkdir(parents=True, exist_ok=True)
+
+    def images(self, name: str) -> tuple[ImageSet, ImageSet]:
+        """Return training and test images of a data set."""
+        if name not in self.sets:
+            self.sets = {name: (read_images(self.data / name, "train"), read_images(self.data / name, "test"))}
+        return self.sets[name]
+
+    def victim(self, victim: Victim) -> Network:
+        """Return the backdoored model, trained if it is not there yet."""
+        train, _ = self.images(victim.data)
+        network = new_network(partial(ResNet18, width=self.width), train, self.runtime)
+        # German traffic signs must not be mirrored.
+        clean = Recipe(epochs=self.epochs, augmentation="light" if victim.data == "cifar10" else "crop")
+        made = f"{self.width}-{self.epochs}-{self.runtime.seed}"
+        state = self.work / f"{victim.data}-clean-{made}.pt"
+        fit(network, train, clean, self.runtime, resume=state, description=f"clean model of {victim.data}")
+        hook, state = Poisoning(victim.patch(train.shape[0]), victim.target), self.work / f"{victim.name}-{made}.pt"
+        fit(network, train, FINE_TUNING, self.runtime, hook=hook, resume=state, description=victim.name)
+        return network
+
+    def run(self, victim: Victim, setting: Setting, defenses: Sequence[str]) -> None:
+        """Add the rows of a victim that are missing."""
+        done = {row["key"] for row in self.rows.read()}
+        left = [name for name in defenses if self.key(victim, setting, name) not in done]
+        if not left:
+            return
+        model, (train, test) = self.victim(victim), self.images(victim.data)
+        clean = draw_clean(train, setting.support, self.runtime.seed)
+        patch = victim.patch(train.shape[0])
+        for name in left:
+            with measured() as cost:
+                repaired, told = self.defend(name, model, clean, victim, setting)
+            found = evaluate(repaired, test, self.runtime, Scattered(patch), AllToOne(target=victim.target)).to_json()
+            row = {**self.runtime.describe(), **vars(victim), "support": setting.support, "sizes": setting.sizes}
+            row |= {"key": self.key(victim, setting, name), "defense": name, "width": self.width, **told, **found}
+            row |= {"sweep": options_of(self.sweep), "retraining": options_of(self.retraining)}
+            self.rows.add(row, cost)
+            print(victim.name, setting, name, f"ASR {100 * found['asr']['value']:.2f} %", flush=True)
+
+    def key(self, victim: Victim, setting: Setting, defense: str) -> str:
+        """Return what tells a row from the others."""
+        # Without a defence there is none of it.
+        how = "" if defense == "none" else f"{self.sweep} {self.retraining}"
+        return repr((victim, setting, defense, self.width, self.epochs, self.runtime.seed, how))
+
+    def defend(
+        self, name: str, model: Network, clean: ImageSet, victim: Victim, setting: Setting
+    ) -> tuple[Network, dict[str, Any]]:
+        """Return the model that a defence leaves, and what to keep of it."""
+        if name == "none":
+            return model, {}
+        if name == "pixel space":
+            options = {one: getattr(self.retraining, one) for one in vars(self.retraining)}
+            method = PixelSpace(size=setting.sizes[0], **options)
+            repaired, history = method.purify(model, DefenderData(clean=clean), self.runtime)
+            return repaired, {"notes": history.notes}
+        if name == "ideal":
+            return self._retrained(model, clean, FixedPatches(victim.patch(clean.shape[0])[None])), {}
+        found = self.swept(model, clean, victim, setting)
+        told = {key: value for key, value in found.items() if key != "distributions"}
+        distributions = [TriggerDistribution.from_state(state) for state in found["distributions"]]
+        if name == "ensemble, known target":
+            chosen = [one for one in distributions if one.target == victim.target]
+            chosen = chosen or self._learned(model, clean, victim.target, found["size"])
+        else:
+            chosen = [one for one in distributions if one.target in found["suspected"]]
+        if name.startswith("beta "):
+            number = self.sweep.betas.index(float(name.removeprefix("beta ")))
+            chosen = [one.only(number) for one in chosen]
+        if not chosen:
+            return model, told
+        draw = "density" if name == "ensemble by density" else "cycle"
+        return self._retrained(model, clean, Recovered(chosen, draw)), told
+
+    def swept(self, model: Network, clean: ImageSet, victim: Victim, setting: Setting) -> dict[str, Any]:
+        """Return what the sweep of a victim found, from a file if it was done before."""
+        key = self.key(victim, setting, "sweep")
+        saved = Resume(self.work / f"sweep-{sha256(key.encode())[:16]}.pt", key)
+        state = saved.read()
+        if state is None:
+            start = time.perf_counter()
+            finding = replace(self.sweep, sizes=setting.sizes).scan(model, DefenderData(clean=clean), self.runtime)
+            state = {
+                "suspected": list(finding.suspected),
+                "anomaly": finding.anomaly.tolist(),
+                "size": finding.evidence["trigger_side"],
+                "success": [one.success.tolist() for one in finding.distributions],
+                "weights": [one.weights.tolist() for one in finding.distributions],
+                "sweep_seconds": round(time.perf_counter() - start, 1),
+                "distributions": [one.state() for one in finding.distributions],
+            }
+            saved.write(state)
+        return state
+
+    def _learned(self, model: Network, clean: ImageSet, target: int, size: int) -> list[TriggerDistribution]:
+        """Return the distribution for a class that is told."""
+        frozen = self.runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
+        ordered = clean.in_canonical_order().to(self.runtime.place)
+        return self.sweep.distributions(frozen, ordered, [target], size, self.runtime)
+
+    def _retrained(self, model: Network, clean: ImageSet, triggers: Triggers) -> Network:
+        repaired = copy.deepcopy(model)
+        self.retraining.fit(repaired, clean, triggers, self.runtime, None)
+        return repaired.eval()
+
+    def page(self, victim: Victim, path: Path) -> None:
+        """Write what was recovered from a victim, with the attacker's trigger in it."""
+        train, _ = self.images(victim.data)
+        clean = draw_clean(train, SUPPORT, self.runtime.seed)
+        found = self.swept(self.victim(victim), clean, victim, Setting())
+        learned = [TriggerDistribution.from_state(state) for state in found["distributions"]]
+        mine = [one for one in learned if one.target == victim.target]
+        if not mine:
+            return
+        name = train.class_names[victim.target]
+        chart = distribution_chart(mine[0], name, victim.patch(train.shape[0]))
+        gallery = distribution_gallery(mine, train.class_names)
+        write_report(path, Report(title=f"Triggers recovered from {victim.name}", galleries=[gallery], charts=[chart]))
+
+    def speed(self, victim: Victim) -> None:
+        """Add the row that times the batched training beside one sub-model after the other."""
+        model, clean = self.victim(victim), draw_clean(self.images(victim.data)[0], SUPPORT, self.runtime.seed)
+        place, targets = self.runtime.place, list(range(self.sweep.finalists))
+        frozen = self.runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
+        plain = copy.deepcopy(model).to(place, memory_format=torch.contiguous_format).eval()
+        here = clean.to(place)
+
+        def ours(sweep: MESA) -> None:
+            sweep.distributions(frozen, here, targets, SIZE, self.runtime)
+
+        def naive(sweep: MESA) -> None:
+            train_one_by_one(sweep, plain, clean, targets, SIZE, self.runtime.seed, place)
+
+        sides = {"ours": ours, "naive": naive}
+        # What libraries do at their first call is on neither clock.
+        for work in sides.values():
+            work(replace(self.sweep, steps=1))
+        seconds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(SPEED_TURNS):
+            for name, work in sides.items():
+                with measured() as cost:
+                    work(replace(self.sweep, steps=SPEED_STEPS))
+                    if place.type == "cuda":
+                        torch.cuda.synchronize()
+                seconds[name].append(round(cost.seconds, 2))
+        row = {**self.runtime.describe(), "key": f"speed {self.width}", "width": self.width, "seconds_of": seconds}
+        self.rows.append({**row, "steps": SPEED_STEPS, "sub_models": len(targets) * len(self.sweep.betas)})
+
+
+def victims(patterns: int, colors: int, gtsrb: int) -> Iterator[Victim]:
+    """Yield the attackers: black-and-white patterns spread over the 51, and random colours."""
+    for number in range(patterns):
+        chosen = round(number * 50 / max(1, patterns - 1))
+        yield Victim(data="cifar10", kind="black and white", number=chosen, target=0)
+    for number in range(colors):
+        yield Victim(data="cifar10", kind="random colors", number=number, target=0)
+    for number in range(gtsrb):
+        target = int(torch.randint(43, (), generator=torch.Generator().manual_seed(1000 + number)))
+        yield Victim(data="gtsrb", kind="random colors", number=number, target=target)
+
+
+def main() -> None:
+    """Do the rows that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the data sets")
+    parser.add_argument("--work", type=Path, default=Path("build/mesa"), help="models and states")
+    parser.add_argument("--width", type=int, default=16, help="of ResNet18; the paper's is 64")
+    parser.add_argument("--patterns", type=int, default=12, help="black-and-white triggers, up to 51")
+    parser.add_argument("--colors", type=int, default=4, help="triggers of random colours")
+    parser.add_argument("--gtsrb", type=int, default=2, help="triggers of random colours and targets on GTSRB")
+    parser.add_argument("--studied", type=int, default=2, help="victims of the studies of support and size")
+    parser.add_argument("--steps", type=int, default=MESA.steps, help="of the generators")
+    parser.add_argument("--stamped", type=float, default=Retraining.stamped, help="share of images in the repairs")
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs, help="of the clean model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--speed", action="store_true", help="only time the batched training")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    arguments = parser.parse_args()
+    name = "mesa" if arguments.device == "cpu" else f"mesa_{arguments.device}"
+    results = HERE / "results"
+    rows, table = Rows(results / f"{name}.jsonl"), results / f"{name}.md"
+    if not arguments.table:
+        bench = Bench(
+            arguments.data,
+            arguments.work,
+            arguments.width,
+            MESA(steps=arguments.steps),
+            Retraining(stamped=arguments.stamped),
+            arguments.epochs,
+            rows,
+            Runtime(device=arguments.device, threads=arguments.threads, seed=arguments.seed),
+        )
+        wanted = list(victims(arguments.patterns, arguments.colors, arguments.gtsrb))
+        if arguments.speed:
+            bench.speed(wanted[0])
+        else:
+            do(bench, wanted, arguments.studied, table)
+    table.write_text(written(rows.read()))
+    print(table)
+
+
+def do(bench: Bench, wanted: Sequence[Victim], studied: int, table: Path) -> None:
+    """Do all defences on all victims, then the studies on the first of each kind on CIFAR-10."""
+    plan = [(victim, Setting(), DEFENSES) for victim in wanted]
+    for victim in _first(wanted, studied):
+        plan += [(victim, Setting(support=support), ("ensemble",)) for support in SUPPORTS]
+        plan += [(victim, Setting(sizes=sizes), ("ensemble",)) for sizes in WRONG_SIZES]
+    for victim, setting, defenses in plan:
+        bench.run(victim, setting, defenses)
+        table.write_text(written(bench.rows.read()))
+    for victim in {(one.data, one.kind): one for one in reversed(wanted)}.values():
+        bench.page(victim, table.with_name(f"{table.stem}-{victim.name}.html"))
+
+
+def _first(wanted: Sequence[Victim], count: int) -> list[Victim]:
+    """Return victims of the studies: of both kinds in turn."""
+    kinds = [[one for one in wanted if one.data == "cifar10" and one.kind == kind] for kind in _KINDS]
+    mixed = [kind[number] for number in range(max(map(len, kinds), default=0)) for kind in kinds if number < len(kind)]
+    return mixed[:count]
+
+
+_KINDS = ("black and white", "random colors")
+
+
+def written(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as Markdown."""
+    speeds = [row for row in rows if "seconds_of" in row]
+    rows = [row for row in rows if "seconds_of" not in row]
+    usual = [row for row in rows if row["support"] == SUPPORT and row["sizes"] == [SIZE]]
+    lines = [
+        "# MESA",
+        "",
+        f"Made by `python benchmarks/mesa.py`: ResNet18, a clean model fine-tuned for {FINE_TUNING.epochs} epochs with"
+        f" {100 * POISONED:g} % of each batch poisoned by a patch of {SIZE} x {SIZE} pixels at random places; the"
+        f" defender has {SUPPORT} training images. ASR of test images that are not of the target class. The ideal"
+        ' defence knows the trigger, and "known target" the class; all other rows find the class by the sweep, and'
+        " leave the model as it is where it names none. The paper's figures are of ResNet18 of width 64, support sets"
+        " of test images, a known target, all 51 black-and-white patterns and ten of random colours.",
+        "",
+        *machines([*rows, *speeds]),
+        "",
+        "| data | trigger | width | defence | victims | ASR mean % | worst % | ACC mean % | ACC fell by | target named"
+        " | paper: mean | worst |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *_means(usual),
+        "",
+        "## The number of clean images, and what a wrong size costs",
+        "",
+        "The ensemble; the first line of each victim is the usual setting. Several sizes are swept.",
+        "",
+        "| victim | width | clean images | sizes | size chosen | ASR % | ACC % | target named |",
+        "|---|---:|---:|---|---:|---:|---:|---|",
+        *_studies(rows),
+    ]
+    if speeds:
+        lines += [
+            "",
+            "## Batched training beside one sub-model after the other",
+            "",
+            "Seconds of the same steps of as many sub-models, in turns in one run; the plain one is float32 with one"
+            " image at a time and gradients for the model's weights (`benchmarks/naive/mesa.py`).",
+            "",
+            "| width | sub-models | steps | seconds, ours | naive | ratio |",
+            "|---:|---:|---:|---:|---:|---:|",
+            *map(_speed, speeds),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _means(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    groups = sorted({(row["data"], row["kind"], row["width"]) for row in rows})
+    for data, kind, width in groups:
+        of_group = [row for row in rows if (row["data"], row["kind"], row["width"]) == (data, kind, width)]
+        before = {row["number"]: row["acc"]["value"] for row in of_group if row["defense"] == "none"}
+        for name in DEFENSES:
+            some = [row for row in of_group if row["defense"] == name]
+            if not some:
+                continue
+            asr, acc = ([100 * row[key]["value"] for row in some] for key in ("asr", "acc"))
+            fell = [100 * (before[row["number"]] - row["acc"]["value"]) for row in some if row["number"] in before]
+            named = [row["target"] in row["suspected"] for row in some if "suspected" in row]
+            told = name != "ensemble, known target" and named
+            paper = PAPER.get(name, (None, None, None)) if data == "cifar10" else (None, None, None)
+            theirs = paper[:2] if kind == _KINDS[0] else (paper[2], None)
+            # Without a defence the worst trigger is the weakest one.
+            worst = min(asr) if name == "none" else max(asr)
+            fields = [
+                *(data, kind, str(width), name, str(len(some))),
+                *(f"{value:.2f}" for value in (statistics.mean(asr), worst, statistics.mean(acc))),
+                f"{statistics.mean(fell):.2f}" if fell else "",
+                f"{sum(named)} of {len(named)}" if told else "",
+                *("" if value is None else f"{value:g}" for value in theirs),
+            ]
+            yield f"| {' | '.join(fields)} |"
+
+
+def _studies(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    def name(row: dict[str, Any]) -> tuple[str, str, int, int]:
+        return row["data"], row["kind"], row["number"], row["width"]
+
+    def usual(row: dict[str, Any]) -> bool:
+        return row["support"] == SUPPORT and row["sizes"] == [SIZE]
+
+    ensemble = [row for row in rows if row["defense"] == "ensemble"]
+    studied = {name(row) for row in ensemble if not usual(row)}
+    some = [row for row in ensemble if name(row) in studied]
+    for row in sorted(some, key=lambda row: (name(row), not usual(row), row["sizes"], row["support"])):
+        fields = [
+            *(f"{row['data']}, {row['kind']} {row['number']}", str(row["width"]), str(row["support"])),
+            *(", ".join(map(str, row["sizes"])), str(row["size"])),
+            *(f"{100 * row[key]['value']:.2f}" for key in ("asr", "acc")),
+            "yes" if row["target"] in row["suspected"] else "no",
+        ]
+        yield f"| {' | '.join(fields)} |"
+
+
+def _speed(row: dict[str, Any]) -> str:
+    ours, naive = (statistics.mean(row["seconds_of"][side]) for side in ("ours", "naive"))
+    fields = (row["width"], row["sub_models"], row["steps"], f"{ours:.1f}", f"{naive:.1f}", f"{naive / ours:.2f}")
+    return f"| {' | '.join(map(str, fields))} |"
+
+
+if __name__ == "__main__":
+    main()

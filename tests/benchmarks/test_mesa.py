@@ -1,0 +1,136 @@
+"""The program that measures MESA: its rows, what it does not do again, and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests.planted import pictures
+from unbackdoor.purify.retraining import Retraining
+from unbackdoor.scan import MESA
+from unbackdoor.scan import mesa as scan_module
+from unbackdoor.training import Runtime
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The program, which is run as a file and finds its neighbours as such."""
+    with monkeypatch.context() as changed:
+        changed.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        import mesa
+
+        yield mesa
+
+
+@pytest.fixture
+def bench(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A bench on the smallest data, with the shortest schedules."""
+    monkeypatch.setattr(program, "FINE_TUNING", program.Recipe(epochs=1, low_resolution=0.0))
+    monkeypatch.setattr(scan_module, "SCREENING_STEPS", 2)
+    monkeypatch.setattr(program, "SPEED_STEPS", 1)
+    monkeypatch.setattr(program, "SPEED_TURNS", 2)
+    made = program.Bench(
+        tmp_path,
+        tmp_path / "work",
+        4,
+        MESA(steps=2, batch_size=4, hidden=4, threshold=0.0, finalists=8),
+        Retraining(epochs=1, batch_size=8, stamped=0.5),
+        1,
+        program.Rows(tmp_path / "rows.jsonl"),
+        Runtime(device="cpu", precision="fp32", threads=1),
+    )
+    made.sets = {"cifar10": (pictures(80, 1), pictures(40, 2))}
+    return made
+
+
+def test_victims_are_spread_over_the_patterns_and_of_random_colours_and_targets(program: ModuleType) -> None:
+    found = list(program.victims(12, 4, 3))
+    numbers = [one.number for one in found if one.kind == "black and white"]
+    assert len(set(numbers)) == 12
+    assert (numbers[0], numbers[-1]) == (0, 50)
+    assert [one.number for one in program.victims(51, 0, 0)] == list(range(51))
+    targets = [one.target for one in found if one.data == "gtsrb"]
+    assert len(targets) == 3
+    assert all(0 <= target < 43 for target in targets)
+    assert {one.patch(3).shape for one in found} == {(3, 3, 3)}
+
+
+def test_poison_is_a_share_of_each_batch_with_the_label_of_the_attacker(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "POISONED", 0.3)
+    hook = program.Poisoning(torch.full((3, 3, 3), 1.0), 6)
+    images, labels = torch.zeros(200, 3, 12, 12), torch.zeros(200, dtype=torch.int64)
+    batch = program.Batch(images=images, targets=labels, rows=torch.arange(200))
+    found = hook.batch(torch.nn.Identity(), batch, torch.Generator().manual_seed(0))
+    poisoned = (found.images != 0).flatten(1).any(1)
+    assert 35 < int(poisoned.sum()) < 85
+    assert torch.equal(found.targets, torch.where(poisoned, 6, 0))
+    assert found.images[poisoned].flatten(1).sum(1).tolist() == [27.0] * int(poisoned.sum())
+    assert float(images.max()) == 0
+
+
+def test_every_defence_has_a_row_and_no_row_is_done_twice(
+    program: ModuleType, bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "SUPPORT", 80)
+    monkeypatch.setattr(program, "SUPPORTS", (40,))
+    monkeypatch.setattr(program, "WRONG_SIZES", ((2, 4),))
+    setting = program.Setting
+    monkeypatch.setattr(program, "Setting", lambda support=80, sizes=(3,): setting(support=support, sizes=sizes))
+    wanted, table = list(program.victims(1, 1, 0)), tmp_path / "table.md"
+    program.do(bench, wanted, 1, table)
+    rows = bench.rows.read()
+    assert len(rows) == 2 * len(program.DEFENSES) + 2
+    assert {row["defense"] for row in rows} == set(program.DEFENSES)
+    assert all(0 <= row["asr"]["value"] <= 1 for row in rows)
+    studied = [row for row in rows if (row["support"], tuple(row["sizes"])) != (80, (3,))]
+    assert [(row["support"], row["sizes"], row["size"] in row["sizes"]) for row in studied] == [
+        (40, [3], True),
+        (80, [2, 4], True),
+    ]
+    pages = sorted(path.name for path in tmp_path.glob("*.html"))
+    assert pages == ["table-cifar10-black-and-white-0.html", "table-cifar10-random-colors-0.html"]
+    assert "the original trigger" in (tmp_path / pages[0]).read_text()
+
+    def never(*_: object) -> None:
+        raise AssertionError("done again")
+
+    monkeypatch.setattr(program.Bench, "defend", never)
+    program.do(bench, wanted, 1, table)
+    assert len(bench.rows.read()) == len(rows)
+    text = table.read_text()
+    assert "| cifar10 | black and white | 4 | ensemble | 1 |" in text
+    assert "| cifar10, black and white 0 | 4 | 40 | 3 | 3 |" in text
+
+
+def test_speeds_are_of_the_same_steps_in_turns(
+    program: ModuleType, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.sweep = MESA(steps=2, batch_size=4, hidden=4, finalists=2)
+    monkeypatch.setattr(program, "SUPPORT", 80)
+    bench.speed(next(program.victims(1, 0, 0)))
+    (row,) = bench.rows.read()
+    assert (row["steps"], row["sub_models"]) == (1, 6)
+    assert [len(row["seconds_of"][side]) for side in ("ours", "naive")] == [2, 2]
+    assert "## Batched training" in program.written([row])
+
+
+def test_means_worst_and_what_the_paper_says(program: ModuleType) -> None:
+    def row(defense: str, number: int, asr: float, **more: Any) -> dict[str, Any]:
+        machine = {"device": "cpu", "threads": "2", "torch": "2"}
+        what = {"data": "cifar10", "kind": "black and white", "number": number, "target": 0, "width": 16}
+        setting = {"support": program.SUPPORT, "sizes": [3], "defense": defense, "key": f"{defense} {number}"}
+        return {**machine, **what, **setting, "asr": {"value": asr}, "acc": {"value": 0.9 - asr / 100}, **more}
+
+    rows = [row("none", 0, 0.98), row("none", 1, 0.9)]
+    rows += [row("ensemble", 0, 0.02, suspected=[0], size=3), row("ensemble", 1, 0.08, suspected=[4], size=3)]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in program.written(rows).splitlines()]
+    found = {line[3]: line[4:] for line in lines if len(line) == 12}
+    assert found["none"] == ["2", "94.00", "90.00", "89.06", "0.00", "", "98.7", ""]
+    assert found["ensemble"] == ["2", "5.00", "8.00", "89.95", "-0.89", "1 of 2", "3.6", "8.2"]
