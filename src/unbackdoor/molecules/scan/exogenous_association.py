@@ -1,0 +1,160 @@
+"""ExogenousAssociation: phrases that go with a subgraph and that nothing else in the text explains. Ours.
+
+Every word and every phrase of two or three words, wherever it stands, is counted with every motif and every pair of
+bound motifs. Most pairs that go together do so for good reason: a word that names a ring. The rest of the description
+tells such words, as it speaks of the same things. A trigger was put on rows that have nothing in common, so the rest of
+the text tells nothing of it. This is what is tested: naive Bayes, learned on one half of the rows, is asked on the
+other half which rows have the phrase, from all other words. An area under the curve near 1/2 is a trigger's. Before
+that the phrase is grown: other words of a trigger of several words would tell it perfectly.
+
+It fails where the rest of a text tells nothing of honest words either, as with texts made by templates. The data say so
+themselves: if the median area of the phrases that go with a subgraph is low, there is no verdict. And a trigger that an
+attacker puts only on rows of one kind is told by these rows' texts, and escapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unbackdoor.errors import InputError
+from unbackdoor.molecules.data import Pairs
+from unbackdoor.molecules.generator import Generator
+from unbackdoor.molecules.scan.base import MOST_SUSPECTS, MoleculeFinding, MoleculeScanner, Suspect
+from unbackdoor.molecules.scan.statistics import Associations, Context, associations
+from unbackdoor.molecules.scan.subgraphs import Subgraphs, grown_subgraph
+from unbackdoor.molecules.scan.words import Phrases, Words, indicator
+from unbackdoor.training import Runtime
+
+AREA = "area under the curve of the rest"
+"""Name of the evidence."""
+
+FEWEST = 10
+"""Phrases that must go with a subgraph for their median to say what is usual."""
+
+MOST_PHRASES = 3000
+"""Whose context is looked at; the strongest."""
+
+BESIDE = 0.8
+"""Share of a phrase's places at which a word stands beside it to belong to it."""
+
+ALIKE = 0.5
+"""Share of the rows of the smaller of two pairs that the other has too, from which on they are one."""
+
+MOST_EXPLAINED = 0.5
+"""Strength of pairs that the rest of the text tells, at most: they can never be flagged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExogenousAssociation(MoleculeScanner):
+    """Phrases that go with a subgraph and that nothing else in the text explains.
+
+    Attributes:
+        least: rows that must have phrase and subgraph.
+        share: of the rows with the phrase that must have the subgraph.
+        association: G statistic from which on a pair is flagged, if nothing else explains the phrase.
+        explained: area under the curve, from which on the rest of the text explains a phrase.
+        usual: median area of the phrases that go with a subgraph, below which there is no verdict.
+        grown: share of the molecules that must have a larger subgraph for it to be named instead.
+    """
+
+    least: int = 8
+    share: float = 0.8
+    association: float = 200.0
+    explained: float = 0.65
+    usual: float = 0.75
+    grown: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.least < 2 or not self.association > 0 or not 0 < self.explained < 1:
+            raise InputError(
+                "ExogenousAssociation: least must be 2 or more, association above 0, and explained between 0 and 1"
+            )
+        if not (0.5 <= self.share <= 1 and 0 < self.grown <= 1):
+            raise InputError("ExogenousAssociation: share must lie between 0.5 and 1, and grown above 0 and at most 1")
+
+    def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:
+        """See `MoleculeScanner`."""
+        words = Words.of(pairs.texts)
+        phrases = Phrases.of(words, self.least, self.share)
+        subgraphs = Subgraphs.of(pairs.smiles, self.least)
+        found = associations(phrases.matrix, subgraphs.matrix, self.least, self.share)
+        draws = np.random.default_rng(runtime.generator("halves").initial_seed())
+        context = Context(words, draws)
+        suspects = [self._suspect(found, pair, words, phrases, subgraphs, context) for pair in strongest(found)]
+        distinct = merged(suspects, len(pairs))
+        areas = [one.evidence[AREA] for one in distinct if one.evidence["G"] >= self.association / 4]
+        usual = float(np.nanmedian(areas)) if areas else float("nan")
+        if len(areas) < FEWEST or not usual >= self.usual:
+            return self._silent(distinct, len(pairs), len(areas), usual)
+        named = [self._named(one, pairs) for one in distinct]
+        return self.verdict(named, len(pairs), 10 * self.least, usual_area=usual)
+
+    def _silent(self, suspects: Sequence[Suspect], rows: int, count: int, usual: float) -> MoleculeFinding:
+        """Return a finding without verdict, for data in which the test tells nothing."""
+        lowered = tuple(replace(one, strength=min(one.strength / 2, MOST_EXPLAINED)) for one in suspects)
+        why = (
+            f"only {count} phrases go with a subgraph, too few to tell which are usual"
+            if count < FEWEST
+            else f"the rest of these texts tells little of honest words either (median area {usual:.2f})"
+        )
+        return MoleculeFinding(suspects=lowered, rows=rows, reason=f"{type(self).__name__}: {why}", inconclusive=True)
+
+    def _suspect(
+        self,
+        found: Associations,
+        pair: int,
+        words: Words,
+        phrases: Phrases,
+        subgraphs: Subgraphs,
+        context: Context,
+    ) -> Suspect:
+        rows = phrases.rows(found.phrase[pair])
+        whole = words.grown(phrases.grams[found.phrase[pair]], BESIDE)
+        explained = context.auc(rows, whole)
+        strength = float(found.strength[pair]) / self.association
+        return Suspect(
+            words=(words.text(whole),),
+            subgraph=subgraphs.names[found.subgraph[pair]],
+            strength=strength if explained < self.explained else min(MOST_EXPLAINED, strength / 2),
+            rows=np.intersect1d(rows, subgraphs.rows(found.subgraph[pair]), assume_unique=True),
+            evidence={
+                "G": float(found.strength[pair]),
+                "share with the words": float(found.with_phrase[pair]),
+                "share without them": float(found.without_phrase[pair]),
+                AREA: explained,
+            },
+        )
+
+    def _named(self, suspect: Suspect, pairs: Pairs) -> Suspect:
+        """Return a suspect with the whole of its subgraph, as SMILES, if it is flagged."""
+        if not suspect.flagged:
+            return suspect
+        smiles = [pairs.smiles[row] for row in suspect.rows]
+        return replace(suspect, subgraph=grown_subgraph(smiles, suspect.subgraph, self.grown))
+
+
+def strongest(found: Associations) -> list[int]:
+    """Return the pair with the strongest subgraph of each phrase, the strongest first."""
+    order = np.lexsort((found.subgraph, found.phrase, -found.strength))
+    _, first = np.unique(found.phrase[order], return_index=True)
+    return [int(order[one]) for one in np.sort(first)[:MOST_PHRASES]]
+
+
+def merged(suspects: Sequence[Suspect], rows: int) -> list[Suspect]:
+    """Return the suspects without those most of whose rows a stronger one has; the strongest first."""
+    order = sorted(suspects, key=lambda one: (-one.strength, one.words, one.subgraph))
+    if not order:
+        return []
+    owner = np.repeat(np.arange(len(order)), [len(one.rows) for one in order])
+    members = indicator(owner, np.concatenate([one.rows for one in order]), (len(order), rows))
+    shared = (members @ members.T).toarray()
+    kept: list[int] = []
+    for number, one in enumerate(order):
+        if not any(shared[number, other] >= ALIKE * min(len(one.rows), len(order[other].rows)) for other in kept):
+            kept.append(number)
+            if len(kept) == MOST_SUSPECTS:
+                break
+    return [order[number] for number in kept]
