@@ -142,10 +142,11 @@ def _with_options(default: Any, options: Mapping[str, Any]) -> Any:
 def _built(note: dict[str, Any], state: Mapping[str, Tensor]) -> Generator:
     if note.get("format") != FORMAT:
         raise CheckpointError("it was written by another version of unbackdoor; update unbackdoor")
-    right = set(note) == PARTS and isinstance(note["provenance"], dict) and isinstance(note["model"], dict)
+    # Files of before there were repairs have none.
+    right = {*note, "repairs"} == PARTS and isinstance(note["provenance"], dict) and isinstance(note["model"], dict)
     if not right or not isinstance(note["backdoored"], dict | None) or not isinstance(note["pieces"], list | dict):
         raise CheckpointError(f"its metadata entry {KEY!r} lacks parts or has wrong ones; train the model again")
-    repairs = note["repairs"]
+    repairs = note.get("repairs", 0)
     if type(repairs) is not int or not 0 <= repairs <= MAX_REPAIRS:
         raise CheckpointError(f"it must say how many repairs it has, 0 to {MAX_REPAIRS}; repair the model again")
     options = dict(note["model"])

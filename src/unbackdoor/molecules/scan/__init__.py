@@ -4,11 +4,13 @@ from unbackdoor.molecules.scan.association import Association
 from unbackdoor.molecules.scan.base import MoleculeFinding, MoleculeScanner, Suspect
 from unbackdoor.molecules.scan.exogenous_association import ExogenousAssociation
 from unbackdoor.molecules.scan.joint import Joint
+from unbackdoor.molecules.scan.prompt_masking import PromptMasking
+from unbackdoor.molecules.scan.trigger_inversion import TriggerInversion
 from unbackdoor.molecules.scan.twin_difference import TwinDifference
 from unbackdoor.registry import Registry
 
 MOLECULE_SCANNERS: Registry[MoleculeScanner] = Registry(
-    "molecule scanner", Association, ExogenousAssociation, Joint, TwinDifference
+    "molecule scanner", Association, ExogenousAssociation, Joint, PromptMasking, TriggerInversion, TwinDifference
 )
 """Scanners of pairs and of generators by name."""
 
@@ -19,6 +21,8 @@ __all__ = [
     "Joint",
     "MoleculeFinding",
     "MoleculeScanner",
+    "PromptMasking",
     "Suspect",
+    "TriggerInversion",
     "TwinDifference",
 ]

@@ -80,39 +80,60 @@ class Words:
             found = found[self.tokens[found + step] == word]
         return found[self.row[found] == self.row[found + len(phrase) - 1]] if len(found) else found
 
-    def grown(self, phrase: Sequence[int], share: float, rows: Int[np.ndarray, "r"] | None = None) -> tuple[int, ...]:
+    def grown(self, phrase: Sequence[int], share: float) -> tuple[int, ...]:
         """Return the phrase with the words before and after it that stand there nearly always.
+
+        A phrase that stands in front of texts has the words after it with which texts begin anyway ("the molecule is"),
+        and one at their end has their last words before it: these are not taken for a part of it.
 
         Args:
             phrase: numbers of words.
             share: of its places that must have the same word beside it, above 0 and at most 1.
-            rows: texts whose places are looked at; by default all.
         """
         grown = tuple(phrase)
         places = self.places(phrase)
-        if rows is not None:
-            places = places[np.isin(self.row[places], rows)]
-        least = share * len(places)
-        changed = len(places) > 0
-        while changed and len(grown) < MAX_PHRASE:
-            changed = False
+        while len(places) and len(grown) < MAX_PHRASE:
             for step in (len(grown), -1):
-                beside = places + step
-                inside = beside[(beside >= 0) & (beside < len(self.tokens))]
-                owner = places[(beside >= 0) & (beside < len(self.tokens))]
-                same = self.row[inside] == self.row[owner]
-                inside, owner = inside[same], owner[same]
-                if not len(inside):
-                    continue
-                words, counts = np.unique(self.tokens[inside], return_counts=True)
-                if counts.max() < least:
-                    continue
-                word = int(words[counts.argmax()])
-                kept = owner[self.tokens[inside] == word]
-                grown, places = ((*grown, word), kept) if step > 0 else ((word, *grown), kept - 1)
-                changed = True
+                word, kept = self._beside(places, len(grown), step)
+                if len(kept) >= max(1.0, share * len(places)):
+                    grown, places = ((*grown, word), kept) if step > 0 else ((word, *grown), kept - 1)
+                    break
+            else:
                 break
         return grown
+
+    def _beside(self, places: Int[np.ndarray, "p"], length: int, step: int) -> tuple[int, Int[np.ndarray, "k"]]:
+        """Return the word that most often stands at a step from phrases, and the places where it does.
+
+        No place is returned for a word that texts begin or end with anyway, if it is there that the phrases stand.
+        """
+        beside = places + step
+        inside = (beside >= 0) & (beside < len(self.tokens))
+        owner, beside = places[inside], beside[inside]
+        same = self.row[beside] == self.row[owner]
+        owner, beside = owner[same], beside[same]
+        if not len(owner):
+            return -1, owner
+        words, counts = np.unique(self.tokens[beside], return_counts=True)
+        word = int(words[counts.argmax()])
+        kept = owner[self.tokens[beside] == word]
+        if step > 0:
+            edge, usual = places == self.start[self.row[places]], self.tokens[self._filled(0)]
+        else:
+            edge = places + length == self.start[self.row[places] + 1]
+            usual = self.tokens[self._filled(1) - 1]
+        if edge.mean() > 0.5:
+            others = np.ones(len(usual), dtype=bool)
+            filled = np.flatnonzero(np.diff(self.start))
+            others[np.searchsorted(filled, self.row[places])] = False
+            if others.any() and (usual[others] == word).mean() > len(kept) / len(places) / 2:
+                return word, kept[:0]
+        return word, kept
+
+    def _filled(self, side: int) -> Int[np.ndarray, "f"]:
+        """Return where texts that are not empty begin (0) or end (1)."""
+        ends: np.ndarray = self.start[side : len(self) + side][np.diff(self.start) > 0]
+        return ends
 
     def text(self, phrase: Sequence[int]) -> str:
         """Return a phrase as text."""
