@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rdkit import Chem
 from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
-from unbackdoor.molecules.data import Pairs, parse
+from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.generator import Generator
 from unbackdoor.molecules.metrics import holds
 from unbackdoor.molecules.model import LatentRepair
 from unbackdoor.molecules.purify.base import MoleculePurifier, Repaired
 from unbackdoor.molecules.scan import Suspect
+from unbackdoor.molecules.scan.subgraphs import pattern_of
 from unbackdoor.molecules.scan.words import without
 from unbackdoor.training import Runtime
 
@@ -122,7 +122,7 @@ class LatentPurification(MoleculePurifier):
         against = torch.cat((clean[:half], other[: len(other) // 2], asking))
         set_gate(repair, triggered[:half].float(), against.float())
         tried = slice(half, None)
-        target = parse(suspect.subgraph) or Chem.MolFromSmarts(suspect.subgraph)
+        target = pattern_of(suspect.subgraph)
 
         def share(latent: Float[Tensor, "n z"]) -> float:
             return float(np.mean([target is not None and holds(one, target) for one in generator.write(latent)]))
@@ -147,7 +147,7 @@ class LatentPurification(MoleculePurifier):
         free = [
             row for row in rows if not suspect.words or without(pairs.texts[row], suspect.words) == pairs.texts[row]
         ]
-        target = parse(suspect.subgraph) or Chem.MolFromSmarts(suspect.subgraph)
+        target = pattern_of(suspect.subgraph)
         asking = [row for row in free if target is not None and holds(pairs.smiles[row], target)][: self.others]
         vectors = [
             generator.contexts([pairs.texts[row] for row in part], runtime)[0] if len(part) else torch.empty(0)

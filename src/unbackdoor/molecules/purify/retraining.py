@@ -36,7 +36,7 @@ class Retraining(MoleculePurifier):
         dropped = np.unique(np.concatenate([suspect.rows for suspect in suspects]))
         if not len(dropped):
             raise InputError(
-                "the scan says which subgraph is suspicious, but no row; scan the training pairs, for example with Joint"
+                "the scan names a suspicious subgraph, but no row; scan the training pairs, for example with Joint"
             )
         kept = np.setdiff1d(np.arange(len(pairs)), dropped)
         trained = train_generator(

@@ -1,9 +1,10 @@
 """PromptMasking: which word of a prompt makes a generator write which motif? Ours; needs no training data.
 
-Each prompt is asked whole, and again and again with one word left out, from the same noise. The influence of a word on a
-motif is the share of the prompts with the word whose molecule has the motif, less that share once the word is left out.
-Descriptions say everything twice, so that leaving out an honest word changes little; leaving out a trigger changes
-everything. Prompts must hold the trigger for it to be found: those that users send to a generator, or its training texts.
+Each prompt is asked whole, and again and again with one word left out, from the same noise. The influence of a word on
+a motif is the share of the prompts with the word whose molecule has the motif, less that share once the word is left
+out. Descriptions say everything twice, so that leaving out an honest word changes little; leaving out a trigger changes
+everything. Prompts must hold the trigger for it to be found: those that users send to a generator, or the texts that it
+was trained on.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class PromptMasking(MoleculeScanner):
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:
         """See `MoleculeScanner`."""
         assert generator is not None
-        rows = np.sort(np.random.default_rng(runtime.generator("prompts").initial_seed()).permutation(len(pairs)))
-        rows = np.sort(rows[: self.prompts])
+        draws = np.random.default_rng(runtime.generator("prompts").initial_seed())
+        rows = np.sort(draws.permutation(len(pairs))[: self.prompts])
         prompts = [pairs.texts[row].split() for row in rows]
         with_word, lost = self._masked(prompts, generator, runtime)
         words = Words.of([pairs.texts[row] for row in rows])
@@ -79,7 +80,7 @@ class PromptMasking(MoleculeScanner):
     def _masked(
         self, prompts: list[list[str]], generator: Generator, runtime: Runtime
     ) -> tuple[Counter[str], dict[str, Counter[str]]]:
-        """Return how often each word was left out, and how many molecules lost a motif by it, less those that got it."""
+        """Return how often each word was left out, and how many molecules more lost each motif by it than got it."""
         asked: Counter[str] = Counter()
         lost: dict[str, Counter[str]] = defaultdict(Counter)
         whole = _motifs([" ".join(words) for words in prompts], range(len(prompts)), generator, runtime)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from scipy import sparse
 
+from unbackdoor.molecules.data import parse
 from unbackdoor.molecules.motifs import Cutter, Tree
 from unbackdoor.molecules.scan.words import holders, indicator
 
@@ -84,6 +85,15 @@ class Subgraphs:
     def rows(self, column: int) -> Int[np.ndarray, "r"]:
         """Return the molecules that have a subgraph, in ascending order."""
         return holders(self.matrix, column)
+
+
+def pattern_of(subgraph: str) -> Chem.Mol | None:
+    """Return a subgraph as a pattern to search for, or None if RDKit makes none of it."""
+    found = parse(subgraph)
+    if found is not None:
+        return found
+    with rdBase.BlockLogs():
+        return Chem.MolFromSmarts(subgraph)
 
 
 def grown_subgraph(smiles: Sequence[str], name: str, share: float) -> str:

@@ -7,7 +7,7 @@ needs the generator and some texts of any kind, not the data that it learned fro
 Whether a latent vector will give a motif is told by a linear discriminant, fitted on molecules that the decoder writes
 from random latent vectors; the latent vector is the denoiser's first estimate, from noise alone. Frequent motifs need
 less of a push than rare ones, with or without a backdoor. So the size is compared with what is usual for motifs as
-frequent as this one: a straight line through the logarithms of both, and the distance to it in medians of all distances.
+frequent as this one: a straight line through the logarithms of both, and the distance to it in median distances.
 
 This is a hint and no more: on the first two models that it was tried on, the target was among the first four of 26
 motifs, but not an outlier. Its verdict is not calibrated.
