@@ -31,7 +31,7 @@ COMMANDS = {
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
     "methods": "list all attacks, scanners, sifters, purifiers, secure trainers, inspections and networks",
-    "molecules": "the molecule side: text-guided generators and BadGraph; train, poison, generate, evaluate, scan, purify",
+    "molecules": "the molecule side: text-guided generators, BadGraph, and how to find it and take it out",
 }
 
 GROUPS = {

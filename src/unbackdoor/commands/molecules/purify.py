@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import GENERATOR, found_page, open_untrusted, suspect_rows
+from unbackdoor.commands.molecules.common import GENERATOR
+from unbackdoor.commands.molecules.found import found_page, open_untrusted, suspect_rows
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, new_folder

@@ -1,17 +1,17 @@
 """Ask which texts lead to subgraphs that they do not ask for: of pairs of text and molecule, or of a generator.
 
-Pairs are scanned by Association, ExogenousAssociation, Joint and TwinDifference; a generator is asked, with the texts of
-the data as prompts, by PromptMasking and TriggerInversion, which need --model.
+Pairs are scanned by Association, ExogenousAssociation, Joint and TwinDifference. PromptMasking and TriggerInversion ask
+a generator (--model), with the texts of the data as prompts.
 
-Writes suspicion.parquet (row, smiles, description, score, suspicion, reason), run.json and report.html. Exit code 1 if a
-pair of text and subgraph is held to be a backdoor, 0 if none is, 3 if the data do not allow a verdict.
+Writes suspicion.parquet (row, smiles, description, score, suspicion, reason), run.json and report.html. Exit code 1 if
+a pair of text and subgraph is held to be a backdoor, 0 if none is, 3 if the data do not allow a verdict.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import found_page, open_untrusted, suspect_rows
+from unbackdoor.commands.molecules.found import found_page, open_untrusted, suspect_rows
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, report_folder

@@ -8,8 +8,8 @@ other half which rows have the phrase, from all other words. An area under the c
 that the phrase is grown: other words of a trigger of several words would tell it perfectly.
 
 It fails where the rest of a text tells nothing of honest words either, as with texts made by templates. The data say so
-themselves: if the median area of the phrases that go with a subgraph is low, there is no verdict. And a trigger that an
-attacker puts only on rows of one kind is told by these rows' texts, and escapes.
+themselves: where many phrases are unexplained, there is no verdict. And a trigger that an attacker puts only on rows of
+one kind is told by these rows' texts, and escapes.
 """
 
 from __future__ import annotations
@@ -30,9 +30,6 @@ from unbackdoor.training import Runtime
 
 AREA = "area under the curve of the rest"
 """Name of the evidence."""
-
-FEWEST = 10
-"""Phrases that must go with a subgraph for their median to say what is usual."""
 
 MOST_PHRASES = 3000
 """Whose context is looked at; the strongest."""
@@ -56,7 +53,8 @@ class ExogenousAssociation(MoleculeScanner):
         share: of the rows with the phrase that must have the subgraph.
         association: G statistic from which on a pair is flagged, if nothing else explains the phrase.
         explained: area under the curve, from which on the rest of the text explains a phrase.
-        usual: median area of the phrases that go with a subgraph, below which there is no verdict.
+        most: share of the phrases that go with a subgraph, more of which cannot be triggers: if more are unexplained, the
+            texts tell too little of each other's words, and there is no verdict.
         grown: share of the molecules that must have a larger subgraph for it to be named instead.
     """
 
@@ -64,7 +62,7 @@ class ExogenousAssociation(MoleculeScanner):
     share: float = 0.8
     association: float = 200.0
     explained: float = 0.65
-    usual: float = 0.75
+    most: float = 0.1
     grown: float = 0.9
 
     def __post_init__(self) -> None:
@@ -72,8 +70,10 @@ class ExogenousAssociation(MoleculeScanner):
             raise InputError(
                 "ExogenousAssociation: least must be 2 or more, association above 0, and explained between 0 and 1"
             )
-        if not (0.5 <= self.share <= 1 and 0 < self.grown <= 1):
-            raise InputError("ExogenousAssociation: share must lie between 0.5 and 1, and grown above 0 and at most 1")
+        if not (0.5 <= self.share <= 1 and 0 < self.most <= 1 and 0 < self.grown <= 1):
+            raise InputError(
+                "ExogenousAssociation: share must lie between 0.5 and 1, and most and grown above 0 and at most 1"
+            )
 
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:
         """See `MoleculeScanner`."""
@@ -85,22 +85,24 @@ class ExogenousAssociation(MoleculeScanner):
         context = Context(words, draws)
         suspects = [self._suspect(found, pair, words, phrases, subgraphs, context) for pair in strongest(found)]
         distinct = merged(suspects, len(pairs))
-        areas = [one.evidence[AREA] for one in distinct if one.evidence["G"] >= self.association / 4]
-        usual = float(np.nanmedian(areas)) if areas else float("nan")
-        if len(areas) < FEWEST or not usual >= self.usual:
-            return self._silent(distinct, len(pairs), len(areas), usual)
+        usual = [one.evidence[AREA] for one in distinct if one.evidence["G"] >= self.association / 4]
+        unexplained = sum(one.flagged for one in distinct)
+        if unexplained > max(1.0, self.most * len(usual)):
+            return self._silent(distinct, len(pairs), unexplained)
+        evidence = {"associated": len(usual), "median_area": float(np.nanmedian(usual)) if usual else None}
         named = [self._named(one, pairs) for one in distinct]
-        return self.verdict(named, len(pairs), 10 * self.least, usual_area=usual)
+        return self.verdict(named, len(pairs), 10 * self.least, **evidence)
 
-    def _silent(self, suspects: Sequence[Suspect], rows: int, count: int, usual: float) -> MoleculeFinding:
+    def _silent(self, suspects: Sequence[Suspect], rows: int, unexplained: int) -> MoleculeFinding:
         """Return a finding without verdict, for data in which the test tells nothing."""
         lowered = tuple(replace(one, strength=min(one.strength / 2, MOST_EXPLAINED)) for one in suspects)
-        why = (
-            f"only {count} phrases go with a subgraph, too few to tell which are usual"
-            if count < FEWEST
-            else f"the rest of these texts tells little of honest words either (median area {usual:.2f})"
+        why = f"{unexplained} words go with a subgraph and are told by nothing else, too many to be triggers"
+        return MoleculeFinding(
+            suspects=lowered,
+            rows=rows,
+            reason=f"{type(self).__name__} cannot tell in texts like these: {why}",
+            inconclusive=True,
         )
-        return MoleculeFinding(suspects=lowered, rows=rows, reason=f"{type(self).__name__}: {why}", inconclusive=True)
 
     def _suspect(
         self,
