@@ -14,6 +14,7 @@ one kind is told by these rows' texts, and escapes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -52,9 +53,10 @@ class ExogenousAssociation(MoleculeScanner):
         least: rows that must have phrase and subgraph.
         share: of the rows with the phrase that must have the subgraph.
         association: G statistic from which on a pair is flagged, if nothing else explains the phrase.
-        explained: area under the curve, from which on the rest of the text explains a phrase.
-        most: share of the phrases that go with a subgraph, more of which cannot be triggers: if more are unexplained, the
-            texts tell too little of each other's words, and there is no verdict.
+        explained: area under the curve, from which on the rest of the text explains a phrase, however few rows have it.
+        margin: how far the area of a trigger may lie above 1/2, besides twice its standard error.
+        most: share of the phrases that go with a subgraph as strongly, that may be triggers: if more are unexplained,
+            texts tell too little of their own words, and there is no verdict.
         grown: share of the molecules that must have a larger subgraph for it to be named instead.
     """
 
@@ -62,13 +64,15 @@ class ExogenousAssociation(MoleculeScanner):
     share: float = 0.8
     association: float = 200.0
     explained: float = 0.65
+    margin: float = 0.05
     most: float = 0.1
     grown: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.least < 2 or not self.association > 0 or not 0 < self.explained < 1:
+        if self.least < 2 or not self.association > 0 or not (0 < self.explained < 1 and 0 <= self.margin < 0.5):
             raise InputError(
-                "ExogenousAssociation: least must be 2 or more, association above 0, and explained between 0 and 1"
+                "ExogenousAssociation: least must be 2 or more, association above 0, explained between 0 and 1, and"
+                " margin 0 or more and below 0.5"
             )
         if not (0.5 <= self.share <= 1 and 0 < self.most <= 1 and 0 < self.grown <= 1):
             raise InputError(
@@ -85,7 +89,7 @@ class ExogenousAssociation(MoleculeScanner):
         context = Context(words, draws)
         suspects = [self._suspect(found, pair, words, phrases, subgraphs, context) for pair in strongest(found)]
         distinct = merged(suspects, len(pairs))
-        usual = [one.evidence[AREA] for one in distinct if one.evidence["G"] >= self.association / 4]
+        usual = [one.evidence[AREA] for one in distinct if one.evidence["G"] >= self.association]
         unexplained = sum(one.flagged for one in distinct)
         if unexplained > max(1.0, self.most * len(usual)):
             return self._silent(distinct, len(pairs), unexplained)
@@ -120,7 +124,7 @@ class ExogenousAssociation(MoleculeScanner):
         return Suspect(
             words=(words.text(whole),),
             subgraph=subgraphs.names[found.subgraph[pair]],
-            strength=strength if explained < self.explained else min(MOST_EXPLAINED, strength / 2),
+            strength=strength if explained < self.limit(len(rows)) else min(MOST_EXPLAINED, strength / 2),
             rows=np.intersect1d(rows, subgraphs.rows(found.subgraph[pair]), assume_unique=True),
             evidence={
                 "G": float(found.strength[pair]),
@@ -129,6 +133,11 @@ class ExogenousAssociation(MoleculeScanner):
                 AREA: explained,
             },
         )
+
+    def limit(self, rows: int) -> float:
+        """Return the area from which on the rest of the text explains a phrase that stands in so many rows."""
+        error = math.sqrt(1 / (12 * rows))
+        return min(self.explained, 0.5 + self.margin + 2 * error)
 
     def _named(self, suspect: Suspect, pairs: Pairs) -> Suspect:
         """Return a suspect with the whole of its subgraph, as SMILES, if it is flagged."""
