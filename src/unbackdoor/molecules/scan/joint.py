@@ -18,9 +18,12 @@ class Joint(MoleculeScanner):
 
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:
         """See `MoleculeScanner`."""
-        twins, association = (one.inspect(pairs, runtime, None) for one in (TwinDifference(), ExogenousAssociation()))
-        suspects = merged([*twins.suspects, *association.suspects], len(pairs))
-        found = self.verdict(suspects, len(pairs), 0, parts=[twins.reason, association.reason])
+        return self.joined(*(one.inspect(pairs, runtime, None) for one in (TwinDifference(), ExogenousAssociation())))
+
+    def joined(self, twins: MoleculeFinding, association: MoleculeFinding) -> MoleculeFinding:
+        """Return the answer that two scans of the same pairs make together."""
+        suspects = merged([*twins.suspects, *association.suspects], twins.rows)
+        found = self.verdict(suspects, twins.rows, 0, parts=[twins.reason, association.reason])
         if association.inconclusive and not found.flagged:
             # Twins alone are no proof of innocence: replacing rows leaves none.
             return replace(found, inconclusive=True, reason=association.reason)
