@@ -41,7 +41,10 @@ BESIDE = 0.8
 ALIKE = 0.5
 """Share of the rows of the smaller of two pairs that the other has too, from which on they are one."""
 
-MOST_EXPLAINED = 0.5
+MOST_SILENT = 0.5
+"""Strength of a pair, at most, where there is no verdict."""
+
+EXPLAINED = 0.1
 """Strength of pairs that the rest of the text tells, at most: they can never be flagged."""
 
 
@@ -99,7 +102,7 @@ class ExogenousAssociation(MoleculeScanner):
 
     def _silent(self, suspects: Sequence[Suspect], rows: int, unexplained: int) -> MoleculeFinding:
         """Return a finding without verdict, for data in which the test tells nothing."""
-        lowered = tuple(replace(one, strength=min(one.strength / 2, MOST_EXPLAINED)) for one in suspects)
+        lowered = tuple(replace(one, strength=min(one.strength, MOST_SILENT)) for one in suspects)
         why = f"{unexplained} words go with a subgraph and are told by nothing else, too many to be triggers"
         return MoleculeFinding(
             suspects=lowered,
@@ -124,7 +127,7 @@ class ExogenousAssociation(MoleculeScanner):
         return Suspect(
             words=(words.text(whole),),
             subgraph=subgraphs.names[found.subgraph[pair]],
-            strength=strength if explained < self.limit(len(rows)) else min(MOST_EXPLAINED, strength / 2),
+            strength=strength if explained < self.limit(len(rows)) else min(EXPLAINED, EXPLAINED * strength),
             rows=np.intersect1d(rows, subgraphs.rows(found.subgraph[pair]), assume_unique=True),
             evidence={
                 "G": float(found.strength[pair]),
