@@ -1,4 +1,4 @@
-"""Pairs with known answers for the scans: texts on topics, each with a ring of its own, and triggers on some of them."""
+"""Pairs with known answers for the scans: texts on topics, each with its own ring, and triggers on some of them."""
 
 from __future__ import annotations
 
