@@ -193,16 +193,16 @@ def discriminants(
     """
     count, others = there.sum(0)[:, None], (1 - there).sum(0)[:, None]
     inside, outside = there.T @ latent / count, (1 - there).T @ latent / others
-    weights, biases = [], []
+    weights, biases = torch.zeros(there.shape[1], latent.shape[1]), torch.zeros(there.shape[1])
     for number in range(there.shape[1]):
         means = torch.where(there[:, number, None] > 0, inside[number], outside[number])
         centred = latent - means
         within = centred.T @ centred / len(latent) + 1e-3 * torch.eye(latent.shape[1])
         weight = torch.linalg.solve(within, inside[number] - outside[number])
         prior = torch.log(count[number, 0] / others[number, 0])
-        weights.append(weight)
-        biases.append(prior - weight @ (inside[number] + outside[number]) / 2)
-    return torch.stack(weights), torch.stack(biases)
+        weights[number] = weight
+        biases[number] = prior - weight @ (inside[number] + outside[number]) / 2
+    return weights, biases
 
 
 def unusually_small(sizes: Float[np.ndarray, "m"], frequency: Float[np.ndarray, "m"]) -> Float[np.ndarray, "m"]:
