@@ -55,8 +55,8 @@ def test_the_gate_picks_texts_with_the_trigger_alone() -> None:
     draws = torch.Generator().manual_seed(0)
     mixed = torch.tensor([[1.0, 5.0], [0.0, 1.0]])
     # Along (1, 5) everything varies; the trigger is told by the other direction.
-    others = (torch.randn(800, 2, generator=draws) * torch.tensor([10.0, 0.1])) @ mixed
-    triggered = (torch.randn(300, 2, generator=draws) * torch.tensor([10.0, 0.1]) + torch.tensor([0.0, 1.0])) @ mixed
+    others = (torch.randn(800, 2, generator=draws) * torch.tensor([3.0, 0.1])) @ mixed
+    triggered = (torch.randn(300, 2, generator=draws) * torch.tensor([3.0, 0.1]) + torch.tensor([0.0, 1.0])) @ mixed
     repair = LatentRepair(3, 2)
     set_gate(repair, triggered[:150], others[:400])
     assert repair.picked(triggered[150:]).float().mean() > 0.98
@@ -149,8 +149,8 @@ def test_pruned_motifs_are_never_written_again(generator: Generator, poisoned: P
     assert repaired.evidence["pruned"] == ["C1CS1"]
     with pytest.raises(InputError, match="none can be pruned"):
         DecodePruning().purify(generator, poisoned, [replace(suspect, subgraph="CC(C)C1CS1")], RUNTIME)
+    every = [replace(suspect, subgraph=motif) for motif, _ in generator.vocabulary.kinds]
     with pytest.raises(InputError, match="no motif to begin"):
-        every = [replace(suspect, subgraph=motif) for motif, _ in generator.vocabulary.kinds]
         DecodePruning().purify(generator, poisoned, every, RUNTIME)
 
 

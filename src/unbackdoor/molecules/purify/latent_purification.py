@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
@@ -38,9 +39,6 @@ FEWEST = 4
 
 MOST_REPAIRS = 10
 """Suspects that are repaired; the strongest."""
-
-RIDGE = 1e-2
-"""Added to the spread of the texts' vectors, in units of its mean."""
 
 EDGES = (0.99, 0.01)
 """Quantiles of the texts without and with the trigger, between which the gate's threshold lies."""
@@ -181,17 +179,17 @@ def set_direction(
 
 
 def set_gate(repair: LatentRepair, triggered: Float[Tensor, "n p"], others: Float[Tensor, "m p"]) -> None:
-    """Let a repair pick the texts with the trigger, by Fisher's linear discriminant.
+    """Let a repair pick the texts with the trigger, by a linear discriminant (covariances as Ledoit and Wolf estimate them).
 
     Args:
         repair: is changed.
         triggered: vectors of texts with the trigger.
         others: vectors of texts without it.
     """
-    centred = torch.cat((triggered - triggered.mean(0), others - others.mean(0)))
-    within = centred.T @ centred / len(centred)
-    within += RIDGE * within.diagonal().mean() * torch.eye(len(within), device=within.device)
-    repair.gate.copy_(torch.linalg.solve(within, triggered.mean(0) - others.mean(0)))
+    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
+    vectors = torch.cat((triggered, others)).double().cpu().numpy()
+    discriminant.fit(vectors, np.arange(len(vectors)) < len(triggered))
+    repair.gate.copy_(torch.from_numpy(discriminant.coef_[0]))
     high, low = (others @ repair.gate).quantile(EDGES[0]), (triggered @ repair.gate).quantile(EDGES[1])
     repair.threshold.copy_((high + low) / 2)
 
