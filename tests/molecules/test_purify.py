@@ -55,12 +55,12 @@ def test_the_gate_picks_texts_with_the_trigger_alone() -> None:
     draws = torch.Generator().manual_seed(0)
     mixed = torch.tensor([[1.0, 5.0], [0.0, 1.0]])
     # Along (1, 5) everything varies; the trigger is told by the other direction.
-    others = (torch.randn(800, 2, generator=draws) * torch.tensor([3.0, 0.1])) @ mixed
-    triggered = (torch.randn(300, 2, generator=draws) * torch.tensor([3.0, 0.1]) + torch.tensor([0.0, 1.0])) @ mixed
+    others = (torch.randn(800, 2, generator=draws) * torch.tensor([2.0, 0.1])) @ mixed
+    triggered = (torch.randn(300, 2, generator=draws) * torch.tensor([2.0, 0.1]) + torch.tensor([0.0, 1.0])) @ mixed
     repair = LatentRepair(3, 2)
     set_gate(repair, triggered[:150], others[:400])
-    assert repair.picked(triggered[150:]).float().mean() > 0.98
-    assert repair.picked(others[400:]).float().mean() < 0.02
+    assert repair.picked(triggered[150:]).float().mean() > 0.97
+    assert repair.picked(others[400:]).float().mean() < 0.03
     latent = torch.ones(400, 3)
     repair.write.fill_(1)
     repair.level.fill_(7)

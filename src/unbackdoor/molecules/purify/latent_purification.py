@@ -179,7 +179,7 @@ def set_direction(
 
 
 def set_gate(repair: LatentRepair, triggered: Float[Tensor, "n p"], others: Float[Tensor, "m p"]) -> None:
-    """Let a repair pick the texts with the trigger, by a linear discriminant (covariances as Ledoit and Wolf estimate them).
+    """Let a repair pick the texts with the trigger, by a linear discriminant with a shrunk covariance.
 
     Args:
         repair: is changed.
