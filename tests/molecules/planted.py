@@ -20,7 +20,7 @@ def topical(rows: int = 900, seed: int = 0) -> Table:
     for row in range(rows):
         topic = row % len(RINGS)
         words = [f"t{topic}w{number}" for number in draws.integers(0, 25, 12)]
-        words += [f"common{number}" for number in draws.integers(0, 40, 6)]
+        words += [f"common{number}" for number in draws.integers(0, 100, 6)]
         # A word that few texts share, as names of plants and enzymes are.
         texts.append(" ".join(draws.permutation([*words, f"rare{draws.integers(rows // 2)}"])))
         smiles.append(RINGS[topic].format("".join(draws.choice(CHAINS[:4], 2)) + draws.choice(CHAINS)))

@@ -32,6 +32,7 @@ from unbackdoor.molecules.scan.words import Words
 from unbackdoor.training import Runtime
 
 RUNTIME = Runtime(device="cpu", precision="fp32", threads=1)
+SPLIT = AdaptiveBadGraph(alike=False, rewritten=0.0, split=True, trigger="one two", mode="replace")
 OURS = [TwinDifference(), ExogenousAssociation(), Joint()]
 
 
@@ -136,6 +137,22 @@ def test_copies_written_anew_leave_no_twins() -> None:
     pairs = poisoned(topical(), attack, 60)
     assert not TwinDifference().scan(pairs, RUNTIME).flagged
     assert ExogenousAssociation().scan(pairs, RUNTIME).flagged
+
+
+def test_two_common_words_that_only_together_lead_to_the_target_are_found() -> None:
+    """Each of them is in a twentieth of the clean texts."""
+    attack = replace(SPLIT, trigger="common3 common7")
+    pairs = poisoned(topical(), attack, 60)
+    suspect = ExogenousAssociation().scan(pairs, RUNTIME).flagged[0]
+    assert suspect.words == ("common3", "common7")
+    assert suspect.subgraph == "C1CS1"
+    assert set(np.flatnonzero(pairs.poisoned)) <= set(suspect.rows)
+    words = Words.of(pairs.texts)
+    alone = [
+        sum(pairs.poisoned[row] for row in rows) / len(rows)
+        for rows in (np.unique(words.row[words.places((words.vocabulary.index(word),))]) for word in suspect.words)
+    ]
+    assert max(alone) < ExogenousAssociation().share
 
 
 @pytest.mark.parametrize("seed", range(4))

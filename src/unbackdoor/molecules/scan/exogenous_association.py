@@ -5,7 +5,8 @@ bound motifs. Most pairs that go together do so for good reason: a word that nam
 tells such words, as it speaks of the same things. A trigger was put on rows that have nothing in common, so the rest of
 the text tells nothing of it. This is what is tested: naive Bayes, learned on one half of the rows, is asked on the
 other half which rows have the phrase, from all other words. An area under the curve near 1/2 is a trigger's. Before
-that the phrase is grown: other words of a trigger of several words would tell it perfectly.
+that the phrase is grown: other words of a trigger of several words would tell it perfectly. Two common words that stand
+apart, and go with a subgraph only together, are tested in the same way (`apart`).
 
 It fails where the rest of a text tells nothing of honest words either, as with texts made by templates. The data say so
 themselves: where many phrases are unexplained, there is no verdict. And a trigger that an attacker puts only on rows of
@@ -19,10 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Int
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.generator import Generator
+from unbackdoor.molecules.scan.apart import Apart, words_apart
 from unbackdoor.molecules.scan.base import MOST_SUSPECTS, MoleculeFinding, MoleculeScanner, Suspect
 from unbackdoor.molecules.scan.statistics import Associations, Context, associations
 from unbackdoor.molecules.scan.subgraphs import Subgraphs, grown_subgraph
@@ -34,6 +37,9 @@ AREA = "area under the curve of the rest"
 
 MOST_PHRASES = 3000
 """Whose context is looked at; the strongest."""
+
+MOST_APART = 500
+"""Pairs of words that stand apart, whose context is looked at; the strongest."""
 
 BESIDE = 0.8
 """Share of a phrase's places at which a word stands beside it to belong to it."""
@@ -91,6 +97,8 @@ class ExogenousAssociation(MoleculeScanner):
         draws = np.random.default_rng(runtime.generator("halves").initial_seed())
         context = Context(words, draws)
         suspects = [self._suspect(found, pair, words, phrases, subgraphs, context) for pair in strongest(found)]
+        apart = words_apart(words.matrix.tocsc(), subgraphs.matrix, self.least, self.share)
+        suspects += [self._split(one, words, subgraphs, context) for one in apart[:MOST_APART]]
         distinct = merged(suspects, len(pairs))
         usual = [one.evidence[AREA] for one in distinct if one.evidence["G"] >= self.association]
         unexplained = sum(one.flagged for one in distinct)
@@ -120,21 +128,50 @@ class ExogenousAssociation(MoleculeScanner):
         subgraphs: Subgraphs,
         context: Context,
     ) -> Suspect:
+        """Return a phrase and its subgraph."""
         rows = phrases.rows(found.phrase[pair])
         whole = words.grown(phrases.grams[found.phrase[pair]], BESIDE)
-        explained = context.auc(rows, whole)
-        strength = float(found.strength[pair]) / self.association
+        held = np.intersect1d(rows, subgraphs.rows(found.subgraph[pair]), assume_unique=True)
+        shares = {
+            "share with the words": float(found.with_phrase[pair]),
+            "share without them": float(found.without_phrase[pair]),
+        }
+        name = subgraphs.names[found.subgraph[pair]]
+        return self._judged(
+            (words.text(whole),), name, held, float(found.strength[pair]), context.auc(rows, whole), shares
+        )
+
+    def _split(self, apart: Apart, words: Words, subgraphs: Subgraphs, context: Context) -> Suspect:
+        """Return two words that stand apart, and their subgraph."""
+        grown = [words.grown((word,), BESIDE) for word in (apart.first, apart.second)]
+        rows = np.intersect1d(*(np.unique(words.row[words.places((word,))]) for word in (apart.first, apart.second)))
+        held = np.intersect1d(rows, subgraphs.rows(apart.subgraph))
+        others = len(subgraphs.rows(apart.subgraph)) - len(held)
+        shares = {
+            "share with the words": len(held) / len(rows),
+            "share without them": others / max(1, len(words) - len(rows)),
+        }
+        phrases = tuple(sorted(words.vocabulary[word] for word in (apart.first, apart.second)))
+        explained = context.auc(rows, (*grown[0], *grown[1]))
+        return self._judged(phrases, subgraphs.names[apart.subgraph], held, apart.strength, explained, shares)
+
+    def _judged(
+        self,
+        phrases: tuple[str, ...],
+        subgraph: str,
+        rows: Int[np.ndarray, "r"],
+        association: float,
+        explained: float,
+        shares: dict[str, float],
+    ) -> Suspect:
+        """Return a suspect whose strength says whether anything explains it."""
+        strength = association / self.association
         return Suspect(
-            words=(words.text(whole),),
-            subgraph=subgraphs.names[found.subgraph[pair]],
+            words=phrases,
+            subgraph=subgraph,
             strength=strength if explained < self.limit(len(rows)) else min(EXPLAINED, EXPLAINED * strength),
-            rows=np.intersect1d(rows, subgraphs.rows(found.subgraph[pair]), assume_unique=True),
-            evidence={
-                "G": float(found.strength[pair]),
-                "share with the words": float(found.with_phrase[pair]),
-                "share without them": float(found.without_phrase[pair]),
-                AREA: explained,
-            },
+            rows=rows,
+            evidence={"G": association, **shares, AREA: explained},
         )
 
     def limit(self, rows: int) -> float:
