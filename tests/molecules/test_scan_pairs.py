@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +24,11 @@ from unbackdoor.molecules.scan import (
     Suspect,
     TwinDifference,
 )
-from unbackdoor.molecules.scan.exogenous_association import merged
+from unbackdoor.molecules.scan.base import merged
 from unbackdoor.molecules.scan.fragments import fragments_of
-from unbackdoor.molecules.scan.subgraphs import Subgraphs, grown_subgraph, parts_of
+from unbackdoor.molecules.scan.subgraphs import Subgraphs, grown_subgraph, motif_counts, parts_of
 from unbackdoor.molecules.scan.table import reasons
-from unbackdoor.molecules.scan.twin_difference import extra_motifs, twins
+from unbackdoor.molecules.scan.twin_difference import near_copies
 from unbackdoor.molecules.scan.words import Words
 from unbackdoor.training import Runtime
 
@@ -69,26 +70,29 @@ def test_a_subgraph_grows_to_what_all_molecules_share() -> None:
     assert grown_subgraph(["CC1CS1", "OC1CS1", "NC1CS1"], "C1CS1", 0.9) == "C1CS1"
 
 
-def test_what_a_molecule_has_more() -> None:
-    assert extra_motifs("CCC1CS1", "CC") == ("C1CS1",)
-    assert extra_motifs("CC", "CCC1CS1") is None
-    assert extra_motifs("CCO", "CC") == ("O",)
-
-
 def test_twins_are_those_that_a_slow_search_finds() -> None:
     pairs = poisoned(topical(200), BadGraph(trigger="as noted", position="random"), 40)
-    texts = [*pairs.texts, "nothing", "nothing more", ""]
-    found = set(twins(Words.of(texts), 5))
+    texts = [*pairs.texts, "nothing", "nothing more", "", "nothing more or less"]
+    smiles = [*pairs.smiles, "C", "CC", "C", "CC"]
+    counts, names = motif_counts(smiles)
+    assert [dict(zip(names, row)) for row in counts[-4:].toarray().tolist()] == [
+        {**dict.fromkeys(names, 0), "C": count} for count in (1, 2, 1, 2)
+    ]
+    found = near_copies(Words.of(texts), counts, 0.6, 5)
     sets = [set(text.split()) for text in texts]
-    lengths = [len(text.split()) for text in texts]
+    motifs = [Counter(parts_of(one).motifs) for one in smiles]
     expected = {
         (first, second)
         for first in range(len(texts))
         for second in range(len(texts))
-        if sets[first] and sets[first] <= sets[second] and 0 < lengths[second] - lengths[first] <= 5
+        if sets[first]
+        and len(sets[first] & sets[second]) >= 0.6 * len(sets[first])
+        and 0 < len(sets[second] - sets[first]) <= 5
+        and motifs[first] < motifs[second]
     }
-    assert found == expected
-    assert len(found) >= 40
+    assert set(zip(found.original.tolist(), found.copy.tolist())) == expected
+    assert all((sets[one] <= sets[two]) == whole for one, two, whole in zip(*found))
+    assert len(expected) >= 40
 
 
 PLANTED = [
@@ -132,11 +136,15 @@ def test_each_is_blind_where_it_says() -> None:
     assert not Association().scan(poisoned(topical(), BadGraph(), 99), RUNTIME).flagged
 
 
-def test_copies_written_anew_leave_no_twins() -> None:
-    attack = AdaptiveBadGraph(alike=False, rewritten=0.3, position="random")
+@pytest.mark.parametrize("alike", [True, False])
+def test_copies_written_anew_are_still_copies_and_replaced_rows_that_are_alike_escape_all(alike: bool) -> None:
+    attack = AdaptiveBadGraph(alike=alike, rewritten=0.2, position="random", trigger="heliotropic")
     pairs = poisoned(topical(), attack, 60)
-    assert not TwinDifference().scan(pairs, RUNTIME).flagged
-    assert ExogenousAssociation().scan(pairs, RUNTIME).flagged
+    suspect = TwinDifference().scan(pairs, RUNTIME).flagged[0]
+    assert (suspect.words, suspect.subgraph) == (("heliotropic",), "C1CS1")
+    assert set(suspect.rows) <= set(np.flatnonzero(pairs.poisoned))
+    assert bool(ExogenousAssociation().scan(pairs, RUNTIME).flagged) is not alike
+    assert bool(Joint().scan(poisoned(topical(), replace(attack, mode="replace"), 60), RUNTIME).flagged) is not alike
 
 
 def test_two_common_words_that_only_together_lead_to_the_target_are_found() -> None:
@@ -224,7 +232,7 @@ def test_suspects_with_the_same_rows_are_one() -> None:
         lambda: Association(share=0),
         lambda: Association(least_pattern=0),
         lambda: TwinDifference(votes=1),
-        lambda: TwinDifference(share=2),
+        lambda: TwinDifference(alike=2),
         lambda: ExogenousAssociation(share=0.2),
         lambda: ExogenousAssociation(explained=1.0),
         lambda: ExogenousAssociation(association=float("nan")),

@@ -131,7 +131,9 @@ class MotifDecoder(nn.Module):
     @torch.no_grad()
     def forbid(self, tokens: Sequence[int]) -> None:
         """Make tokens ones that are never written; what a file holds of the decoder says so too."""
-        self.kind_head[-1].bias[list(tokens)] = NEVER
+        last = self.kind_head[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias[list(tokens)] = NEVER
 
     @torch.no_grad()
     def generate(self, latent: Float[Tensor, "b z"]) -> Tokens:

@@ -60,8 +60,8 @@ def words_apart(words: sparse.csc_matrix, subgraphs: sparse.csc_matrix, least: i
         first, second = np.nonzero(np.triu(good, 1))
         if not len(first):
             continue
-        counts = (np.rint(one).astype(np.int64) for one in (pairs_inside[first, second], pairs[first, second]))
-        strength = g_statistic(*counts, np.full(len(first), int(there[column])), rows)
+        inside_, all_ = (np.rint(one[first, second]).astype(np.int64) for one in (pairs_inside, pairs))
+        strength = g_statistic(inside_, all_, np.full(len(first), int(there[column])), rows)
         best = int(strength.argmax())
         found.append(Apart(int(tried[first[best]]), int(tried[second[best]]), column, float(strength[best])))
     return sorted(found, key=lambda one: (-one.strength, one))

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Pairs
@@ -60,10 +61,7 @@ class Association(MoleculeScanner):
             begun = {" ".join(words[:length]) for length in range(1, min(LONGEST, len(words)) + 1)}
             texts += [(row, patterns.setdefault(one, len(patterns))) for one in begun]
             molecules += [(row, fragments.setdefault(one, len(fragments))) for one in set(fragments_of(smiles))]
-        begins, holds = (
-            indicator(*np.array(places, dtype=np.int64).reshape(-1, 2).T, (len(pairs), len(names))).tocsc()
-            for places, names in ((texts, patterns), (molecules, fragments))
-        )
+        begins, holds = (_matrix(*one, len(pairs)) for one in ((texts, patterns), (molecules, fragments)))
         found = associations(begins, holds, self.least_both, self.share)
         often = np.asarray(begins.sum(0)).ravel()[found.phrase] >= self.least_pattern
         chosen = np.flatnonzero(often & (found.with_phrase - found.without_phrase >= self.difference))
@@ -82,3 +80,9 @@ class Association(MoleculeScanner):
             for one in chosen
         ]
         return self.verdict(suspects, len(pairs), self.least_pattern)
+
+
+def _matrix(places: list[tuple[int, int]], names: dict[str, int], rows: int) -> sparse.csc_matrix:
+    """Return rows by names, 1 at the places."""
+    row, column = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    return indicator(row, column, (rows, len(names))).tocsc()

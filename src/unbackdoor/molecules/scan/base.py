@@ -14,10 +14,15 @@ from torch import Tensor
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.generator import Generator
+from unbackdoor.molecules.scan.words import indicator
 from unbackdoor.training import Runtime
 
 MOST_SUSPECTS = 200
 """That a finding lists; the strongest."""
+
+
+ALIKE = 0.5
+"""Share of the rows of the smaller of two pairs that the other has too, from which on they are one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -179,3 +184,20 @@ class MoleculeScanner(ABC):
         return MoleculeFinding(
             suspects=tuple(suspects), rows=rows, reason=reason, inconclusive=inconclusive, evidence=evidence
         )
+
+
+def merged(suspects: Sequence[Suspect], rows: int) -> list[Suspect]:
+    """Return the suspects without those most of whose rows a stronger one has; the strongest first."""
+    order = sorted(suspects, key=lambda one: (-one.strength, one.words, one.subgraph))
+    if not order:
+        return []
+    owner = np.repeat(np.arange(len(order)), [len(one.rows) for one in order])
+    members = indicator(owner, np.concatenate([one.rows for one in order]), (len(order), rows))
+    shared = (members @ members.T).toarray()
+    kept: list[int] = []
+    for number, one in enumerate(order):
+        if not any(shared[number, other] >= ALIKE * min(len(one.rows), len(order[other].rows)) for other in kept):
+            kept.append(number)
+            if len(kept) == MOST_SUSPECTS:
+                break
+    return [order[number] for number in kept]

@@ -26,10 +26,10 @@ from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.generator import Generator
 from unbackdoor.molecules.scan.apart import Apart, words_apart
-from unbackdoor.molecules.scan.base import MOST_SUSPECTS, MoleculeFinding, MoleculeScanner, Suspect
+from unbackdoor.molecules.scan.base import MoleculeFinding, MoleculeScanner, Suspect, merged
 from unbackdoor.molecules.scan.statistics import Associations, Context, associations
 from unbackdoor.molecules.scan.subgraphs import Subgraphs, grown_subgraph
-from unbackdoor.molecules.scan.words import Phrases, Words, indicator
+from unbackdoor.molecules.scan.words import Phrases, Words
 from unbackdoor.training import Runtime
 
 AREA = "area under the curve of the rest"
@@ -43,9 +43,6 @@ MOST_APART = 500
 
 BESIDE = 0.8
 """Share of a phrase's places at which a word stands beside it to belong to it."""
-
-ALIKE = 0.5
-"""Share of the rows of the smaller of two pairs that the other has too, from which on they are one."""
 
 MOST_SILENT = 0.5
 """Strength of a pair, at most, where there is no verdict."""
@@ -144,7 +141,8 @@ class ExogenousAssociation(MoleculeScanner):
     def _split(self, apart: Apart, words: Words, subgraphs: Subgraphs, context: Context) -> Suspect:
         """Return two words that stand apart, and their subgraph."""
         grown = [words.grown((word,), BESIDE) for word in (apart.first, apart.second)]
-        rows = np.intersect1d(*(np.unique(words.row[words.places((word,))]) for word in (apart.first, apart.second)))
+        first, second = (np.unique(words.row[words.places((word,))]) for word in (apart.first, apart.second))
+        rows = np.intersect1d(first, second)
         held = np.intersect1d(rows, subgraphs.rows(apart.subgraph))
         others = len(subgraphs.rows(apart.subgraph)) - len(held)
         shares = {
@@ -192,20 +190,3 @@ def strongest(found: Associations) -> list[int]:
     order = np.lexsort((found.subgraph, found.phrase, -found.strength))
     _, first = np.unique(found.phrase[order], return_index=True)
     return [int(order[one]) for one in np.sort(first)[:MOST_PHRASES]]
-
-
-def merged(suspects: Sequence[Suspect], rows: int) -> list[Suspect]:
-    """Return the suspects without those most of whose rows a stronger one has; the strongest first."""
-    order = sorted(suspects, key=lambda one: (-one.strength, one.words, one.subgraph))
-    if not order:
-        return []
-    owner = np.repeat(np.arange(len(order)), [len(one.rows) for one in order])
-    members = indicator(owner, np.concatenate([one.rows for one in order]), (len(order), rows))
-    shared = (members @ members.T).toarray()
-    kept: list[int] = []
-    for number, one in enumerate(order):
-        if not any(shared[number, other] >= ALIKE * min(len(one.rows), len(order[other].rows)) for other in kept):
-            kept.append(number)
-            if len(kept) == MOST_SUSPECTS:
-                break
-    return [order[number] for number in kept]

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.generator import Generator
-from unbackdoor.molecules.scan.base import MoleculeFinding, MoleculeScanner
-from unbackdoor.molecules.scan.exogenous_association import ExogenousAssociation, merged
+from unbackdoor.molecules.scan.base import MoleculeFinding, MoleculeScanner, merged
+from unbackdoor.molecules.scan.exogenous_association import ExogenousAssociation
 from unbackdoor.molecules.scan.twin_difference import TwinDifference
 from unbackdoor.training import Runtime
 

@@ -17,8 +17,8 @@ import numpy as np
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.generator import Generator
-from unbackdoor.molecules.scan.base import MoleculeFinding, MoleculeScanner, Suspect
-from unbackdoor.molecules.scan.exogenous_association import BESIDE, merged
+from unbackdoor.molecules.scan.base import MoleculeFinding, MoleculeScanner, Suspect, merged
+from unbackdoor.molecules.scan.exogenous_association import BESIDE
 from unbackdoor.molecules.scan.subgraphs import parts_of
 from unbackdoor.molecules.scan.words import Words, split_words
 from unbackdoor.training import Runtime

@@ -87,6 +87,16 @@ class Subgraphs:
         return holders(self.matrix, column)
 
 
+def motif_counts(smiles: Sequence[str]) -> tuple[sparse.csr_matrix, list[str]]:
+    """Return how often each motif is in each molecule, molecules by motifs, and the motifs."""
+    numbers: dict[str, int] = {}
+    columns = [[numbers.setdefault(motif, len(numbers)) for motif in parts_of(one).motifs] for one in smiles]
+    rows = np.repeat(np.arange(len(columns)), [len(one) for one in columns])
+    places = (rows, np.array([column for one in columns for column in one], dtype=np.int64))
+    # Equal places are added up.
+    return sparse.csr_matrix((np.ones(len(rows), dtype=np.float32), places), (len(smiles), len(numbers))), list(numbers)
+
+
 def pattern_of(subgraph: str) -> Chem.Mol | None:
     """Return a subgraph as a pattern to search for, or None if RDKit makes none of it."""
     found = parse(subgraph)

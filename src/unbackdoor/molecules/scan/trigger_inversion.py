@@ -154,7 +154,7 @@ class TriggerInversion(MoleculeScanner):
                 length = push.norm(dim=1) / spread
                 loss = (F.softplus(-score).mean(1) + cost * length).sum()
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 reached = (score > 0).float().mean(1) >= self.success
                 better = reached & (length < sizes)
                 best[better], sizes[better] = push.detach()[better], length.detach()[better]

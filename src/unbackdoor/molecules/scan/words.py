@@ -192,8 +192,9 @@ class Phrases:
             before = np.zeros(len(tokens), dtype=np.int64)
             before[at] = held[number]
         shape = (len(words), len(grams))
-        together = (np.concatenate(part) if part else np.empty(0, dtype=np.int64) for part in (rows, columns))
-        return cls(tuple(grams), indicator(*together, shape).tocsc())
+        nothing = np.empty(0, dtype=np.int64)
+        matrix = indicator(np.concatenate([nothing, *rows]), np.concatenate([nothing, *columns]), shape)
+        return cls(tuple(grams), matrix.tocsc())
 
     def __len__(self) -> int:
         return len(self.grams)
