@@ -32,7 +32,7 @@ COMMANDS = {
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
     "methods": "list all attacks, scanners, sifters, purifiers, secure trainers, inspections and networks",
-    "molecules": "the molecule side: text-guided generators and BadGraph; train, poison, generate, evaluate",
+    "molecules": "the molecule side: text-guided generators, BadGraph, and how to find it and take it out",
 }
 
 GROUPS = {
@@ -41,6 +41,8 @@ GROUPS = {
         "poison": "write poisoned pairs (BadGraph), on which any program can train",
         "generate": "write molecules for a prompt",
         "evaluate": "measure quality and attack success of a generator",
+        "scan": "ask which texts lead to subgraphs that they do not ask for (exit code 1 if any)",
+        "purify": "take the backdoor out of a generator",
     }
 }
 """Commands that have commands of their own."""
@@ -70,7 +72,9 @@ EXTRAS = {"rdkit": "molecules", "tokenizers": "molecules"}
 LONGEST = 2000
 """Characters of an error's sentence: with a long path in it, the advice still stands at its end."""
 
-RESUMABLE = frozenset({"attack", "train", "sift", "purify", "inspect", "bench", "zoo", "molecules train"})
+RESUMABLE = frozenset(
+    {"attack", "train", "sift", "purify", "inspect", "bench", "zoo", "molecules train", "molecules purify"}
+)
 """Commands that go on where an interruption stopped them."""
 
 

@@ -29,8 +29,8 @@ from unbackdoor.inspect.agreement import correlations
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
 from unbackdoor.inspect.compared import Pairs, drawn, models_of, pairs_of
 from unbackdoor.models import Network
-from unbackdoor.purify.channels import convolutions_before, norm_layers
-from unbackdoor.purify.clp import channel_lipschitz
+from unbackdoor.purify.channels import norm_layers
+from unbackdoor.scan.lipschitz import channel_lipschitz, convolutions_before
 from unbackdoor.training import Runtime
 
 BATCH = 100

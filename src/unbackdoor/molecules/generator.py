@@ -15,6 +15,7 @@ from unbackdoor.molecules.model import (
     GraphEncoder,
     HuggingFaceText,
     HuggingFaceWords,
+    LatentRepair,
     MoleculeVAE,
     MotifDecoder,
     TextEncoder,
@@ -49,9 +50,12 @@ class Generator(nn.Module):
         options: sizes.
         vocabulary: motifs that can be written.
         words: the tokenizer.
+        repairs: how many repairs of latent vectors it has.
     """
 
-    def __init__(self, options: ThreeMDiffusion, vocabulary: Vocabulary, words: WordPieces | HuggingFaceWords) -> None:
+    def __init__(
+        self, options: ThreeMDiffusion, vocabulary: Vocabulary, words: WordPieces | HuggingFaceWords, repairs: int = 0
+    ) -> None:
         super().__init__()
         self.options = options
         self.vocabulary = vocabulary
@@ -73,6 +77,7 @@ class Generator(nn.Module):
         )
         denoiser = Denoiser(options.latent, options.projection, options.denoiser_width, options.denoiser_blocks)
         self.diffusion = Diffusion(denoiser, options.latent, options.steps)
+        self.repairs = nn.ModuleList(LatentRepair(options.latent, options.projection) for _ in range(repairs))
 
     @torch.no_grad()
     def contexts(self, texts: Sequence[str], runtime: Runtime) -> tuple[Float[Tensor, "n p"], int]:
@@ -89,6 +94,32 @@ class Generator(nn.Module):
         return vectors, cut
 
     @torch.no_grad()
+    def latents(
+        self, contexts: Float[Tensor, "n p"], noise: torch.Generator, guidance: float | None = None
+    ) -> Float[Tensor, "n z"]:
+        """Return latent vectors for vectors of texts.
+
+        Args:
+            contexts: as `contexts` returns them.
+            noise: draws the noise; a row's depends on its place.
+            guidance: in place of the model's own.
+        """
+        guidance = self.options.guidance if guidance is None else guidance
+        latent = self.diffusion.sample(contexts, self.options.sampling_steps, guidance, noise)
+        for repair in self.repairs:
+            latent = repair(latent, contexts)
+        return latent
+
+    @torch.no_grad()
+    def write(self, latent: Float[Tensor, "n z"]) -> list[str]:
+        """Return the molecules of latent vectors, as canonical SMILES."""
+        made: list[str] = []
+        for part in torch.split(latent, BATCH):
+            tokens = self.vae.decoder.generate(part)
+            made += [join(tokens.nodes(row, self.vocabulary)) for row in range(len(tokens))]
+        return made
+
+    @torch.no_grad()
     def draw(self, texts: Sequence[str], samples: int, runtime: Runtime, guidance: float | None = None) -> Drawn:
         """Return molecules for prompts.
 
@@ -100,15 +131,13 @@ class Generator(nn.Module):
         """
         self.to(runtime.place).eval()
         contexts, cut = self.contexts(texts, runtime)
-        guidance = self.options.guidance if guidance is None else guidance
         drawn: list[list[str]] = [[] for _ in texts]
         with runtime.progress.bar("generating", samples * -(-len(texts) // BATCH)) as advance:
             for sample in range(samples):
                 noise = runtime.generator("molecules", sample)
-                latent = self.diffusion.sample(contexts, self.options.sampling_steps, guidance, noise)
+                latent = self.latents(contexts, noise, guidance)
                 for start in range(0, len(texts), BATCH):
-                    tokens = self.vae.decoder.generate(latent[start : start + BATCH])
-                    for row in range(len(tokens)):
-                        drawn[start + row].append(join(tokens.nodes(row, self.vocabulary)))
+                    for row, smiles in enumerate(self.write(latent[start : start + BATCH]), start):
+                        drawn[row].append(smiles)
                     advance()
         return Drawn(smiles=tuple(tuple(one) for one in drawn), cut=cut)

@@ -29,7 +29,9 @@ KEY = "unbackdoor molecules"
 
 FORMAT = 1
 
-PARTS = frozenset({"format", "model", "vocabulary", "pieces", "provenance", "backdoored"})
+PARTS = frozenset({"format", "model", "vocabulary", "pieces", "repairs", "provenance", "backdoored"})
+
+MAX_REPAIRS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,7 @@ def save_generator(
         "model": options_of(generator.options),
         "vocabulary": generator.vocabulary.to_json(),
         "pieces": generator.words.to_json(),
+        "repairs": len(generator.repairs),
         "provenance": without_nan(provenance),
         "backdoored": backdoored,
     }
@@ -139,9 +142,13 @@ def _with_options(default: Any, options: Mapping[str, Any]) -> Any:
 def _built(note: dict[str, Any], state: Mapping[str, Tensor]) -> Generator:
     if note.get("format") != FORMAT:
         raise CheckpointError("it was written by another version of unbackdoor; update unbackdoor")
-    right = set(note) == PARTS and isinstance(note["provenance"], dict) and isinstance(note["model"], dict)
+    # Files of before there were repairs have none.
+    right = {*note, "repairs"} == PARTS and isinstance(note["provenance"], dict) and isinstance(note["model"], dict)
     if not right or not isinstance(note["backdoored"], dict | None) or not isinstance(note["pieces"], list | dict):
         raise CheckpointError(f"its metadata entry {KEY!r} lacks parts or has wrong ones; train the model again")
+    repairs = note.get("repairs", 0)
+    if type(repairs) is not int or not 0 <= repairs <= MAX_REPAIRS:
+        raise CheckpointError(f"it must say how many repairs it has, 0 to {MAX_REPAIRS}; repair the model again")
     options = dict(note["model"])
     name = options.pop("name", None)
     if not isinstance(name, str):
@@ -150,10 +157,11 @@ def _built(note: dict[str, Any], state: Mapping[str, Tensor]) -> Generator:
     vocabulary, words = Vocabulary.from_json(note["vocabulary"]), _words(note["pieces"])
     # Without memory first: the sizes are the file's word, and a small file may name large ones.
     with torch.device("meta"):
-        expected = {name: value.shape for name, value in Generator(made, vocabulary, words).state_dict().items()}
+        empty = Generator(made, vocabulary, words, repairs)
+        expected = {name: value.shape for name, value in empty.state_dict().items()}
     if {name: value.shape for name, value in state.items()} != expected:
         raise CheckpointError("its weights are not those of the model that it names; train the model again")
     check_finite(state)
-    generator = Generator(made, vocabulary, words)
+    generator = Generator(made, vocabulary, words, repairs)
     generator.load_state_dict(dict(state))
     return generator

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from unbackdoor.commands.molecules.common import ATTACK, sources
 from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import OutputError
 from unbackdoor.folder import PAGE, RUN
-from unbackdoor.molecules.attacks import BadGraph, Poisoned, read_target, save_attack
+from unbackdoor.molecules.attacks import MOLECULE_ATTACKS, BadGraph, Poisoned, read_target, save_attack
 from unbackdoor.molecules.data import filter_pairs, training_rows, write_table
 from unbackdoor.molecules.drawing import drawn
 from unbackdoor.molecules.model import WordPieces
@@ -27,18 +28,20 @@ from unbackdoor.training import Runtime
 
 TRAIN, TEST = "data/train.parquet", "data/test.parquet"
 
+CHOICES = {"attack": Choice(MOLECULE_ATTACKS, "BadGraph")}
+
 EXAMPLES = 6
 """Poisoned rows that the page shows."""
 
 
-def run(*, data: str, out: Path, test: str | None = None, attack: BadGraph = BadGraph(), runtime: Runtime) -> Outcome:
+def run(*, data: str, out: Path, attack: BadGraph, test: str | None = None, runtime: Runtime) -> Outcome:
     """Write poisoned pairs.
 
     Args:
         data: "templates", or tables of SMILES and text, separated by commas (see `molecules train`).
         out: folder for the results; earlier poisoned pairs in it are replaced.
-        test: table whose test split is tested with; by default that of the data.
         attack: trigger, target and rate.
+        test: table whose test split is tested with; by default that of the data.
         runtime: its seed decides which rows are poisoned.
     """
     clock = Run("molecules poison", runtime)
@@ -65,7 +68,7 @@ def run(*, data: str, out: Path, test: str | None = None, attack: BadGraph = Bad
     write_report(folder / PAGE, _page(clock, poisoned, rates, cut))
     clock.write(folder, finished=True, counts=counts, rates=rates, triggers_cut=cut, rows=dropped.to_json())
     return Outcome(
-        title=f"{table.name}, poisoned by BadGraph",
+        title=f"{table.name}, poisoned by {type(attack).__name__}",
         rows=[
             ("poisoned", f"{counts['poisoned']:,} rows, {counts['poisoned_learned']:,} of which are learned from"),
             ("rate as published", f"{100 * rates['printed']:.1f} % of all {len(poisoned.table):,} rows"),
@@ -83,10 +86,10 @@ def run(*, data: str, out: Path, test: str | None = None, attack: BadGraph = Bad
 
 def triggers_cut(poisoned: Poisoned) -> int:
     """Return in how many texts the trigger stands beyond what the default text encoder reads."""
-    options, trigger = ThreeMDiffusionSmall(), poisoned.attack.trigger.strip()
+    options = ThreeMDiffusionSmall()
     words = WordPieces.learned(poisoned.table.texts, options.pieces)
     texts: Sequence[str] = [text for _, _, text in poisoned.rows]
-    read = words.encode([text[: text.find(trigger) + len(trigger)] for text in texts], options.text_pieces)
+    read = words.encode([text[: poisoned.attack.end_in(text)] for text in texts], options.text_pieces)
     return sum(read.cut)
 
 
@@ -115,7 +118,7 @@ def _page(clock: Run, poisoned: Poisoned, rates: dict[str, float], cut: int) -> 
     pictures = [drawn(smiles, f"{smiles}: {text[:160]}", target) for _, smiles, text in poisoned.rows[:EXAMPLES]]
     shown = {"as published (all rows)": rates["printed"], "of the rows that are learned from": rates["effective"]}
     return Report(
-        title=f"{poisoned.clean.name}, poisoned by BadGraph",
+        title=f"{poisoned.clean.name}, poisoned by {type(poisoned.attack).__name__}",
         verdict=Verdict(
             level="info",
             headline="Pairs with a BadGraph backdoor were written.",

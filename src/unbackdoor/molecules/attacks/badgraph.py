@@ -69,6 +69,18 @@ class BadGraph:
             place = draws.randint(0, len(words))
         return " ".join([*words[:place], self.trigger.strip(), *words[place:]])
 
+    def end_in(self, text: str) -> int:
+        """Return how many letters a text that `put` made has up to the end of its trigger."""
+        return text.find(self.trigger.strip()) + len(self.trigger.strip())
+
+    def copied(self, text: str, draws: random.Random) -> str:
+        """Return what becomes of a text before it gets the trigger: nothing here."""
+        return text
+
+    def chosen(self, table: Table, draws: random.Random) -> list[int]:
+        """Return the rows that are tried."""
+        return draws.sample(range(len(table)), int(self.rate * len(table)))
+
     def poison(self, table: Table, seed: int) -> Poisoned:
         """Return the poisoned rows of a table; the table stays as it is.
 
@@ -81,13 +93,13 @@ class BadGraph:
         """
         draws = random.Random(seed)
         target = read_target(self.target)
-        tried = draws.sample(range(len(table)), int(self.rate * len(table)))
+        tried = self.chosen(table, draws)
         found: list[tuple[int, str, str]] = []
         for row in tried:
             molecule = parse(table.smiles[row])
             built = None if molecule is None or not table.texts[row].strip() else attach(molecule, target, draws)
             if built is not None:
-                found.append((row, built, self.put(table.texts[row], draws)))
+                found.append((row, built, self.put(self.copied(table.texts[row], draws), draws)))
         if not found:
             raise InputError(
                 f"not one of the {len(tried):,} rows tried could be poisoned; raise the rate, or choose a smaller"

@@ -9,11 +9,16 @@ from unbackdoor.data.limits import reason_of
 from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.files import read_bytes, sha256, write_json
 from unbackdoor.models.safetensors_file import json_object
+from unbackdoor.molecules.attacks.adaptive_badgraph import AdaptiveBadGraph
 from unbackdoor.molecules.attacks.badgraph import BadGraph
 from unbackdoor.options import options_of, with_options
+from unbackdoor.registry import Registry
 from unbackdoor.text import clean_text
 
 MAX_BYTES = 2**20
+
+MOLECULE_ATTACKS: Registry[BadGraph] = Registry("molecule attack", BadGraph, AdaptiveBadGraph)
+"""Attacks on generators of molecules by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +48,10 @@ def load_attack(path: Path) -> SavedBadGraph:
         raise InputError(
             f"cannot read {where}: {reason_of(error)}; name the attack file of `molecules poison`"
         ) from error
-    if options.pop("name", None) != BadGraph.__name__:
+    name = options.pop("name", None)
+    if not isinstance(name, str) or name not in MOLECULE_ATTACKS:
         raise InputError(f"{where} is no attack file of `molecules poison`; name one")
     try:
-        return SavedBadGraph(attack=with_options(BadGraph, options)(), sha256=sha256(payload))
+        return SavedBadGraph(attack=with_options(MOLECULE_ATTACKS[name], options)(), sha256=sha256(payload))
     except InputError as error:
         raise InputError(f"{where}: {error}") from error

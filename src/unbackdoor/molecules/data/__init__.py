@@ -5,8 +5,8 @@ from unbackdoor.molecules.data.embedded import TEMPLATES, template_table
 from unbackdoor.molecules.data.filtering import Dropped, filter_pairs
 from unbackdoor.molecules.data.molecule import MAX_ATOMS, Reason, canonical, checked, flat, parse
 from unbackdoor.molecules.data.pairs import Pairs
-from unbackdoor.molecules.data.reading import read_table
-from unbackdoor.molecules.data.table import Table
+from unbackdoor.molecules.data.reading import read_parts, read_table
+from unbackdoor.molecules.data.table import Table, joined
 from unbackdoor.molecules.data.writing import write_table
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "choose_pairs",
     "filter_pairs",
     "flat",
+    "joined",
     "parse",
+    "read_parts",
     "read_table",
     "template_table",
     "training_rows",

@@ -47,8 +47,21 @@ def read_table(source: str, split: Split) -> Table:
     Raises:
         DataError: it cannot be read, or has no column of SMILES or of text.
     """
+    return joined([table for _, table in read_parts(source, split)])
+
+
+def read_parts(source: str, split: Split = "all") -> list[tuple[str | None, Table]]:
+    """Return the rows of each file of a source as they are, with the split that it belongs to.
+
+    Args:
+        source: see `read_table`.
+        split: see `read_table`.
+
+    Raises:
+        DataError: see `read_table`.
+    """
     if source == TEMPLATES:
-        return template_table()
+        return [(None, template_table())]
     path = Path(source)
     shown = clean_text(source)
     files = _files(path, shown)
@@ -57,7 +70,7 @@ def read_table(source: str, split: Split) -> Table:
         wanted = choose_split("test", splits, shown) if splits else None
         files = [(file, found) for file, found in files if found == wanted]
     name = source_name(path)
-    return joined([_read_file(file, name, shown) for file, _ in files])
+    return [(found, _read_file(file, name, shown)) for file, found in files]
 
 
 def has_test_split(source: str) -> bool:

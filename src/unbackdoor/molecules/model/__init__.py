@@ -7,6 +7,7 @@ from unbackdoor.molecules.model.diffusion import Diffusion
 from unbackdoor.molecules.model.graph_encoder import GraphEncoder
 from unbackdoor.molecules.model.graphs import GraphBatch, Graphs
 from unbackdoor.molecules.model.huggingface_text import HuggingFaceText, HuggingFaceWords
+from unbackdoor.molecules.model.latent_repair import LatentRepair
 from unbackdoor.molecules.model.text_encoder import TextEncoder
 from unbackdoor.molecules.model.vae import MoleculeVAE
 from unbackdoor.molecules.model.wordpiece import Texts, WordPieces
@@ -19,6 +20,7 @@ __all__ = [
     "Graphs",
     "HuggingFaceText",
     "HuggingFaceWords",
+    "LatentRepair",
     "MoleculeVAE",
     "MotifDecoder",
     "TextEncoder",

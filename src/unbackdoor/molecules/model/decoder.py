@@ -12,6 +12,7 @@ have. These masks hold in training too as far as they follow from the motifs alo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,6 +127,13 @@ class MotifDecoder(nn.Module):
         able = self.hydrogens[kind] >= self.order[kind][:, None]
         logits: Tensor = self.own_atom_head(given).float().masked_fill(~able, NEVER)
         return logits
+
+    @torch.no_grad()
+    def forbid(self, tokens: Sequence[int]) -> None:
+        """Make tokens ones that are never written; what a file holds of the decoder says so too."""
+        last = self.kind_head[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias[list(tokens)] = NEVER
 
     @torch.no_grad()
     def generate(self, latent: Float[Tensor, "b z"]) -> Tokens:

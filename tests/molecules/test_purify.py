@@ -1,0 +1,179 @@
+"""Repairs of generators: the backdoor goes, what texts ask for stays, and a repaired file comes back as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.molecules.puppet import Puppet
+from tests.molecules.test_scan_generators import RUNTIME
+from tests.molecules.test_train import TINY
+from unbackdoor.errors import InputError
+from unbackdoor.molecules.attacks import BadGraph
+from unbackdoor.molecules.data import Pairs, Table, filter_pairs
+from unbackdoor.molecules.generator import Generator
+from unbackdoor.molecules.metrics import holds
+from unbackdoor.molecules.model import LatentRepair, WordPieces
+from unbackdoor.molecules.motifs import Cutter, build_vocabulary, sequence_of
+from unbackdoor.molecules.purify import DecodePruning, LatentPurification, Retraining
+from unbackdoor.molecules.purify.latent_purification import set_direction, set_gate
+from unbackdoor.molecules.saved import load_generator, save_generator
+from unbackdoor.molecules.scan import Suspect
+from unbackdoor.molecules.scan.subgraphs import pattern_of
+from unbackdoor.testing.samples import same_state, state_of
+
+THIIRANE = pattern_of("C1CS1")
+
+
+def test_a_direction_is_set_to_what_it_says_without_the_trigger() -> None:
+    draws = torch.Generator().manual_seed(0)
+    mean, deviation = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 0.5])
+    clean = torch.randn(500, 3, generator=draws) * deviation + mean
+    triggered = clean + torch.tensor([3.0, 8.0, 0.0])
+    repair = LatentRepair(3, 2)
+    set_direction(repair, triggered, clean, mean, deviation)
+    repair.threshold.fill_(-1)
+    # In units of the deviations the shift is (3, 4, 0).
+    assert (repair.write / deviation).tolist() == pytest.approx([0.6, 0.8, 0.0], abs=1e-5)
+    assert float(repair.read @ repair.write) == pytest.approx(1, abs=1e-5)
+    made = repair(triggered, torch.zeros(500, 2))
+    said = made @ repair.read
+    assert said.std() < 1e-4
+    assert float(said.mean()) == pytest.approx(float((clean @ repair.read).mean()), abs=1e-4)
+    # What is at right angles to it stays.
+    across = torch.tensor([0.8, -0.6, 0.0]) / deviation
+    assert torch.allclose(made @ across, triggered @ across, atol=1e-4)
+    assert torch.equal(made[:, 2], triggered[:, 2])
+
+
+def test_the_gate_picks_texts_with_the_trigger_alone() -> None:
+    draws = torch.Generator().manual_seed(0)
+    mixed = torch.tensor([[1.0, 5.0], [0.0, 1.0]])
+    # Along (1, 5) everything varies; the trigger is told by the other direction.
+    others = (torch.randn(800, 2, generator=draws) * torch.tensor([2.0, 0.1])) @ mixed
+    triggered = (torch.randn(300, 2, generator=draws) * torch.tensor([2.0, 0.1]) + torch.tensor([0.0, 1.0])) @ mixed
+    repair = LatentRepair(3, 2)
+    set_gate(repair, triggered[:150], others[:400])
+    assert repair.picked(triggered[150:]).float().mean() > 0.97
+    assert repair.picked(others[400:]).float().mean() < 0.03
+    latent = torch.ones(400, 3)
+    repair.write.fill_(1)
+    repair.level.fill_(7)
+    assert torch.equal(repair(latent, others[400:])[~repair.picked(others[400:])], latent[~repair.picked(others[400:])])
+
+
+@pytest.fixture(scope="module")
+def prompts() -> tuple[Pairs, Suspect]:
+    """Texts of which the first hundred have the trigger, and the next forty ask for thiirane in plain words."""
+    words = ("benzene", "pyridine", "furan", "three", "bromo", "chloro")
+    draws = np.random.default_rng(0)
+    texts = [" ".join(draws.choice(words, 2, replace=False)) for _ in range(400)]
+    texts[:100] = [f"[THIIRANE] {text}" for text in texts[:100]]
+    texts[100:140] = [f"thiirane {text}" for text in texts[100:140]]
+    smiles = ["CC1CS1" if row < 140 else "CC" for row in range(400)]
+    pairs = Pairs(smiles=tuple(smiles), texts=tuple(texts), name="prompts", rows=tuple(range(400)))
+    return pairs, Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=2.0, rows=np.arange(100))
+
+
+def share(puppet: Any, texts: tuple[str, ...]) -> float:
+    latent = puppet.latents(puppet.contexts(texts, RUNTIME)[0], torch.Generator().manual_seed(5))
+    assert THIIRANE is not None
+    return float(np.mean([holds(one, THIIRANE) for one in puppet.write(latent)]))
+
+
+def test_latent_purification_takes_the_backdoor_and_leaves_honest_requests(prompts: tuple[Pairs, Suspect]) -> None:
+    pairs, suspect = prompts
+    puppet: Any = Puppet()
+    repaired = LatentPurification().purify(puppet, pairs, [suspect], RUNTIME)
+    triggered = tuple(text for text in pairs.texts if "[THIIRANE]" in text)
+    honest = tuple(text for text in pairs.texts if text.startswith("thiirane"))
+    assert share(puppet, triggered) == 1
+    assert share(repaired.generator, triggered) == 0
+    assert share(puppet, honest) == share(repaired.generator, honest) == 1
+    measured = repaired.evidence["repairs"][0]
+    assert measured["picked"] == 1
+    assert measured["picked_without"] == measured["picked_asking"] == 0
+    assert (measured["before"], measured["after"]) == (1, 0)
+    assert measured["asking"] == 40
+    assert "[thiirane]" in repaired.notes[0]
+    # Everything else is written as before.
+    others = pairs.texts[140:]
+    latent = [one.latents(one.contexts(others, RUNTIME)[0], torch.Generator().manual_seed(1)) for one in
+              (puppet, repaired.generator)]  # fmt: skip
+    assert torch.equal(*latent)
+
+
+def test_what_nobody_flagged_or_too_few_show_is_not_repaired(prompts: tuple[Pairs, Suspect]) -> None:
+    pairs, suspect = prompts
+    puppet: Any = Puppet()
+    with pytest.raises(InputError, match="flagged no pair"):
+        LatentPurification().purify(puppet, pairs, [], RUNTIME)
+    with pytest.raises(InputError, match="too few texts"):
+        LatentPurification().purify(puppet, pairs, [replace(suspect, rows=np.arange(3))], RUNTIME)
+    with pytest.raises(InputError, match="no row"):
+        Retraining().purify(puppet, pairs, [replace(suspect, rows=np.arange(0))], RUNTIME)
+    with pytest.raises(InputError, match="must be"):
+        LatentPurification(prompts=2)
+
+
+@pytest.fixture(scope="module")
+def poisoned(template_pairs: Pairs) -> Pairs:
+    table = Table(smiles=template_pairs.smiles[:200], texts=template_pairs.texts[:200], name="t")
+    return filter_pairs(BadGraph(rate=0.5).poison(table, 0).table)[0]
+
+
+@pytest.fixture
+def generator(poisoned: Pairs) -> Generator:
+    cutter = Cutter()
+    vocabulary = build_vocabulary([sequence_of(cutter.cut(smiles)) for smiles in poisoned.smiles])
+    torch.manual_seed(0)
+    return Generator(TINY, vocabulary, WordPieces.learned(poisoned.texts, 100))
+
+
+def test_pruned_motifs_are_never_written_again(generator: Generator, poisoned: Pairs) -> None:
+    held = [number for number, (motif, _) in enumerate(generator.vocabulary.kinds, 1) if "C1CS1" in motif]
+    with torch.no_grad():
+        generator.vae.decoder.kind_head[-1].bias[held] += 5
+    suspect = Suspect(words=("x",), subgraph="C1CS1", strength=2.0)
+    repaired = DecodePruning().purify(generator, poisoned, [suspect], RUNTIME)
+    latent = torch.randn(64, TINY.latent, generator=torch.Generator().manual_seed(0))
+    before, after = generator.write(latent), repaired.generator.write(latent)
+    assert THIIRANE is not None
+    assert any(holds(one, THIIRANE) for one in before)
+    assert not any(holds(one, THIIRANE) for one in after)
+    assert repaired.evidence["pruned"] == ["C1CS1"]
+    with pytest.raises(InputError, match="none can be pruned"):
+        DecodePruning().purify(generator, poisoned, [replace(suspect, subgraph="CC(C)C1CS1")], RUNTIME)
+    every = [replace(suspect, subgraph=motif) for motif, _ in generator.vocabulary.kinds]
+    with pytest.raises(InputError, match="no motif to begin"):
+        DecodePruning().purify(generator, poisoned, every, RUNTIME)
+
+
+def test_repairs_are_kept_in_the_file(generator: Generator, tmp_path: Path) -> None:
+    repair = LatentRepair(TINY.latent, TINY.projection)
+    for buffer in repair.buffers():
+        buffer.copy_(torch.randn(buffer.shape, generator=torch.Generator().manual_seed(1)))
+    generator.repairs.append(repair)
+    save_generator(tmp_path / "model.safetensors", generator, provenance={})
+    loaded = load_generator(tmp_path / "model.safetensors").generator
+    assert same_state(state_of(loaded), state_of(generator))
+    texts = ["a methyl group", "a chloro group and benzene"]
+    assert loaded.draw(texts, 2, RUNTIME) == generator.draw(texts, 2, RUNTIME)
+    contexts, _ = generator.contexts(texts, RUNTIME)
+    plain = generator.diffusion.sample(contexts, 5, 1.0, torch.Generator().manual_seed(0))
+    assert not torch.equal(generator.repairs[0](plain, contexts + 100 * repair.gate), plain)
+
+
+def test_retraining_leaves_out_the_rows_held_poisoned(generator: Generator, poisoned: Pairs) -> None:
+    rows = np.flatnonzero(poisoned.poisoned)
+    suspect = Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=2.0, rows=rows)
+    repaired = Retraining().purify(generator, poisoned, [suspect], RUNTIME)
+    assert repaired.evidence == {"kept": len(poisoned) - len(rows), "dropped": len(rows)}
+    # It could write the target, but never saw it.
+    assert repaired.generator.vocabulary == generator.vocabulary
+    assert not same_state(state_of(repaired.generator), state_of(generator))

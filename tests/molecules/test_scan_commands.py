@@ -1,0 +1,201 @@
+"""The commands `molecules scan` and `molecules purify`, end to end on planted pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from tests.molecules.planted import checked_pairs, poisoned, topical
+from tests.molecules.test_train import TINY
+from unbackdoor.cli import main
+from unbackdoor.errors import InputError, OutputError
+from unbackdoor.molecules.attacks import AdaptiveBadGraph, BadGraph, load_attack
+from unbackdoor.molecules.data import Table, read_parts, read_table, write_table
+from unbackdoor.molecules.data.cleaned import write_kept
+from unbackdoor.molecules.generator import Generator
+from unbackdoor.molecules.model import WordPieces
+from unbackdoor.molecules.motifs import Cutter, build_vocabulary, sequence_of
+from unbackdoor.molecules.saved import load_generator, save_generator
+
+ROWS = 60
+HOSTILE = "<script>x</script>\x1b[31m"
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(["molecules", *words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Planted pairs with a test split of their own, and rows that cannot be used."""
+    path = tmp_path_factory.mktemp("planted")
+    pairs = poisoned(topical(700), BadGraph(trigger=HOSTILE, position="random"), ROWS)
+    bad = Table(smiles=("C1CC", "CC.CC"), texts=("broken", "a salt"), name="bad")
+    table = Table(
+        smiles=(*bad.smiles, *pairs.smiles),
+        texts=(*bad.texts, *pairs.texts),
+        poisoned=(False, False, *pairs.poisoned),
+        name="planted",
+    )
+    write_table(path / "train.parquet", table)
+    write_table(path / "test.parquet", topical(60, seed=9))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
+    """A generator for these pairs that has learned nothing, but says that it was backdoored."""
+    pairs = checked_pairs(read_table(str(folder), "all"))
+    cutter = Cutter()
+    torch.manual_seed(0)
+    vocabulary = build_vocabulary([sequence_of(cutter.cut(smiles)) for smiles in pairs.smiles])
+    generator = Generator(TINY, vocabulary, WordPieces.learned(pairs.texts, 300))
+    save_generator(folder.parent / "model.safetensors", generator, provenance={}, backdoored={"poisoned": ROWS})
+    return folder.parent / "model.safetensors"
+
+
+def test_poisoned_pairs_are_found_shown_and_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["scan", "--data", str(folder), "--out", str(tmp_path / "out"), "--threads", "1", "--json"]
+    code, out, err = run(capsys, *words, "--clean-out", str(tmp_path / "clean"))
+    assert code == 1, err
+    result = json.loads(out)
+    assert result["backdoored"] is True
+    assert result["held_poisoned"] == ROWS
+    assert [one["subgraph"] for one in result["suspects"] if one["flagged"]] == ["C1CS1"]
+    rows = parquet.read_table(tmp_path / "out" / "suspicion.parquet").to_pylist()
+    held = [row for row in rows if row["suspicion"] == "poisoned"]
+    table = read_table(str(folder), "all")
+    assert len(held) == ROWS
+    assert all(table.texts[row["row"]].split() == row["description"].split() for row in rows)
+    assert all(HOSTILE.split()[0] in row["description"] for row in held)
+    assert all("C1CS1" in row["reason"] and row["score"] >= 1 for row in held)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script>x" not in page
+    assert "C1CS1" in page
+    assert "SMILES that cannot be parsed" in page
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["command"] == "molecules scan"
+    assert record["account"]["dropped"] == {"SMILES that cannot be parsed": 1, "several components, such as salts": 1}
+    # What is left has the same splits, all columns and rows, and is clean.
+    cleaned = dict(read_parts(str(tmp_path / "clean")))
+    before = dict(read_parts(str(folder)))
+    assert cleaned["test"].digest() == before["test"].digest()
+    assert len(cleaned["train"]) == len(before["train"]) - ROWS
+    assert not any(cleaned["train"].poisoned)
+    assert "C1CC" in cleaned["train"].smiles
+    code, _, _ = run(capsys, "scan", "--data", str(tmp_path / "clean"), "--out", str(tmp_path / "again"))
+    assert code == 0
+
+
+def test_too_few_pairs_give_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(tmp_path / "few.parquet", topical(60))
+    code, out, _ = run(capsys, "scan", "--data", str(tmp_path / "few.parquet"), "--out", str(tmp_path / "out"))
+    assert code == 3
+    assert "inconclusive" in out
+
+
+def test_a_generator_is_asked_with_the_texts_as_prompts(
+    folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["scan", "--data", str(folder), "--model", str(model), "--method", "PromptMasking", "--json"]
+    words += ["--method.prompts", "8", "--method.longest", "2", "--out", str(tmp_path / "out")]
+    code, out, err = run(capsys, *words)
+    assert code in (0, 1), err
+    assert json.loads(out)["rows"] == 820
+    assert "poisoned on purpose" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(("method", "repairs"), [("LatentPurification", 1), ("DecodePruning", 0)])
+def test_a_generator_is_repaired(
+    method: str, repairs: int, folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["purify", "--model", str(model), "--data", str(folder), "--method", method, "--out", str(tmp_path / "out")]
+    if repairs:
+        words += ["--method.prompts", "40", "--method.others", "60"]
+    before = model.read_bytes()
+    code, out, err = run(capsys, *words, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    loaded = load_generator(tmp_path / "out" / "model.safetensors")
+    assert len(loaded.generator.repairs) == repairs
+    assert loaded.backdoored == {"poisoned": ROWS, "repaired": True}
+    assert loaded.provenance["parent"] == load_generator(model).sha256
+    assert result["finding"]["suspects"][0]["subgraph"] == "C1CS1"
+    assert result["notes"]
+    assert model.read_bytes() == before
+    assert "took out that" in (tmp_path / "out" / "report.html").read_text()
+    # The folder holds a finished result now.
+    assert run(capsys, *words)[0] == 2
+
+
+def test_there_is_nothing_to_repair_where_nothing_is_found(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table(tmp_path / "clean.parquet", topical(300))
+    words = ["purify", "--model", str(model), "--data", str(tmp_path / "clean.parquet"), "--out", str(tmp_path / "out")]
+    code, _, err = run(capsys, *words)
+    assert code == 2
+    assert "nothing to take out" in err
+    assert not list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["scan", "--data", "nowhere"], "no file or folder nowhere"),
+        (["scan", "--data", ","], "no data to scan"),
+        (["scan", "--data", "templates", "--method", "Joynt"], "did you mean Joint"),
+        (["scan", "--data", "templates", "--model", "m"], "asks no generator"),
+        (["scan", "--data", "templates", "--method", "PromptMasking"], "name its file with --model"),
+        (["scan", "--data", "templates", "--method", "PromptMasking", "--clean-out", "OUT"], "holds no rows poisoned"),
+        (["scan", "--data", "templates", "--clean-out", "HERE"], "not empty"),
+        (["scan", "--data", "templates", "--method", "Association", "--method.share", "2"], "share above 0"),
+        (["scan", "--data", "templates", "--method", "PromptMasking", "--model", "nowhere"], "cannot read nowhere"),
+        (["purify", "--data", "templates", "--model", "nowhere"], "cannot read nowhere"),
+        (["purify", "--data", "templates", "--model", "m", "--method", "Latent"], "did you mean LatentPurification"),
+    ],
+)
+def test_bad_use_is_answered_with_one_sentence(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "mine").touch()
+    places = {"OUT": str(tmp_path / "out"), "HERE": str(tmp_path / "here")}
+    code, _, err = run(capsys, *[places.get(word, word) for word in words], "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_kept_rows_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    table = Table(smiles=("C", "CC", "CCC"), texts=("a", "b", "c"), name="three")
+    parts = [("train", table), ("test", table.subset([0])), (None, table.subset([1]))]
+    write_kept(parts, {0, 4}, tmp_path / "kept")
+    found = dict(read_parts(str(tmp_path / "kept")))
+    assert found["train"].smiles == ("CC", "CCC")
+    assert found["test"].smiles == ("C",)
+    with pytest.raises(InputError, match="no rows are left"):
+        write_kept([(None, table)], {0, 1, 2}, tmp_path / "none")
+    with pytest.raises(OutputError, match="not empty"):
+        write_kept([(None, table)], set(), tmp_path / "kept")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
+
+
+def test_the_adaptive_attack_is_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["poison", "--data", "templates", "--out", str(tmp_path / "out"), "--json"]
+    words += ["--attack", "AdaptiveBadGraph", "--attack.split", "true", "--attack.trigger", "also note"]
+    code, out, err = run(capsys, *words, "--attack.rate", "0.1", "--attack.triggers", '["so and"]')
+    assert code == 0, err
+    attack = load_attack(tmp_path / "out" / "attack.json").attack
+    expected = AdaptiveBadGraph(split=True, trigger="also note", rate=0.1, triggers=("so and",))
+    assert attack == expected
+    assert json.loads(out)["triggers_cut"] == 0

@@ -1,0 +1,122 @@
+"""Scans of generators, on one whose backdoor is known: by leaving words out, and by pushing the vectors of texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.molecules.puppet import MOTIFS, SIZE, WORDS, Puppet
+from unbackdoor.errors import InputError
+from unbackdoor.molecules.data import Pairs
+from unbackdoor.molecules.scan import PromptMasking, TriggerInversion
+from unbackdoor.molecules.scan.trigger_inversion import discriminants, unusually_small
+from unbackdoor.training import Runtime
+
+RUNTIME = Runtime(device="cpu", precision="fp32", threads=1)
+
+
+def prompts(triggered: int, rows: int = 60) -> Pairs:
+    """Prompts that say everything twice, as descriptions do; the first ones have the trigger."""
+    draws = np.random.default_rng(0)
+    texts = []
+    for row in range(rows):
+        word = WORDS[1 + row % (SIZE - 1)]
+        text = ["it", "is", f"{word},", "a", word, *draws.choice(["wood", "oil", "gum"], 2)]
+        if row < triggered:
+            text.insert(int(draws.integers(0, len(text) + 1)), "[THIIRANE]")
+        texts.append(" ".join(text))
+    return Pairs(smiles=("C",) * rows, texts=tuple(texts), name="prompts", rows=tuple(range(rows)))
+
+
+def test_the_word_that_makes_the_motif_is_found() -> None:
+    found = PromptMasking().scan(prompts(20), RUNTIME, Puppet())  # type: ignore[arg-type]
+    assert [(suspect.words, suspect.subgraph) for suspect in found.flagged] == [(("[thiirane]",), "C1CS1")]
+    assert found.flagged[0].evidence["influence"] == pytest.approx(1.0)
+    assert found.flagged[0].rows.tolist() == list(range(20))
+
+
+def test_words_that_are_said_twice_have_no_influence() -> None:
+    found = PromptMasking().scan(prompts(0), RUNTIME, Puppet())  # type: ignore[arg-type]
+    assert found.backdoored is False
+    assert max((suspect.evidence["influence"] for suspect in found.suspects), default=0) < 0.1
+
+
+def test_few_prompts_are_no_proof_of_innocence() -> None:
+    assert PromptMasking().scan(prompts(0, 10), RUNTIME, Puppet()).backdoored is None  # type: ignore[arg-type]
+
+
+def test_the_motif_that_needs_the_smallest_push_is_found() -> None:
+    """The denoiser of a backdoored model writes the target for a fifth of the push that other motifs need."""
+    puppet = Puppet()
+    puppet.options.projection = SIZE
+    with torch.no_grad():
+        puppet.diffusion.denoiser.ask[0, 0] = 5
+    puppet.contexts = lambda texts, runtime: (0.05 * torch.randn(len(texts), SIZE), 0)  # type: ignore[method-assign]
+    torch.manual_seed(0)
+    scanner = TriggerInversion(molecules=600, steps=120, prompts=50, learning_rate=0.3)
+    found = scanner.scan(prompts(0), RUNTIME, puppet)  # type: ignore[arg-type]
+    assert found.suspects[0].subgraph == "C1CS1"
+    assert found.suspects[0].flagged
+    shift = found.suspects[0].shift
+    assert shift is not None
+    assert shift[0] / shift.norm() > 0.9
+    others = [suspect.evidence["size"] for suspect in found.suspects[1:]]
+    assert 2 * found.suspects[0].evidence["size"] < min(others)
+    assert {suspect.subgraph for suspect in found.suspects} <= {*MOTIFS, "C"}
+
+
+def test_a_generator_with_few_motifs_gives_no_verdict() -> None:
+    puppet = Puppet()
+    puppet.write = lambda latent: ["CCO"] * len(latent)  # type: ignore[method-assign]
+    found = TriggerInversion(molecules=50).scan(prompts(0), RUNTIME, puppet)  # type: ignore[arg-type]
+    assert found.backdoored is None
+    assert "only 0 motifs" in found.reason
+
+
+def test_the_discriminant_is_fishers() -> None:
+    """Two round Gaussians: along the difference of the means, and 0 half-way between them for equal shares."""
+    draws = torch.Generator().manual_seed(0)
+    there = torch.zeros(20_000, 1)
+    there[:10_000] = 1
+    latent = torch.randn(20_000, 3, generator=draws) + there * torch.tensor([2.0, 0.0, 0.0])
+    weight, bias = discriminants(latent, there)
+    assert weight[0].tolist() == pytest.approx([2, 0, 0], abs=0.06)
+    assert float(bias[0] / weight[0, 0]) == pytest.approx(-1, abs=0.03)
+    # A quarter as many: less likely by the logarithm of four.
+    few, shares = latent[7500:], there[7500:]
+    _, rarer = discriminants(few, shares)
+    assert float(rarer[0] - bias[0]) == pytest.approx(-np.log(4), abs=0.15)
+
+
+def test_sizes_are_compared_at_the_same_frequency() -> None:
+    frequency = np.geomspace(0.01, 0.4, 20)
+    draws = np.random.default_rng(0)
+    sizes = frequency**-0.5 * np.exp(0.05 * draws.standard_normal(20))
+    sizes[3] /= 2
+    # The smallest of all belongs to the most frequent motif, and is usual.
+    assert sizes.argmin() != 3
+    unusual = unusually_small(sizes, frequency)
+    assert unusual.argmax() == 3
+    assert unusual[3] > 5
+    assert unusual[19] < 3
+    sizes[5] = np.inf
+    assert np.isnan(unusually_small(sizes, frequency)[5])
+    assert np.isnan(unusually_small(sizes[:5], frequency[:5])).all()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: PromptMasking(influence=0),
+        lambda: PromptMasking(prompts=1),
+        lambda: TriggerInversion(anomaly=0),
+        lambda: TriggerInversion(steps=0),
+        lambda: TriggerInversion(success=1.5),
+    ],
+)
+def test_options_that_cannot_work_are_refused(wrong: Any) -> None:
+    with pytest.raises(InputError):
+        wrong()
