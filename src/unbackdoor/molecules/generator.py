@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.molecules.decoders import AnyVocabulary, new_decoder
 from unbackdoor.molecules.model import (
     Denoiser,
     Diffusion,
@@ -16,12 +17,10 @@ from unbackdoor.molecules.model import (
     HuggingFaceText,
     HuggingFaceWords,
     MoleculeVAE,
-    MotifDecoder,
     TextEncoder,
     WordPieces,
 )
 from unbackdoor.molecules.model.alignment import Aligned
-from unbackdoor.molecules.motifs import Vocabulary, join
 from unbackdoor.molecules.victims import ThreeMDiffusion
 from unbackdoor.training import Runtime
 
@@ -51,7 +50,9 @@ class Generator(nn.Module):
         words: the tokenizer.
     """
 
-    def __init__(self, options: ThreeMDiffusion, vocabulary: Vocabulary, words: WordPieces | HuggingFaceWords) -> None:
+    def __init__(
+        self, options: ThreeMDiffusion, vocabulary: AnyVocabulary, words: WordPieces | HuggingFaceWords
+    ) -> None:
         super().__init__()
         self.options = options
         self.vocabulary = vocabulary
@@ -66,7 +67,7 @@ class Generator(nn.Module):
         self.aligned = Aligned(GraphEncoder(options.graph_layers, options.graph_width, options.projection), text)
         self.vae = MoleculeVAE(
             GraphEncoder(options.graph_layers, options.graph_width, options.projection),
-            MotifDecoder(vocabulary, options.latent, options.hidden),
+            new_decoder(options, vocabulary),
             options.projection,
             options.latent,
             options.hidden,
@@ -107,8 +108,8 @@ class Generator(nn.Module):
                 noise = runtime.generator("molecules", sample)
                 latent = self.diffusion.sample(contexts, self.options.sampling_steps, guidance, noise)
                 for start in range(0, len(texts), BATCH):
-                    tokens = self.vae.decoder.generate(latent[start : start + BATCH])
-                    for row in range(len(tokens)):
-                        drawn[start + row].append(join(tokens.nodes(row, self.vocabulary)))
+                    written = self.vae.decoder.write(latent[start : start + BATCH])
+                    for row, smiles in enumerate(written, start):
+                        drawn[row].append(smiles)
                     advance()
         return Drawn(smiles=tuple(tuple(one) for one in drawn), cut=cut)

@@ -10,6 +10,7 @@ from unbackdoor.molecules.model.huggingface_text import HuggingFaceText, Hugging
 from unbackdoor.molecules.model.text_encoder import TextEncoder
 from unbackdoor.molecules.model.vae import MoleculeVAE
 from unbackdoor.molecules.model.wordpiece import Texts, WordPieces
+from unbackdoor.molecules.model.writer import MoleculeDecoder
 
 __all__ = [
     "Denoiser",
@@ -19,6 +20,7 @@ __all__ = [
     "Graphs",
     "HuggingFaceText",
     "HuggingFaceWords",
+    "MoleculeDecoder",
     "MoleculeVAE",
     "MotifDecoder",
     "TextEncoder",
