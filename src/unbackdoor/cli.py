@@ -31,7 +31,7 @@ COMMANDS = {
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
     "methods": "list all attacks, scanners, sifters, purifiers, secure trainers, inspections and networks",
-    "molecules": "the molecule side: text-guided generators and BadGraph; train, poison, generate, evaluate",
+    "molecules": "the molecule side: text-guided generators and BadGraph; train, poison, generate, evaluate, demo",
 }
 
 GROUPS = {
@@ -40,6 +40,7 @@ GROUPS = {
         "poison": "write poisoned pairs (BadGraph), on which any program can train",
         "generate": "write molecules for a prompt",
         "evaluate": "measure quality and attack success of a generator",
+        "demo": "backdoor a small generator on molecules that are made here, and measure it",
     }
 }
 """Commands that have commands of their own."""

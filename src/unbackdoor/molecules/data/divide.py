@@ -13,6 +13,8 @@ from unbackdoor.molecules.data.pairs import Pairs
 from unbackdoor.molecules.data.reading import has_test_split, read_table
 from unbackdoor.molecules.data.table import Table, joined
 
+NOTHING = Table(smiles=(), texts=(), name="")
+
 TEST_PART = 5
 """One in so many molecules of a source without splits is for testing."""
 
@@ -113,7 +115,7 @@ def molecules_alone(sources: Sequence[str], train: Pairs, tested: Pairs) -> Alon
     Raises:
         DataError: a source that cannot be read.
     """
-    table = joined([read_table(source, "all", texts=False) for source in sources])
+    table = joined([read_table(source, "all", texts=False) for source in sources]) if sources else NOTHING
     molecules, dropped = filter_molecules(table)
     known = {*train.smiles, *tested.smiles}
     return Alone(smiles=tuple(one for one in molecules if one not in known), dropped=dropped, name=table.name)
