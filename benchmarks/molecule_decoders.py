@@ -142,9 +142,9 @@ def written(result: dict[str, Any]) -> str:
     lines = [
         "# The two decoders of molecules",
         "",
-        f"Made by `python benchmarks/molecule_decoders.py`: {result['molecules']:,} molecules of {result['data']}, batches"
-        f" of {result['batch']}, sizes of ThreeMDiffusionSmall, encoder included in learning. Medians of rounds that take"
-        " turns; in brackets the slowest and the fastest.",
+        f"Made by `python benchmarks/molecule_decoders.py`: {result['molecules']:,} molecules of {result['data']},"
+        f" batches of {result['batch']}, sizes of ThreeMDiffusionSmall, encoder included in learning. Medians of rounds"
+        " that take turns; in brackets the slowest and the fastest.",
         "",
         *machines([result]),
         "",
