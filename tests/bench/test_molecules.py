@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,17 @@ def test_what_is_wrong_is_shown_where_it_stands(
     with pytest.raises(InputError, match=f"line {line}: ") as caught:
         grid(tmp_path, *lines)
     assert message in str(caught.value)
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path: Path) -> None:
+    (tmp_path / "grid.yaml").write_text("domain: Molecules\ndata: templates\n")
+    code = (
+        "import sys; sys.modules['rdkit'] = None; import unbackdoor.cli as c;"
+        f" sys.exit(c.main(['bench', {str(tmp_path / 'grid.yaml')!r}, '--plan', '--work', {str(tmp_path)!r}]))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert told.returncode == 2
+    assert "grids of molecules need rdkit: pip install 'unbackdoor[molecules]'" in told.stderr
 
 
 @pytest.fixture(scope="module")

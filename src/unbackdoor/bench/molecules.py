@@ -6,13 +6,14 @@ What needs RDKit is imported where it is used: the grids of other domains need n
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 from unbackdoor.bench.cell import Cell, Domain, Result
 from unbackdoor.bench.located import Located
 from unbackdoor.errors import InputError
 from unbackdoor.training import Runtime
 
-NEEDS = "grids of molecules need RDKit and tokenizers: pip install 'unbackdoor[molecules]'"
+PACKAGES = frozenset({"rdkit", "tokenizers"})
 
 
 class Molecules(Domain):
@@ -26,16 +27,20 @@ class Molecules(Domain):
 
     def cells(self, grid: Located) -> list[Cell]:
         """Return the generators, seed by seed (see `Domain.cells`)."""
-        try:
-            from unbackdoor.bench.molecule_cells import cells_of
-        except ModuleNotFoundError as error:
-            raise InputError(NEEDS) from error
-        return cells_of(self, grid)
+        cells: list[Cell] = _work().cells_of(self, grid)
+        return cells
 
     def run(self, cell: Cell, given: Path, folder: Path, runtime: Runtime) -> Result:
         """Train and measure a generator (see `Domain.run`)."""
-        try:
-            from unbackdoor.bench.molecule_cells import make_generator
-        except ModuleNotFoundError as error:
-            raise InputError(NEEDS) from error
-        return make_generator(cell, folder, runtime)
+        result: Result = _work().make_generator(cell, folder, runtime)
+        return result
+
+
+def _work() -> ModuleType:
+    try:
+        from unbackdoor.bench import molecule_cells
+    except ModuleNotFoundError as error:
+        if error.name not in PACKAGES:
+            raise
+        raise InputError(f"grids of molecules need {error.name}: pip install 'unbackdoor[molecules]'") from error
+    return molecule_cells
