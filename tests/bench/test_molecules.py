@@ -115,10 +115,10 @@ def test_a_grid_is_every_setting_once(pairs: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_shown_where_it_stands(
-    lines: tuple[str, ...], line: int, message: str, tmp_path: Path
+    lines: tuple[str, ...], line: int, message: str, pairs: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=f"line {line}: ") as caught:
-        grid(tmp_path, *lines)
+        grid(tmp_path, *(one.replace("templates", str(pairs)) for one in lines))
     assert message in str(caught.value)
 
 

@@ -27,7 +27,7 @@ from unbackdoor.bench.pages import facts, written_page
 from unbackdoor.bench.victims import times
 from unbackdoor.bench.worker import measured
 from unbackdoor.errors import InputError
-from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME
+from unbackdoor.folder import MODEL, PAGE, RESUME
 from unbackdoor.molecules.attacks import BadGraph, read_target, save_attack
 from unbackdoor.molecules.data import TEMPLATES, Alone, Pairs, Table, filter_pairs, molecules_alone, training_rows
 from unbackdoor.molecules.drawing import gallery
@@ -59,6 +59,8 @@ NAMES = (
     "budget",
 )
 """All that can stand in a grid."""
+
+ATTACK = "attack.json"
 
 NOWHERE = "none"
 """In place of stages: a clean control."""
@@ -163,7 +165,6 @@ def cells_of(domain: Domain, grid: Located) -> list[Cell]:
         raise grid.error("the grid has no 'data', which it needs")
     test = _tested(axes["test"]) if "test" in axes else None
     alone = tuple(_paths(axes["alone"].text())) if "alone" in axes else ()
-    sources = _values(axes["data"], partial(_source, test, alone))
     rates = _values_of(axes, "poison_rates", _rate, ())
     attacks = _values_of(axes, "attacks", partial(_attacks, rates), ((None,),))
     models = _values_of(axes, "models", _model, (VICTIMS["ThreeMDiffusionSmall"](),))
@@ -173,6 +174,8 @@ def cells_of(domain: Domain, grid: Located) -> list[Cell]:
     seeds = _values_of(axes, "seeds", _seed, (0,))
     precision = _precision(axes["precision"]) if "precision" in axes else "bf16"
     budget = _budget(axes["budget"]) if "budget" in axes else None
+    # Last: this takes seconds.
+    sources = _values(axes["data"], partial(_source, test, alone))
     made: dict[str, Cell] = {}
     for seed, source, model, attack in itertools.product(seeds, sources, models, itertools.chain(*attacks)):
         for poison_in in stages if attack else stages[:1]:
