@@ -368,7 +368,7 @@ def test_an_autoencoder_learns_a_few_molecules_by_heart() -> None:
 
 
 def test_a_generator_of_hiervae_is_trained_saved_and_draws(template_pairs: Pairs, tmp_path: Path) -> None:
-    options = replace(TINY, decoder="HierVAE", common=20, hidden=24, autoencoder=replace(TINY.autoencoder, epochs=1))
+    options = replace(TINY, decoder="HierVAE", common=5, hidden=24, autoencoder=replace(TINY.autoencoder, epochs=1))
     trained = train_generator(template_pairs.subset(range(120)), options, RUNTIME)
     vocabulary = trained.generator.vocabulary
     assert isinstance(vocabulary, HierVocabulary)
