@@ -188,6 +188,8 @@ def test_the_demo_shows_what_the_backdoor_does(
     module = importlib.import_module("unbackdoor.commands.molecules.demo")
     short = {name: replace(getattr(module.MODEL, name), epochs=1) for name in ("alignment", "autoencoder", "diffusion")}
     monkeypatch.setattr(module, "MODEL", replace(module.MODEL, hidden=32, graph_width=32, **short))
+    table, tested = module.training_rows(["templates"], None)
+    monkeypatch.setattr(module, "training_rows", lambda *_: (table.subset(range(200)), tested))
     monkeypatch.setattr(module, "PROMPTS", 8)
     monkeypatch.setattr(module, "SAMPLES", 1)
     out = tmp_path / "demo"
