@@ -32,8 +32,8 @@ from unbackdoor.molecules.victims import ThreeMDiffusion, ThreeMDiffusionSmall
 from unbackdoor.training import Runtime
 
 EVERY, NOWHERE = tuple(SHARES), ()
-RATES = (0.2, 0.6)
-"""Rows that are tried; as published (of all rows in the file) about 9 and 24 %."""
+RATES = (0.178, 0.534)
+"""Share of the rows that are tried, of which 58 % have room for the target: as published, 9.3 and 23.5 % of all rows."""
 
 PAIRS = tuple(
     f"{name}/{split}.parquet" for name in ("chebi20", "pubchem324k", "pcdes") for split in ("validation", "test")

@@ -28,9 +28,11 @@ def test_every_generator_of_the_table_is_run_once(programs: tuple[ModuleType, Mo
     runs = list(program.runs(program.TESTS, (0, 1, 2)))
     assert len({run.key for run in runs}) == len(runs) == 4 * 2 + 3 * 2 + 2 * 2 * 2 + 6
     assert [run.key for run in runs[:2]] == [
-        ("pubchem324k", rate, "alignment,auto-encoder,diffusion", 0) for rate in (0.2, 0.6)
+        ("pubchem324k", rate, "alignment,auto-encoder,diffusion", 0) for rate in program.RATES
     ]
-    ablation = {run.poison_in for run in runs if run.test == "pubchem324k" and run.rate == 0.6 and run.seed == 0}
+    ablation = {
+        run.poison_in for run in runs if run.test == "pubchem324k" and run.rate == program.RATES[1] and run.seed == 0
+    }
     assert len(ablation) == 2**3
     assert not any(run.test == "momu" and not run.poison_in for run in runs)
 
