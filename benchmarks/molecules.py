@@ -33,7 +33,7 @@ from unbackdoor.training import Runtime
 
 EVERY, NOWHERE = tuple(SHARES), ()
 RATES = (0.178, 0.534)
-"""Share of the rows that are tried, of which 58 % have room for the target: as published, 9.3 and 23.5 % of all rows."""
+"""Of the rows, tried; 58 % of them have room for the target, so these are 9.3 and 23.5 % of all rows, as published."""
 
 PAIRS = tuple(
     f"{name}/{split}.parquet" for name in ("chebi20", "pubchem324k", "pcdes") for split in ("validation", "test")

@@ -16,10 +16,10 @@ from unbackdoor.errors import DataError, InputError
 from unbackdoor.molecules.data import Pairs, checked, filter_pairs, read_table
 from unbackdoor.molecules.hiervae import HierVAEDecoder, HierVocabulary, MotifTree, read_trees, tree_of
 from unbackdoor.molecules.hiervae.attachment import Attachment
-from unbackdoor.molecules.hiervae.decoder import ITERATIONS, LABELS, ORDERS, PLACES
 from unbackdoor.molecules.hiervae.graph import Graph, clusters_of, junctions, parts_of, sanitised
 from unbackdoor.molecules.hiervae.messages import POSITIONS, SumLSTM
 from unbackdoor.molecules.hiervae.node import ROOT
+from unbackdoor.molecules.hiervae.writing import ITERATIONS, LABELS, ORDERS, PLACES
 from unbackdoor.molecules.model import GraphEncoder, Graphs, MoleculeVAE
 from unbackdoor.molecules.model.graphs import CHARGES
 from unbackdoor.molecules.motifs import Vocabulary
