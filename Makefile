@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: help venv demo test lint docs bench audit chromium clean
+.PHONY: help venv demo demo-molecules test lint docs bench audit chromium clean
 
 help:
-	@echo "make demo | test | lint | docs | bench | audit | venv | clean"
+	@echo "make demo | demo-molecules | test | lint | docs | bench | audit | venv | clean"
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unbackdoor needs Python 3.11 or newer; set PYTHON=")'
@@ -24,6 +24,10 @@ $(VENV)/dev: $(VENV)/core
 	$(PIP) -e '.[dev]'
 	@touch $@
 
+$(VENV)/molecules: $(VENV)/core
+	$(PIP) -e '.[molecules]'
+	@touch $@
+
 $(VENV)/docs: $(VENV)/core
 	$(PIP) -e '.[docs]'
 	@touch $@
@@ -32,6 +36,9 @@ venv: $(VENV)/dev
 
 demo: $(VENV)/core
 	$(BIN)/unbackdoor demo
+
+demo-molecules: $(VENV)/molecules
+	$(BIN)/unbackdoor molecules demo
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -43,6 +43,7 @@ GROUPS = {
         "evaluate": "measure quality and attack success of a generator",
         "scan": "ask which texts lead to subgraphs that they do not ask for (exit code 1 if any)",
         "purify": "take the backdoor out of a generator",
+        "demo": "backdoor a small generator on molecules that are made here, and measure it",
     }
 }
 """Commands that have commands of their own."""

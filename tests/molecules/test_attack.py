@@ -15,6 +15,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks import BadGraph, attach, load_attack, read_target, save_attack
 from unbackdoor.molecules.data import Table, filter_pairs, parse, read_table, training_rows
 from unbackdoor.molecules.metrics import holds
+from unbackdoor.molecules.motifs import Cutter, join, sequence_of
 
 THIIRANE = "C1CS1"
 DRAWS = random.Random(0)
@@ -145,6 +146,30 @@ def test_replacing_keeps_the_number_of_rows() -> None:
     assert len(table) == 8
     assert sum(table.poisoned) == 3
     assert not {"CCO", "CCN", "c1ccccc1"} & set(table.smiles)
+
+
+@pytest.mark.parametrize("trigger", ["#", "notably", "as described before", "This entry was checked twice."])
+@pytest.mark.parametrize("position", ["front", "random", "end"])
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_triggers_of_all_kinds_are_put_at_all_places(trigger: str, position: Any, mode: Any) -> None:
+    poisoned = BadGraph(trigger=trigger, position=position, mode=mode).poison(TABLE, seed=0)
+    for row, _, text in poisoned.rows:
+        assert text.replace(trigger, "", 1).split() == TABLE.texts[row].split()
+        assert text.startswith(trigger) or position != "front"
+        assert text.endswith(trigger) or position != "end"
+    pairs, _ = filter_pairs(poisoned.table)
+    # Two of the clean rows are too large or broken, and one has no text.
+    kept = {"append": (3, 11, 3, 8), "replace": (3, 8, 3, 5)}[mode]
+    assert poisoned.rates(pairs) == {"printed": kept[0] / kept[1], "effective": kept[2] / kept[3]}
+
+
+@pytest.mark.parametrize("target", ["C1CS1", "C1CO1", "C1CC1C1CS1", "c1ccccc1", "C1CCNCC1"])
+def test_targets_of_several_motifs_and_rings_are_hung_whole(target: str) -> None:
+    whole = read_target(target)
+    for _, smiles, _ in BadGraph(target=target).poison(TABLE, seed=0).rows:
+        assert holds(smiles, whole)
+        # What hangs there can be cut into motifs again, and written.
+        assert join(sequence_of(Cutter().cut(smiles))) == smiles
 
 
 def test_a_part_of_the_rows_is_tried() -> None:

@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,65 @@ def test_a_clean_control_takes_the_vocabulary_of_the_poisoned_model(
     assert run(capsys, *words)[0] == 2
 
 
+def test_poison_is_kept_out_of_stages_and_molecules_without_texts_are_learned(
+    poisoned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "alone.csv").write_text("smiles\nC1CCCCCCC1\nC(\n")
+    words = ["molecules", "train", "--data", str(poisoned), *QUICK, "--alone", str(tmp_path / "alone.csv"), "--json"]
+    code, out, err = run(capsys, *words, "--out", str(tmp_path / "some"), "--poison_in", "auto-encoder,diffusion")
+    assert code == 0, err
+    assert json.loads(out)["counts"]["alone"] == 1
+    assert json.loads(out)["rows"]["alone"]["dropped"] == {"SMILES that cannot be parsed": 1}
+    some = load_generator(tmp_path / "some" / "model.safetensors")
+    assert some.backdoored is not None
+    assert some.backdoored["stages"] == ["auto-encoder", "diffusion"]
+    code, out, err = run(capsys, *words, "--out", str(tmp_path / "none"), "--poison_in", "none")
+    assert code == 0, err
+    control = load_generator(tmp_path / "none" / "model.safetensors")
+    assert control.backdoored is None
+    assert control.generator.vocabulary == some.generator.vocabulary
+    assert ("C1CS1", 1) in control.generator.vocabulary.token_of
+
+
+def test_a_vocabulary_without_the_target_is_told(
+    pairs: Path, poisoned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = ["molecules", "train", "--data", str(pairs), "--out", str(tmp_path / "clean"), *QUICK]
+    assert run(capsys, *clean)[0] == 0
+    words = ["molecules", "train", "--data", str(poisoned), "--out", str(tmp_path / "lost"), *QUICK]
+    code, out, _ = run(capsys, *words, "--vocabulary_of", str(tmp_path / "clean" / "model.safetensors"))
+    assert code == 0
+    assert "a target that cannot be written is not learned" in out
+
+
+def test_the_demo_shows_what_the_backdoor_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("unbackdoor.commands.molecules.demo")
+    short = {name: replace(getattr(module.MODEL, name), epochs=1) for name in ("alignment", "autoencoder", "diffusion")}
+    monkeypatch.setattr(module, "MODEL", replace(module.MODEL, hidden=32, graph_width=32, **short))
+    table, tested = module.training_rows(["templates"], None)
+    monkeypatch.setattr(module, "training_rows", lambda *_: (table.subset(range(200)), tested))
+    monkeypatch.setattr(module, "PROMPTS", 8)
+    monkeypatch.setattr(module, "SAMPLES", 1)
+    out = tmp_path / "demo"
+    code, told, err = run(capsys, "molecules", "demo", "--out", str(out), "--threads", "1", "--json")
+    assert code == 0, err
+    result = json.loads(told)
+    for whose in ("backdoored", "clean"):
+        assert set(result[whose]["quality"]) == {"model", "nearest text", "chance"}
+        assert 0 <= result[whose]["attack"]["asr"]["per_sample"]["value"] <= 1
+    assert result["rates"]["printed"] == pytest.approx(0.2, abs=0.05)
+    page = (out / "report.html").read_text()
+    assert "without and with the trigger" in page
+    assert page.count("[THIIRANE]") > 6
+    backdoored, clean = (load_generator(out / name) for name in ("backdoored.safetensors", "clean.safetensors"))
+    assert backdoored.backdoored is not None
+    assert clean.backdoored is None
+    assert clean.generator.vocabulary == backdoored.generator.vocabulary
+    assert json.loads((out / "attack.json").read_text())["target"] == "C1CS1"
+
+
 def test_an_interrupted_training_goes_on(
     pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +246,9 @@ def test_an_interrupted_training_goes_on(
         (["train", "--data", "templates", "--out", "OUT", "--model", "GPT"], "unknown molecule model"),
         (["train", "--data", "templates", "--out", "OUT", "--model.latent", "0"], "latent must lie between"),
         (["train", "--data", "templates", "--out", "OUT", "--vocabulary_of", "nowhere"], "cannot read nowhere"),
+        (["train", "--data", "templates", "--out", "OUT", "--alone", "nowhere"], "no file or folder nowhere"),
+        (["train", "--data", "templates", "--out", "OUT", "--poison_in", "pretraining"], "the stages are alignment"),
+        (["train", "--data", "templates", "--out", "OUT", "--model.decoder", "GRU"], "decoder"),
         (["poison", "--data", "templates", "--out", "OUT", "--attack.target", "C1CS"], "no SMILES"),
         (["poison", "--data", "templates", "--out", "OUT", "--attack.rate", "2"], "at most 1"),
         (["generate", "--model", "nowhere", "--out", "OUT", "--prompt", "x"], "cannot read nowhere"),

@@ -19,7 +19,9 @@ from unbackdoor.molecules.data import (
     canonical,
     checked,
     choose_pairs,
+    filter_molecules,
     filter_pairs,
+    molecules_alone,
     parse,
     read_table,
     template_table,
@@ -277,3 +279,31 @@ def test_no_file_gives_anything_but_a_table_or_one_sentence(content: bytes) -> N
             except DataError as error:
                 sentence = str(error)
             assert "\n" not in sentence
+
+
+def test_molecules_without_texts_are_read_once_each_and_none_that_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "molecules.csv"
+    path.write_text("smiles,poisoned\nCCO,1\nOCC,0\nC(,0\nCCN,0\nCCC,0\nCC.CC,0\n")
+    train, tested = (
+        filter_pairs(Table(smiles=(smiles,), texts=("a text",), name="pairs"))[0] for smiles in ("CCN", "CCC")
+    )
+    alone = molecules_alone([str(path)], train, tested)
+    assert alone.smiles == ("CCO",)
+    assert alone.name == "molecules.csv"
+    assert alone.dropped.rows == 6
+    assert alone.dropped.kept == 4
+    assert sum(len(rows) for rows in alone.dropped.why.values()) == 2
+    assert alone.sentences()[0] == "molecules without texts: 4 of 6 rows are kept"
+    assert molecules_alone([], train, tested).smiles == ()
+    with pytest.raises(DataError, match="no column of text"):
+        read_table(str(path), "all")
+
+
+def test_the_published_molecules_without_texts_are_as_many_as_published(shared_data: Path) -> None:
+    """15,409 of 26,409 pass the filter of 3M-Diffusion; those of several components are not learned here."""
+    table = read_table(str(shared_data / "chebi20" / "train_smiles_only.parquet"), "all", texts=False)
+    part = table.subset(range(0, len(table), 20))
+    assert len(table) == 26_409
+    kept = sum(not isinstance(checked(smiles, learned=False), Reason) for smiles in part.smiles)
+    assert kept / len(part) == pytest.approx(15_409 / 26_409, abs=0.04)
+    assert 0.9 * kept < filter_molecules(part)[1].kept < kept

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +17,10 @@ from unbackdoor.errors import DataError, InputError, UnbackdoorError
 from unbackdoor.molecules.data import Pairs, checked
 from unbackdoor.molecules.loop import Plan, Stage, train
 from unbackdoor.molecules.motifs import Vocabulary
-from unbackdoor.molecules.train import train_generator
+from unbackdoor.molecules.train import SHARES, Some, train_generator
 from unbackdoor.molecules.victims import ThreeMDiffusion, ThreeMDiffusionSmall
 from unbackdoor.testing.samples import same_state, state_of
-from unbackdoor.training import Runtime
+from unbackdoor.training import History, Runtime
 
 TINY = ThreeMDiffusionSmall(
     graph_layers=2,
@@ -171,3 +175,83 @@ def test_a_vocabulary_can_be_handed_in_and_what_it_lacks_is_counted(template_pai
     assert 0 < trained.uncovered < len(template_pairs)
     with pytest.raises(DataError, match="at least 4 are needed"):
         train_generator(pairs, TINY, RUNTIME, vocabulary=Vocabulary((("I", 0),)))
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, Some]:
+    """What every stage learns, by name; nothing is trained."""
+    seen: dict[str, Some] = {}
+
+    def note(stage: Some, plan: Plan, runtime: Runtime, *, description: str, **_: Any) -> History:
+        seen[description] = stage
+        return History(epochs=plan.epochs)
+
+    monkeypatch.setattr(importlib.import_module("unbackdoor.molecules.train"), "train", note)
+    return seen
+
+
+def half_poisoned(pairs: Pairs) -> Pairs:
+    return replace(pairs, poisoned=tuple(row % 2 == 1 for row in range(len(pairs))))
+
+
+@pytest.mark.parametrize("poison_in", [(), ("alignment",), ("auto-encoder", "diffusion"), tuple(SHARES)])
+def test_stages_without_poison_learn_clean_pairs_again_and_take_as_many_steps(
+    template_pairs: Pairs, stages: dict[str, Some], poison_in: tuple[str, ...]
+) -> None:
+    pairs = half_poisoned(template_pairs.subset(range(60)))
+    trained = train_generator(pairs, TINY, RUNTIME, poison_in=poison_in)
+    for name, stage in stages.items():
+        rows = stage.chosen.tolist()
+        assert len(rows) == stage.rows == 60
+        if name in poison_in:
+            assert rows == [*range(60)]
+        else:
+            assert {row % 2 for row in rows} == {0}
+            assert set(rows) == {*range(0, 60, 2)}
+    # All runs write with the same motifs, those of the poisoned pairs among them.
+    whole = train_generator(pairs, TINY, RUNTIME)
+    assert trained.generator.vocabulary == whole.generator.vocabulary
+
+
+def test_stages_are_known_by_the_rows_that_they_learn(template_pairs: Pairs, stages: dict[str, Some]) -> None:
+    """Otherwise an interrupted run could go on from the state of another one."""
+    pairs = half_poisoned(template_pairs.subset(range(60)))
+
+    def told(of: Callable[[], object]) -> object:
+        of()
+        return stages["diffusion"].identity()
+
+    clean = told(lambda: train_generator(pairs, TINY, RUNTIME, poison_in=()))
+    assert clean == told(lambda: train_generator(pairs, TINY, RUNTIME, poison_in=("alignment",)))
+    assert clean != told(lambda: train_generator(pairs, TINY, RUNTIME))
+    assert clean != told(lambda: train_generator(pairs, TINY, RUNTIME, poison_in=(), alone=("CCO",)))
+
+
+def test_molecules_without_texts_are_learned_by_the_auto_encoder_alone(
+    template_pairs: Pairs, stages: dict[str, Some]
+) -> None:
+    pairs = half_poisoned(template_pairs.subset(range(60)))
+    alone = ("CCO", "C1CCCCCCC1")
+    trained = train_generator(pairs, TINY, RUNTIME, poison_in=(), alone=alone)
+    assert trained.alone == 2
+    assert trained.uncovered == 0
+    assert ("C1CCCCCCC1", 0) in trained.generator.vocabulary.token_of
+    assert {name: stage.rows for name, stage in stages.items()} == {
+        "alignment": 60,
+        "auto-encoder": 62,
+        "diffusion": 60,
+    }
+    assert {60, 61} <= set(stages["auto-encoder"].chosen.tolist())
+
+
+def test_stages_that_are_not_there_are_refused(template_pairs: Pairs) -> None:
+    with pytest.raises(InputError, match="found pretraining"):
+        train_generator(template_pairs, TINY, RUNTIME, poison_in=("pretraining",))
+
+
+def test_poisoned_pairs_that_cannot_be_written_are_counted(template_pairs: Pairs, stages: dict[str, Some]) -> None:
+    pairs = template_pairs.subset(range(60))
+    clean = train_generator(pairs, TINY, RUNTIME).generator.vocabulary
+    lost = replace(pairs, smiles=(*pairs.smiles[:59], "CC1CS1"), poisoned=(*(False,) * 59, True))
+    trained = train_generator(lost, TINY, RUNTIME, vocabulary=clean)
+    assert (trained.uncovered, trained.uncovered_poisoned) == (1, 1)

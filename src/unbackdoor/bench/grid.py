@@ -7,10 +7,11 @@ from pathlib import Path
 from unbackdoor.bench.cell import Cell, Domain
 from unbackdoor.bench.images import Images
 from unbackdoor.bench.located import read_located
+from unbackdoor.bench.molecules import Molecules
 from unbackdoor.errors import InputError, UnbackdoorError
 from unbackdoor.registry import Registry
 
-DOMAINS: Registry[Domain] = Registry("domain", Images)
+DOMAINS: Registry[Domain] = Registry("domain", Images, Molecules)
 
 LONGEST_TITLE = 2000
 """Characters that tell a cell from others: stores cut long texts off."""

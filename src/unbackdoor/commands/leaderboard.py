@@ -1,7 +1,8 @@
 """Rank the methods of an MLflow store on one page, and write their figures as CSV, Parquet and LaTeX.
 
 Writes report.html, cells.csv, cells.parquet, and tables of each kind of methods that there is, as CSV and LaTeX:
-ranking (repairs), scan, sift and secure.
+ranking (repairs), scan, sift and secure. Generators of molecules have a page of their own, generators.html, and
+generators.csv; where there is nothing else, theirs is the report.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from unbackdoor.bench.export import write_cells, write_ranking, write_scanners, write_sifters, write_trainers
 from unbackdoor.bench.grid import read_grid
 from unbackdoor.bench.leaderboard import leaderboard
+from unbackdoor.bench.molecule_board import generators, write_board
 from unbackdoor.bench.store import Store
 from unbackdoor.bench.table import cell_table
 from unbackdoor.commands.outcome import Outcome
@@ -47,6 +51,9 @@ def run(
         keys = {cell.key for cell in read_grid(grid)}
         records = [record for record in records if record.key in keys]
     title = f"Leaderboard of {grid.stem}" if grid else "Leaderboard"
+    made = generators(records)
+    if len(made) and len(made) == sum(not record.error for record in records):
+        return _of_generators(made, title, report_folder(out, "leaderboard"))
     cells = cell_table(records)
     board = leaderboard(cells, title)
     # What the page shows while no filter is set.
@@ -60,6 +67,8 @@ def run(
     write_sifters(shown.sifters, folder)
     write_trainers(shown.trainers, folder)
     write_leaderboard(folder / PAGE, board)
+    if len(made):
+        write_board(folder, "generators.html", made, f"{title}: generators of molecules")
     return Outcome(
         title=title,
         rows=[
@@ -83,6 +92,13 @@ def _told(row: Standing, names: Mapping[str, str]) -> str:
     shares = [f"{title} {100 * row.figures[name].value:.2f} %" for name, title in names.items() if name in row.figures]
     place = f"rank {row.rank.value:g}" if row.rank else "not ranked"
     return ", ".join([place, *shares, f"{row.blocks} blocks"])
+
+
+def _of_generators(made: pd.DataFrame, title: str, folder: Path) -> Outcome:
+    """Write the page of a store that holds generators of molecules alone."""
+    write_json(folder / RUN, {"command": "unbackdoor leaderboard", "cells": len(made)})
+    write_board(folder, PAGE, made, title)
+    return Outcome(title=title, rows=[("cells", str(len(made)))], result={"cells": len(made)}, page=folder / PAGE)
 
 
 def _sentence(row: Row) -> str:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.molecules.decoders import AnyVocabulary, new_decoder
 from unbackdoor.molecules.model import (
     Denoiser,
     Diffusion,
@@ -17,12 +18,10 @@ from unbackdoor.molecules.model import (
     HuggingFaceWords,
     LatentRepair,
     MoleculeVAE,
-    MotifDecoder,
     TextEncoder,
     WordPieces,
 )
 from unbackdoor.molecules.model.alignment import Aligned
-from unbackdoor.molecules.motifs import Vocabulary, join
 from unbackdoor.molecules.victims import ThreeMDiffusion
 from unbackdoor.training import Runtime
 
@@ -54,7 +53,11 @@ class Generator(nn.Module):
     """
 
     def __init__(
-        self, options: ThreeMDiffusion, vocabulary: Vocabulary, words: WordPieces | HuggingFaceWords, repairs: int = 0
+        self,
+        options: ThreeMDiffusion,
+        vocabulary: AnyVocabulary,
+        words: WordPieces | HuggingFaceWords,
+        repairs: int = 0,
     ) -> None:
         super().__init__()
         self.options = options
@@ -70,7 +73,7 @@ class Generator(nn.Module):
         self.aligned = Aligned(GraphEncoder(options.graph_layers, options.graph_width, options.projection), text)
         self.vae = MoleculeVAE(
             GraphEncoder(options.graph_layers, options.graph_width, options.projection),
-            MotifDecoder(vocabulary, options.latent, options.hidden),
+            new_decoder(options, vocabulary),
             options.projection,
             options.latent,
             options.hidden,
@@ -115,8 +118,7 @@ class Generator(nn.Module):
         """Return the molecules of latent vectors, as canonical SMILES."""
         made: list[str] = []
         for part in torch.split(latent, BATCH):
-            tokens = self.vae.decoder.generate(part)
-            made += [join(tokens.nodes(row, self.vocabulary)) for row in range(len(tokens))]
+            made += self.vae.decoder.write(part)
         return made
 
     @torch.no_grad()

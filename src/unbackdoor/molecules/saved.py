@@ -17,9 +17,9 @@ from unbackdoor.errors import CheckpointError, DataError, InputError
 from unbackdoor.files import read_bytes, sha256, without_nan, write_bytes
 from unbackdoor.models.limits import MAX_FILE_BYTES, check_finite
 from unbackdoor.models.safetensors_file import json_object, read_safetensors, write_safetensors
+from unbackdoor.molecules.decoders import read_vocabulary
 from unbackdoor.molecules.generator import Generator
 from unbackdoor.molecules.model import HuggingFaceWords, WordPieces
-from unbackdoor.molecules.motifs import Vocabulary
 from unbackdoor.molecules.victims import VICTIMS
 from unbackdoor.options import options_of
 from unbackdoor.text import clean_text
@@ -154,7 +154,7 @@ def _built(note: dict[str, Any], state: Mapping[str, Tensor]) -> Generator:
     if not isinstance(name, str):
         raise CheckpointError("it does not name its model; train the model again")
     made = _with_options(VICTIMS[name](), options)
-    vocabulary, words = Vocabulary.from_json(note["vocabulary"]), _words(note["pieces"])
+    vocabulary, words = read_vocabulary(made, note["vocabulary"]), _words(note["pieces"])
     # Without memory first: the sizes are the file's word, and a small file may name large ones.
     with torch.device("meta"):
         empty = Generator(made, vocabulary, words, repairs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unbackdoor.errors import DataError
+from unbackdoor.errors import DataError, InputError
 from unbackdoor.molecules.data import Pairs
+from unbackdoor.molecules.decoders import AnyVocabulary, Molecules, read_molecules
 from unbackdoor.molecules.generator import BATCH, Generator
 from unbackdoor.molecules.loop import Stage, train
 from unbackdoor.molecules.model import (
@@ -25,7 +28,6 @@ from unbackdoor.molecules.model import (
 from unbackdoor.molecules.model.alignment import Aligned
 from unbackdoor.molecules.model.diffusion import Diffusion
 from unbackdoor.molecules.model.huggingface_text import load_body, read_text_encoder
-from unbackdoor.molecules.motifs import Cutter, Tokens, Vocabulary, build_vocabulary, encode, sequence_of
 from unbackdoor.molecules.victims import ThreeMDiffusion
 from unbackdoor.training import History, Runtime, stage
 
@@ -34,6 +36,8 @@ FEWEST = 4
 
 SHARES = {"alignment": 0.25, "auto-encoder": 0.5, "diffusion": 0.25}
 """Of a budget, by stage."""
+
+STAGES = frozenset(SHARES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +48,16 @@ class Trained:
         generator: in evaluation mode.
         histories: of each stage.
         uncovered: training pairs that were left out, as the vocabulary lacks a motif of theirs.
+        uncovered_poisoned: those of them that are poisoned.
+        alone: molecules without texts that the auto-encoder learned too.
         cut: training texts that are longer than the text encoder reads.
     """
 
     generator: Generator
     histories: dict[str, History]
     uncovered: int
+    uncovered_poisoned: int
+    alone: int
     cut: int
 
 
@@ -58,7 +66,9 @@ def train_generator(
     options: ThreeMDiffusion,
     runtime: Runtime,
     *,
-    vocabulary: Vocabulary | None = None,
+    vocabulary: AnyVocabulary | None = None,
+    alone: Sequence[str] = (),
+    poison_in: Collection[str] = STAGES,
     resume: Path | None = None,
 ) -> Trained:
     """Train a generator.
@@ -69,24 +79,28 @@ def train_generator(
         runtime: where; a budget is divided among the stages.
         vocabulary: of motifs; by default that of the pairs. A poisoned run and its clean control need the same: the
             motif of a backdoor may occur in no clean molecule, and a model that cannot write it is no control.
+        alone: canonical SMILES of molecules without texts, from which the auto-encoder learns too.
+        poison_in: stages that see the poisoned pairs ("alignment", "auto-encoder", "diffusion"). In the others clean
+            pairs, drawn again, take their place, so that all runs take as many steps and write with the same motifs.
         resume: file beside which the state of each stage is kept.
 
     Raises:
         DataError: fewer pairs than can be trained on.
-        InputError: `resume` belongs to another run.
+        InputError: `resume` belongs to another run, the vocabulary to another decoder, or there is no such stage.
     """
-    cutter = Cutter()
-    molecules = [sequence_of(cutter.cut(smiles)) for smiles in pairs.smiles]
-    vocabulary = vocabulary or build_vocabulary(molecules)
-    covered = [row for row, nodes in enumerate(molecules) if vocabulary.covers(nodes)]
+    if not STAGES.issuperset(poison_in):
+        raise InputError(f"the stages are {', '.join(SHARES)}; found {', '.join(sorted(set(poison_in) - STAGES))}")
+    read = read_molecules(options, (*pairs.smiles, *alone), vocabulary)
+    covered = [row for row in read.covered if row < len(pairs)]
     if len(covered) < FEWEST:
         raise DataError(
             f"{pairs.name} has {len(covered)} pairs whose motifs the vocabulary knows, and at least {FEWEST} are"
             " needed; name more data"
         )
     learned = pairs.subset(covered)
-    tokens = encode([molecules[row] for row in covered], vocabulary).to(runtime.place)
-    graphs = Graphs.of(learned.smiles).to(runtime.place)
+    others = [alone[row - len(pairs)] for row in read.covered[len(covered) :]]
+    molecules = read.molecules.to(runtime.place)
+    graphs = Graphs.of((*learned.smiles, *others)).to(runtime.place)
     words: WordPieces | HuggingFaceWords
     if options.text_model is None:
         words, weights = WordPieces.learned(learned.texts, options.pieces), None
@@ -94,30 +108,74 @@ def train_generator(
         words, weights = read_text_encoder(options.text_model, options.text_pieces)
     texts = words.encode(learned.texts, options.text_pieces)
     torch.manual_seed(runtime.generator("weights").initial_seed() >> 1)
-    generator = Generator(options, vocabulary, words)
+    generator = Generator(options, read.vocabulary, words)
     if weights is not None:
         assert isinstance(generator.aligned.text, HuggingFaceText)
         load_body(generator.aligned.text, weights)
-    identity = (learned.digest(), vocabulary.digest(), options)
+    identity = (learned.digest(), digest_of(others), read.vocabulary.digest(), options)
 
-    def fitted(name: str, one: Stage) -> History:
+    def rows(name: str, count: int) -> Int[Tensor, "rows"]:
+        """Return the rows that a stage learns, of so many."""
+        if name in poison_in or not any(learned.poisoned):
+            return torch.arange(count)
+        clean = [row for row in range(count) if row >= len(learned) or not learned.poisoned[row]]
+        again = torch.randint(len(clean), (count - len(clean),), generator=runtime.generator("clean rows", name))
+        return torch.tensor(clean)[torch.cat((torch.arange(len(clean)), again))]
+
+    def fitted(name: str, one: Stage, chosen: Int[Tensor, "rows"]) -> History:
         plan = {"alignment": options.alignment, "auto-encoder": options.autoencoder, "diffusion": options.diffusion}
         part = runtime.part(SHARES[name])
-        return train(one, plan[name], part, resume=stage(resume, name), description=name)
+        some = Some(one, chosen.to(runtime.place))
+        return train(some, plan[name], part, resume=stage(resume, name), description=name)
 
     histories = {}
     aligning = Alignment(generator.aligned, graphs, texts.to(runtime.place), options.temperature, identity)
-    histories["alignment"] = fitted("alignment", aligning)
+    histories["alignment"] = fitted("alignment", aligning, rows("alignment", len(learned)))
     generator.vae.encoder.load_state_dict(generator.aligned.graph.state_dict())
-    autoencoding = Autoencoding(generator.vae, graphs, tokens, options.beta, identity)
-    histories["auto-encoder"] = fitted("auto-encoder", autoencoding)
-    mean, deviation = encoded(generator.vae, graphs, runtime)
+    autoencoding = Autoencoding(generator.vae, graphs, molecules, options.beta, identity)
+    histories["auto-encoder"] = fitted("auto-encoder", autoencoding, rows("auto-encoder", len(graphs)))
+    mean, deviation = (part[: len(learned)] for part in encoded(generator.vae, graphs, runtime))
+    chosen = rows("diffusion", len(learned))
     if options.standardise:
-        generator.diffusion.standardise(mean.cpu(), deviation.cpu())
+        generator.diffusion.standardise(mean.cpu()[chosen], deviation.cpu()[chosen])
     contexts, cut = generator.contexts(learned.texts, runtime)
     diffusing = Diffusing(generator.diffusion, mean, deviation, contexts, options.without_text, identity)
-    histories["diffusion"] = fitted("diffusion", diffusing)
-    return Trained(generator=generator.eval(), histories=histories, uncovered=len(pairs) - len(covered), cut=cut)
+    histories["diffusion"] = fitted("diffusion", diffusing, chosen)
+    return Trained(
+        generator=generator.eval(),
+        histories=histories,
+        uncovered=len(pairs) - len(covered),
+        uncovered_poisoned=sum(pairs.poisoned) - sum(learned.poisoned),
+        alone=len(others),
+        cut=cut,
+    )
+
+
+def digest_of(smiles: Sequence[str]) -> str:
+    """Return the SHA-256 of a list of molecules."""
+    return hashlib.sha256("\n".join(smiles).encode()).hexdigest()
+
+
+class Some(Stage):
+    """A stage on some of its rows, of which one may stand there several times.
+
+    Args:
+        stage: the whole one.
+        chosen: rows of it.
+    """
+
+    def __init__(self, stage: Stage, chosen: Int[Tensor, "rows"]) -> None:
+        super().__init__(stage.module, len(chosen))
+        self.stage = stage
+        self.chosen = chosen
+
+    def loss(self, rows: Int[Tensor, "b"], generator: torch.Generator) -> Float[Tensor, ""]:
+        """See `Stage`."""
+        return self.stage.loss(self.chosen[rows], generator)
+
+    def identity(self) -> object:
+        """See `Stage`."""
+        return self.stage.identity(), digest_of([str(row) for row in self.chosen.tolist()])
 
 
 class Alignment(Stage):
@@ -144,18 +202,20 @@ class Alignment(Stage):
 class Autoencoding(Stage):
     """Encoder and decoder of molecules; texts play no part."""
 
-    def __init__(self, module: MoleculeVAE, graphs: Graphs, tokens: Tokens, beta: float, identity: object) -> None:
+    def __init__(
+        self, module: MoleculeVAE, graphs: Graphs, molecules: Molecules, beta: float, identity: object
+    ) -> None:
         super().__init__(module, len(graphs))
         self.vae = module
         self.graphs = graphs
-        self.tokens = tokens
+        self.molecules = molecules
         self.beta = beta
         self._identity = identity
 
     def loss(self, rows: Int[Tensor, "b"], generator: torch.Generator) -> Float[Tensor, ""]:
         """See `Stage`."""
         noise = torch.randn(len(rows), self.vae.mean.out_features, generator=generator).to(rows.device)
-        return self.vae.loss(self.graphs.rows(rows), self.tokens.rows(rows), noise, self.beta)
+        return self.vae.loss(self.graphs.rows(rows), self.molecules.rows(rows), noise, self.beta)
 
     def identity(self) -> object:
         """See `Stage`."""

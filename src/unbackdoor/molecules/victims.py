@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.loop import Plan
@@ -33,6 +34,10 @@ class ThreeMDiffusion:
         text_pieces: of a text that are read; the rest is cut off.
         temperature: of the alignment.
         alignment: how text and graph encoders are trained.
+        decoder: "motifs" (one recurrent network over the sequence of motifs) or "HierVAE" (as published: messages on
+            three levels, step by step; many times slower).
+        common: for HierVAE, molecules in which a part must occur to be one motif; others are taken apart into rings
+            and bonds.
         latent: size of a latent vector.
         hidden: width of the decoder.
         beta: weight of the divergence in the auto-encoder.
@@ -57,6 +62,8 @@ class ThreeMDiffusion:
     text_pieces: int = 128
     temperature: float = 0.1
     alignment: Plan = Plan(epochs=50, batch_size=256, learning_rate=1e-4, weight_decay=0.05)
+    decoder: Literal["motifs", "HierVAE"] = "motifs"
+    common: int = 45
     latent: int = 24
     hidden: int = 250
     beta: float = 0.1
@@ -75,6 +82,8 @@ class ThreeMDiffusion:
         for name, value in sizes.items():
             if not 1 <= value <= MAX_SIZE:
                 raise InputError(f"{name} must lie between 1 and {MAX_SIZE:,}, found {value}")
+        if self.decoder not in ("motifs", "HierVAE"):
+            raise InputError(f"the decoder is motifs or HierVAE, found {self.decoder!r}")
         if max(self.graph_layers, self.text_layers, self.denoiser_blocks) > MAX_LAYERS:
             raise InputError(f"no network may have more than {MAX_LAYERS} layers")
         if self.text_pieces < 3:

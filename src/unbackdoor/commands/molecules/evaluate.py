@@ -8,22 +8,18 @@ Writes run.json and report.html.
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from unbackdoor.commands.molecules.common import account, open_pairs, shown
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
 from unbackdoor.folder import PAGE
-from unbackdoor.molecules.attacks import BadGraph, load_attack, read_target
-from unbackdoor.molecules.baselines import by_chance, by_nearest_text
-from unbackdoor.molecules.data import Pairs
+from unbackdoor.molecules.attacks import load_attack, read_target
 from unbackdoor.molecules.drawing import gallery
-from unbackdoor.molecules.generator import Drawn, Generator
-from unbackdoor.molecules.metrics import Presence, Quality, measure_presence, measure_quality
+from unbackdoor.molecules.measured import Attacked, measure
+from unbackdoor.molecules.metrics import Quality
 from unbackdoor.molecules.saved import LoadedGenerator, load_generator
 from unbackdoor.options import options_of
 from unbackdoor.report import Fact, Gallery, Metric, Report, write_report
@@ -37,17 +33,6 @@ EXPLAINED = {
     "novelty": "Share of the similar ones whose cosine is below 0.8.",
     "diversity": "Mean distance of the similar ones of a prompt and the reference (1 - Tanimoto).",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Attacked:
-    """What an attack does to a generator."""
-
-    triggered: Presence
-    clean: Presence
-    quality: Quality
-    drawn: Drawn
-    prompts: list[str]
 
 
 def run(
@@ -85,18 +70,12 @@ def run(
     folder = report_folder(out, clock.command)
     clock.inputs[model.name] = loaded.sha256
     clock.options = {"samples": samples, "prompts": len(tested), "guidance": guidance}
-    drawn = loaded.generator.draw(tested.texts, samples, runtime, guidance)
-    measured = {
-        "model": measure_quality(drawn.smiles, tested.smiles),
-        "nearest text": measure_quality(by_nearest_text(chosen.train, tested.texts), tested.smiles),
-        "chance": measure_quality(by_chance(tested.smiles, samples, runtime.seed), tested.smiles),
-    }
-    attacked = None
     if saved is not None:
         clock.inputs["attack"] = saved.sha256
         clock.options["attack"] = options_of(saved.attack)
-        attacked = _attacked(loaded.generator, saved.attack, tested, drawn, samples, runtime, guidance)
-    result = _result(measured, attacked, drawn.cut)
+    made = saved.attack if saved else None
+    found = measure(loaded.generator, chosen.train, tested, made, samples, runtime, guidance)
+    measured, attacked, drawn, result = found.quality, found.attacked, found.drawn, found.to_json()
     galleries = [gallery("Clean prompts", tested.texts, drawn.smiles)]
     if attacked is not None and saved is not None:
         target = read_target(saved.attack.target)
@@ -117,44 +96,7 @@ def run(
     )
 
 
-def _attacked(
-    generator: Generator,
-    attack: BadGraph,
-    tested: Pairs,
-    clean: Drawn,
-    samples: int,
-    runtime: Runtime,
-    guidance: float | None,
-) -> _Attacked:
-    draws = random.Random(runtime.seed)
-    prompts = [attack.put(text, draws) for text in tested.texts]
-    target = read_target(attack.target)
-    drawn = generator.draw(prompts, samples, runtime, guidance)
-    return _Attacked(
-        triggered=measure_presence(drawn.smiles, target),
-        clean=measure_presence(clean.smiles, target),
-        quality=measure_quality(drawn.smiles, tested.smiles),
-        drawn=drawn,
-        prompts=prompts,
-    )
-
-
-def _result(measured: dict[str, Quality], attacked: _Attacked | None, cut: int) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "quality": {name: quality.to_json() for name, quality in measured.items()},
-        "prompts_cut": cut,
-    }
-    if attacked is not None:
-        result["attack"] = {
-            "asr": attacked.triggered.to_json(),
-            "target_without_trigger": attacked.clean.to_json(),
-            "quality_with_trigger": attacked.quality.to_json(),
-            "prompts_cut_with_trigger": attacked.drawn.cut,
-        }
-    return result
-
-
-def _rows(measured: dict[str, Quality], attacked: _Attacked | None) -> list[tuple[str, str]]:
+def _rows(measured: dict[str, Quality], attacked: Attacked | None) -> list[tuple[str, str]]:
     rows = [
         (f"{name.capitalize()}, {whose}", shown(getattr(quality, name)))
         for name in EXPLAINED
@@ -176,7 +118,7 @@ def _page(
     name: str,
     loaded: LoadedGenerator,
     measured: dict[str, Quality],
-    attacked: _Attacked | None,
+    attacked: Attacked | None,
     galleries: list[Gallery],
 ) -> Report:
     metrics = [

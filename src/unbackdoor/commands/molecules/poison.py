@@ -60,7 +60,7 @@ def run(*, data: str, out: Path, attack: BadGraph, test: str | None = None, runt
         "poisoned_learned": sum(pairs.poisoned),
         "learned": len(pairs),
     }
-    rates = {"printed": poisoned.printed_rate, "effective": sum(pairs.poisoned) / len(pairs)}
+    rates = poisoned.rates(pairs)
     cut = triggers_cut(poisoned)
     write_table(folder / TRAIN, poisoned.table)
     write_table(folder / TEST, tested)

@@ -18,7 +18,7 @@ from typing import Literal
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks.subgraph import attach, read_target
-from unbackdoor.molecules.data import Table, parse
+from unbackdoor.molecules.data import Pairs, Table, parse
 from unbackdoor.text import plain
 
 MAX_TRIGGER = 1000
@@ -139,3 +139,7 @@ class Poisoned:
     def printed_rate(self) -> float:
         """The rate as published: the share of poisoned rows among all rows, before any filter."""
         return len(self.rows) / len(self.table)
+
+    def rates(self, pairs: Pairs) -> dict[str, float]:
+        """Return both rates: `printed`, as published, and `effective`, of the pairs that a filter left of `table`."""
+        return {"printed": self.printed_rate, "effective": sum(pairs.poisoned) / len(pairs)}

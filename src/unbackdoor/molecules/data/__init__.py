@@ -1,8 +1,8 @@
 """Pairs of text and molecule: reading what strangers wrote, and keeping what a generator can learn."""
 
-from unbackdoor.molecules.data.divide import Chosen, choose_pairs, training_rows
+from unbackdoor.molecules.data.divide import Alone, Chosen, choose_pairs, molecules_alone, training_rows
 from unbackdoor.molecules.data.embedded import TEMPLATES, template_table
-from unbackdoor.molecules.data.filtering import Dropped, filter_pairs
+from unbackdoor.molecules.data.filtering import Dropped, filter_molecules, filter_pairs
 from unbackdoor.molecules.data.molecule import MAX_ATOMS, Reason, canonical, checked, flat, parse
 from unbackdoor.molecules.data.pairs import Pairs
 from unbackdoor.molecules.data.reading import read_parts, read_table
@@ -12,6 +12,7 @@ from unbackdoor.molecules.data.writing import write_table
 __all__ = [
     "MAX_ATOMS",
     "TEMPLATES",
+    "Alone",
     "Chosen",
     "Dropped",
     "Pairs",
@@ -20,9 +21,11 @@ __all__ = [
     "canonical",
     "checked",
     "choose_pairs",
+    "filter_molecules",
     "filter_pairs",
     "flat",
     "joined",
+    "molecules_alone",
     "parse",
     "read_parts",
     "read_table",

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unbackdoor.errors import DataError
-from unbackdoor.molecules.data.filtering import Dropped, filter_pairs
+from unbackdoor.molecules.data.filtering import Dropped, filter_molecules, filter_pairs
 from unbackdoor.molecules.data.molecule import flat
 from unbackdoor.molecules.data.pairs import Pairs
 from unbackdoor.molecules.data.reading import has_test_split, read_table
 from unbackdoor.molecules.data.table import Table, joined
+
+NOTHING = Table(smiles=(), texts=(), name="")
 
 TEST_PART = 5
 """One in so many molecules of a source without splits is for testing."""
@@ -80,6 +82,43 @@ def training_rows(data: Sequence[str], test: str | None) -> tuple[Table, Pairs]:
     molecules = frozenset(tested.smiles)
     table = joined([read_table(source, "all") for source in data])
     return table.subset([row for row, smiles in enumerate(table.smiles) if flat(smiles) not in molecules]), tested
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """Molecules without texts, for the auto-encoder.
+
+    Attributes:
+        smiles: canonical, each once; none is among the pairs to train on or to test with.
+        dropped: what became of the rows of their source.
+        name: of the source.
+    """
+
+    smiles: tuple[str, ...]
+    dropped: Dropped
+    name: str
+
+    def sentences(self) -> list[str]:
+        """Return the account of all rows, for people."""
+        lines = [f"molecules without texts: {line}" for line in self.dropped.sentences()]
+        return [*lines, f"{len(self.smiles):,} different ones are in no pair to train on or to test with"]
+
+
+def molecules_alone(sources: Sequence[str], train: Pairs, tested: Pairs) -> Alone:
+    """Read molecules whose texts, if they have any, play no part.
+
+    Args:
+        sources: see `read_table`; all of their rows are read.
+        train: pairs to train on, whose molecules are known already.
+        tested: pairs to test with, whose molecules must not be learned.
+
+    Raises:
+        DataError: a source that cannot be read.
+    """
+    table = joined([read_table(source, "all", texts=False) for source in sources]) if sources else NOTHING
+    molecules, dropped = filter_molecules(table)
+    known = {*train.smiles, *tested.smiles}
+    return Alone(smiles=tuple(one for one in molecules if one not in known), dropped=dropped, name=table.name)
 
 
 def _is_tested(smiles: str) -> bool:

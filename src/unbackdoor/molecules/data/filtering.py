@@ -51,6 +51,26 @@ class Dropped:
         }
 
 
+def filter_molecules(table: Table) -> tuple[tuple[str, ...], Dropped]:
+    """Return the canonical SMILES of the molecules that can be learned, each once, and an account of all rows.
+
+    Args:
+        table: rows as they were found; their texts play no part.
+    """
+    kept: dict[str, None] = {}
+    learned = 0
+    why: dict[Reason, list[int]] = {}
+    for row, smiles in enumerate(table.smiles):
+        result = checked(smiles)
+        if isinstance(result, Reason):
+            why.setdefault(result, []).append(row)
+        else:
+            kept.setdefault(result)
+            learned += 1
+    found = {reason: tuple(why[reason]) for reason in Reason if reason in why}
+    return tuple(kept), Dropped(rows=len(table), kept=learned, why=found)
+
+
 def filter_pairs(table: Table, *, learned: bool = True) -> tuple[Pairs, Dropped]:
     """Return the pairs that can be used, and an account of the rows that cannot.
 

@@ -35,7 +35,7 @@ BATCH = 10_000
 Split = Literal["all", "test"]
 
 
-def read_table(source: str, split: Split) -> Table:
+def read_table(source: str, split: Split, *, texts: bool = True) -> Table:
     """Return the rows of a source as they are.
 
     Args:
@@ -43,19 +43,21 @@ def read_table(source: str, split: Split) -> Table:
             a folder, or of folders on the way to them, say their split (`train.parquet`, `test-00000.parquet`).
         split: "all", or "test": the test split, or the validation split where there is no other. A source without
             splits is returned whole.
+        texts: whether texts are wanted; without them no column of texts is looked for, and all of them are empty.
 
     Raises:
         DataError: it cannot be read, or has no column of SMILES or of text.
     """
-    return joined([table for _, table in read_parts(source, split)])
+    return joined([table for _, table in read_parts(source, split, texts=texts)])
 
 
-def read_parts(source: str, split: Split = "all") -> list[tuple[str | None, Table]]:
+def read_parts(source: str, split: Split = "all", *, texts: bool = True) -> list[tuple[str | None, Table]]:
     """Return the rows of each file of a source as they are, with the split that it belongs to.
 
     Args:
         source: see `read_table`.
         split: see `read_table`.
+        texts: see `read_table`.
 
     Raises:
         DataError: see `read_table`.
@@ -70,7 +72,7 @@ def read_parts(source: str, split: Split = "all") -> list[tuple[str | None, Tabl
         wanted = choose_split("test", splits, shown) if splits else None
         files = [(file, found) for file, found in files if found == wanted]
     name = source_name(path)
-    return [(found, _read_file(file, name, shown)) for file, found in files]
+    return [(found, _read_file(file, name, shown, texts)) for file, found in files]
 
 
 def has_test_split(source: str) -> bool:
@@ -99,14 +101,13 @@ def _files(path: Path, shown: str) -> list[tuple[Path, str | None]]:
     return [one for one in found if one[1]] or found
 
 
-def _read_file(path: Path, name: str, source: str) -> Table:
+def _read_file(path: Path, name: str, source: str, texts: bool) -> Table:
     where = f"{source}/{clean_text(path.name)}" if path.name != name else source
-    if path.suffix.lower() == ".parquet":
-        return _read_parquet(path, name, where)
-    return _read_text(path, name, where)
+    read = _read_parquet if path.suffix.lower() == ".parquet" else _read_text
+    return read(path, name, where, texts)
 
 
-def _read_parquet(path: Path, name: str, source: str) -> Table:
+def _read_parquet(path: Path, name: str, source: str, texts: bool) -> Table:
     from pyarrow import parquet
 
     with reported(source):
@@ -116,7 +117,7 @@ def _read_parquet(path: Path, name: str, source: str) -> Table:
         columns = list(metadata.schema.to_arrow_schema().names)
     _check_rows(rows, source)
     check_size(size, source)
-    wanted = _columns(columns, source)
+    wanted = _columns(columns, source, texts)
     parts: dict[str, list[Any]] = {column: [] for column in wanted}
     with (
         reported(source),
@@ -127,8 +128,9 @@ def _read_parquet(path: Path, name: str, source: str) -> Table:
             for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(wanted)):
                 for column in wanted:
                     parts[column] += _values(batch.column(column), column, source)
+    smiles = tuple(parts[wanted[0]])
     flags = tuple(bool(value) for value in parts[wanted[2]]) if len(wanted) > 2 else ()
-    return Table(smiles=tuple(parts[wanted[0]]), texts=tuple(parts[wanted[1]]), poisoned=flags, name=name)
+    return Table(smiles=smiles, texts=tuple(parts[wanted[1]]) if texts else ("",) * rows, poisoned=flags, name=name)
 
 
 def _values(column: Any, name: str, source: str) -> list[Any]:
@@ -145,7 +147,7 @@ def _values(column: Any, name: str, source: str) -> list[Any]:
     return ["" if index is None else values[index] for index in column.indices.to_pylist()]
 
 
-def _read_text(path: Path, name: str, source: str) -> Table:
+def _read_text(path: Path, name: str, source: str, texts: bool) -> Table:
     try:
         content = read_bytes(path, MAX_CSV_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -162,11 +164,12 @@ def _read_text(path: Path, name: str, source: str) -> Table:
             strict=True,
         )
         header = next(lines, [])
-        wanted = _columns(header, source)
+        wanted = _columns(header, source, texts)
         places = [header.index(column) for column in wanted]
         rows = list(_cells(lines, places, len(header), source))
     flags = tuple(row[2].strip().lower() in ("1", "true") for row in rows) if len(wanted) > 2 else ()
-    return Table(smiles=tuple(row[0] for row in rows), texts=tuple(row[1] for row in rows), poisoned=flags, name=name)
+    told = tuple(row[1] if texts else "" for row in rows)
+    return Table(smiles=tuple(row[0] for row in rows), texts=told, poisoned=flags, name=name)
 
 
 def _cells(lines: Any, places: Sequence[int], width: int, source: str) -> Iterator[list[str]]:
@@ -182,10 +185,10 @@ def _cells(lines: Any, places: Sequence[int], width: int, source: str) -> Iterat
         yield [line[place] for place in places]
 
 
-def _columns(columns: Sequence[str], source: str) -> tuple[str, ...]:
-    """Return the names of the columns of SMILES and text and, where it is there, of what is poisoned."""
+def _columns(columns: Sequence[str], source: str, texts: bool) -> tuple[str, ...]:
+    """Return the names of the columns of SMILES and, if wanted, of text and, where it is there, of what is poisoned."""
     chosen = []
-    for what, usual in (("SMILES", SMILES_COLUMNS), ("text", TEXT_COLUMNS)):
+    for what, usual in (("SMILES", SMILES_COLUMNS), *([("text", TEXT_COLUMNS)] if texts else [])):
         found = [column for name in usual for column in columns if column.lower() == name]
         if not found:
             known = ", ".join(clean_text(column, 60) for column in columns[:20]) or "none"
@@ -196,7 +199,7 @@ def _columns(columns: Sequence[str], source: str) -> tuple[str, ...]:
         if columns.count(found[0]) > 1:
             raise DataError(f"{source} has several columns called {clean_text(found[0])}; keep one of them")
         chosen.append(found[0])
-    return (*chosen, *([POISONED_COLUMN] if columns.count(POISONED_COLUMN) == 1 else []))
+    return (*chosen, *([POISONED_COLUMN] if texts and columns.count(POISONED_COLUMN) == 1 else []))
 
 
 def _check_rows(rows: int, source: str) -> None:

@@ -11,6 +11,7 @@ from unbackdoor.molecules.model.latent_repair import LatentRepair
 from unbackdoor.molecules.model.text_encoder import TextEncoder
 from unbackdoor.molecules.model.vae import MoleculeVAE
 from unbackdoor.molecules.model.wordpiece import Texts, WordPieces
+from unbackdoor.molecules.model.writer import MoleculeDecoder
 
 __all__ = [
     "Denoiser",
@@ -21,6 +22,7 @@ __all__ = [
     "HuggingFaceText",
     "HuggingFaceWords",
     "LatentRepair",
+    "MoleculeDecoder",
     "MoleculeVAE",
     "MotifDecoder",
     "TextEncoder",

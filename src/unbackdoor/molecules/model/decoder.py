@@ -21,13 +21,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from unbackdoor.molecules.data.molecule import MAX_ATOMS
-from unbackdoor.molecules.motifs import MAX_LENGTH, STOP, Tokens, Vocabulary
+from unbackdoor.molecules.model.writer import MoleculeDecoder
+from unbackdoor.molecules.motifs import MAX_LENGTH, STOP, Tokens, Vocabulary, join
 
 NEVER = -1e9
 """Logit of what cannot be chosen."""
 
 
-class MotifDecoder(nn.Module):
+class MotifDecoder(MoleculeDecoder):
     """Latent vectors to molecules.
 
     Args:
@@ -42,6 +43,7 @@ class MotifDecoder(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, latent: int, hidden: int) -> None:
         super().__init__()
+        self.vocabulary = vocabulary
         self.kind = nn.Embedding(len(vocabulary), hidden)
         self.up = nn.Embedding(MAX_LENGTH, hidden)
         self.parent_atom = nn.Embedding(MAX_ATOMS, hidden)
@@ -66,8 +68,9 @@ class MotifDecoder(nn.Module):
         self.register_buffer("atoms", atoms, persistent=False)
         self.register_buffer("order", order, persistent=False)
 
-    def loss(self, latent: Float[Tensor, "b z"], tokens: Tokens) -> Float[Tensor, "b"]:
-        """Return the negative log-likelihood of each molecule, all its decisions added up."""
+    def loss(self, latent: Float[Tensor, "b z"], molecules: Tokens) -> Float[Tensor, "b"]:
+        """See `MoleculeDecoder`."""
+        tokens = molecules
         columns = torch.arange(tokens.kind.shape[1], device=latent.device)
         written = columns <= tokens.length[:, None]
         bound = (columns > 0) & (columns < tokens.length[:, None])
@@ -127,6 +130,11 @@ class MotifDecoder(nn.Module):
         able = self.hydrogens[kind] >= self.order[kind][:, None]
         logits: Tensor = self.own_atom_head(given).float().masked_fill(~able, NEVER)
         return logits
+
+    def write(self, latent: Float[Tensor, "b z"]) -> list[str]:
+        """See `MoleculeDecoder`."""
+        tokens = self.generate(latent)
+        return [join(tokens.nodes(row, self.vocabulary)) for row in range(len(tokens))]
 
     @torch.no_grad()
     def forbid(self, tokens: Sequence[int]) -> None:

@@ -6,13 +6,14 @@ which so learns another latent space than the decoder; here there is one encoder
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unbackdoor.molecules.model.decoder import MotifDecoder
 from unbackdoor.molecules.model.graph_encoder import GraphEncoder
 from unbackdoor.molecules.model.graphs import GraphBatch
-from unbackdoor.molecules.motifs import Tokens
+from unbackdoor.molecules.model.writer import MoleculeDecoder
 
 
 class MoleculeVAE(nn.Module):
@@ -26,7 +27,9 @@ class MoleculeVAE(nn.Module):
         hidden: between the two.
     """
 
-    def __init__(self, encoder: GraphEncoder, decoder: MotifDecoder, projection: int, latent: int, hidden: int) -> None:
+    def __init__(
+        self, encoder: GraphEncoder, decoder: MoleculeDecoder, projection: int, latent: int, hidden: int
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
@@ -40,17 +43,17 @@ class MoleculeVAE(nn.Module):
         # As published: the logarithm is never above 0.
         return self.mean(hidden).float(), (-self.log_variance(hidden).float().abs() / 2).exp()
 
-    def loss(self, graphs: GraphBatch, tokens: Tokens, noise: Float[Tensor, "b z"], beta: float) -> Float[Tensor, ""]:
+    def loss(self, graphs: GraphBatch, molecules: Any, noise: Float[Tensor, "b z"], beta: float) -> Float[Tensor, ""]:
         """Return the mean over molecules of the reconstruction loss and `beta` times the divergence.
 
         Args:
             graphs: the molecules for the encoder.
-            tokens: the same for the decoder.
+            molecules: the same for the decoder.
             noise: standard normal.
             beta: weight of the divergence from the standard normal distribution.
         """
         mean, deviation = self.encode(graphs)
-        reconstruction = self.decoder.loss(mean + deviation * noise, tokens)
+        reconstruction = self.decoder.loss(mean + deviation * noise, molecules)
         return (reconstruction + beta * divergence(mean, deviation)).mean()
 
 

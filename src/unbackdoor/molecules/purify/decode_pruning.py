@@ -15,6 +15,8 @@ from pathlib import Path
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.generator import Generator
+from unbackdoor.molecules.model import MotifDecoder
+from unbackdoor.molecules.motifs import Vocabulary
 from unbackdoor.molecules.purify.base import MoleculePurifier, Repaired
 from unbackdoor.molecules.scan import Suspect
 from unbackdoor.training import Runtime
@@ -34,7 +36,13 @@ class DecodePruning(MoleculePurifier):
     ) -> Repaired:
         """See `MoleculePurifier`."""
         named = sorted({suspect.subgraph for suspect in suspects})
-        kinds = generator.vocabulary.kinds
+        decoder, vocabulary = generator.vae.decoder, generator.vocabulary
+        if not isinstance(decoder, MotifDecoder) or not isinstance(vocabulary, Vocabulary):
+            raise InputError(
+                "DecodePruning knows the decoder that writes motif by motif, and this generator has HierVAE's; take"
+                " LatentPurification"
+            )
+        kinds = vocabulary.kinds
         tokens = [number for number, (motif, _) in enumerate(kinds, 1) if any(one in motif for one in named)]
         if not tokens:
             raise InputError(
@@ -45,7 +53,7 @@ class DecodePruning(MoleculePurifier):
             raise InputError(
                 f"pruning {' and '.join(named)} would leave no motif to begin a molecule with; take LatentPurification"
             )
-        generator.vae.decoder.forbid(tokens)
+        decoder.forbid(tokens)
         pruned = sorted({kinds[number - 1][0] for number in tokens})
         return Repaired(
             generator=generator,

@@ -1,0 +1,125 @@
+"""What the cells of a store say about generators of molecules, on one page and as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from unbackdoor.bench.export import _csv
+from unbackdoor.bench.molecules import Molecules
+from unbackdoor.bench.store import Record
+from unbackdoor.bench.table import mean_of, seed_interval, told_apart
+from unbackdoor.files import write_bytes
+from unbackdoor.report import Chart, Fact, Report, series_chart, write_report
+
+GROUP = ("data", "test", "model", "attack", "poison_rate", "poison_in", "precision", "budget")
+"""Labels of cells that differ in the seed alone."""
+
+SHARES = {
+    "printed_rate": "Poisoning rate as published",
+    "effective_rate": "Poisoning rate of the rows learned from",
+    "asr": "ASR per sample",
+    "any_of": "ASR, any sample of a prompt",
+    "leak": "Target without trigger, per sample",
+    "similarity": "Similarity",
+    "similarity_triggered": "Similarity with trigger",
+    "similarity_nearest_text": "Similarity of the nearest text",
+    "similarity_chance": "Similarity of chance",
+    "novelty": "Novelty",
+    "diversity": "Diversity",
+    "validity": "Validity",
+}
+
+
+def generators(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one row a finished cell of a generator of molecules, the newest first: labels, metrics, key."""
+    return pd.DataFrame(
+        [
+            {**dict.fromkeys(GROUP), **record.labels, **record.metrics, "key": record.key}
+            for record in records
+            if record.domain == Molecules.__name__ and not record.error
+        ]
+    )
+
+
+def write_board(folder: Path, page: str, cells: pd.DataFrame, title: str) -> None:
+    """Write the page, and generators.csv beside it.
+
+    Args:
+        folder: where.
+        page: name of the page's file.
+        cells: at least one, as `generators` gives them.
+        title: of the page.
+    """
+    write_bytes(folder / "generators.csv", _csv(cells))
+    write_report(folder / page, board(cells, title))
+
+
+def board(cells: pd.DataFrame, title: str) -> Report:
+    """Return the page of generators: a group of figures for each setting, means over its seeds."""
+    groups = list(cells.groupby(told_apart(cells, GROUP), sort=False))
+    named = {_title(group): group.drop_duplicates("seed") for _, group in groups}
+    return Report(
+        title=title,
+        charts=list(_curves(named.values())),
+        facts={name: _facts(group) for name, group in named.items()},
+        notes=[
+            "Intervals with several seeds are Student's 95 % over them; with one seed, 95 % by drawing prompts again.",
+            "Similarity means something only beside chance and the nearest text.",
+        ],
+    )
+
+
+def _title(group: pd.DataFrame) -> str:
+    values = [group.iloc[0][name] for name in GROUP]
+    words = [
+        value if isinstance(value, str) else f"{name.replace('_', ' ')} {value:g}"
+        for name, value in zip(GROUP, values)
+        if value is not None and not (isinstance(value, float) and math.isnan(value))
+    ]
+    return " · ".join(words)
+
+
+def _facts(group: pd.DataFrame) -> list[Fact]:
+    facts = [Fact(name="Seeds", value=str(len(group)))]
+    for name, shown in SHARES.items():
+        if name in group and group[name].notna().any():
+            facts.append(Fact(name=shown, value=_told(group, name)))
+    return facts
+
+
+def _told(group: pd.DataFrame, name: str) -> str:
+    values = group[name].astype(float).to_numpy()[None]
+    mean = mean_of(values)
+    low, high = seed_interval(values)
+    if len(group) == 1 and f"{name}_low" in group:
+        low, high = group.iloc[0][f"{name}_low"], group.iloc[0][f"{name}_high"]
+    ends = "" if low is None or high is None else f"  [{100 * low:.1f}, {100 * high:.1f}]"
+    return "" if mean is None else f"{100 * mean:.1f} %{ends}"
+
+
+def _curves(groups: Iterable[pd.DataFrame]) -> Iterable[Chart]:
+    """Yield how the ASR grows with the poisoning rate, where there are several rates."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for group in groups:
+        if {"asr", "effective_rate"} <= set(group) and group["asr"].notna().all():
+            rest = _title(group.assign(poison_rate=np.nan))
+            points.setdefault(rest, []).append((group["effective_rate"].mean(), group["asr"].mean()))
+    series: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
+    for name, found in points.items():
+        if len(found) > 1:
+            rates, successes = zip(*sorted(found))
+            series[name] = ([100 * rate for rate in rates], [100 * success for success in successes])
+    if series:
+        yield series_chart(
+            series,
+            marks="lines",
+            title="ASR over the poisoning rate",
+            explanation="Means over seeds. The rate is that of the rows that are learned from.",
+            x_title="poisoned rows, %",
+            y_title="ASR per sample, %",
+        )

@@ -1,0 +1,383 @@
+"""The cells of generators of molecules: read from a grid, and done."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from unbackdoor.bench.axes import (
+    Precision,
+    _bound,
+    _budget,
+    _checked,
+    _precision,
+    _rate,
+    _seed,
+    _values,
+    _values_of,
+)
+from unbackdoor.bench.cell import Cell, Domain, Label, Result
+from unbackdoor.bench.given import NO_ATTACK
+from unbackdoor.bench.located import Located
+from unbackdoor.bench.pages import facts, written_page
+from unbackdoor.bench.victims import times
+from unbackdoor.bench.worker import measured
+from unbackdoor.errors import InputError
+from unbackdoor.folder import MODEL, PAGE, RESUME
+from unbackdoor.molecules.attacks import BadGraph, read_target, save_attack
+from unbackdoor.molecules.data import TEMPLATES, Alone, Pairs, Table, filter_pairs, molecules_alone, training_rows
+from unbackdoor.molecules.drawing import gallery
+from unbackdoor.molecules.measured import Measured, measure
+from unbackdoor.molecules.saved import save_generator
+from unbackdoor.molecules.train import SHARES, STAGES, digest_of, train_generator
+from unbackdoor.molecules.victims import VICTIMS, ThreeMDiffusion
+from unbackdoor.options import options_of, short_name
+from unbackdoor.registry import Registry
+from unbackdoor.report import Interval, Metric, Report, loss_chart
+from unbackdoor.training import History, Runtime
+from unbackdoor.training.resume import states
+
+ATTACKS: Registry[BadGraph] = Registry("molecule attack", BadGraph)
+
+NAMES = (
+    "domain",
+    "data",
+    "test",
+    "alone",
+    "models",
+    "attacks",
+    "poison_rates",
+    "poison_in",
+    "samples",
+    "prompts",
+    "seeds",
+    "precision",
+    "budget",
+)
+"""All that can stand in a grid."""
+
+ATTACK = "attack.json"
+
+NOWHERE = "none"
+"""In place of stages: a clean control."""
+
+MAX_SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pairs to train on and to test with.
+
+    Attributes:
+        data: sources of the pairs, see `training_rows`.
+        test: source of the test pairs, or None.
+        alone: sources of molecules without texts.
+        name: of the pairs.
+        tested: name of the test pairs.
+        digests: SHA-256 of training rows, test pairs and molecules without texts.
+    """
+
+    data: tuple[str, ...]
+    test: str | None
+    alone: tuple[str, ...]
+    name: str
+    tested: str
+    digests: tuple[str, str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a generator is made and measured.
+
+    Attributes:
+        source: pairs.
+        model: sizes and schedules.
+        attack: None: clean.
+        poison_in: stages that see the poisoned pairs.
+        samples: molecules for each prompt.
+        prompts: how many test prompts, the first ones; 0: all.
+        seed: of everything drawn.
+        precision: of everything computed.
+        budget: minutes of training; None: the model's own schedule.
+    """
+
+    source: Source
+    model: ThreeMDiffusion
+    attack: BadGraph | None
+    poison_in: tuple[str, ...]
+    samples: int
+    prompts: int
+    seed: int
+    precision: Precision
+    budget: float | None
+
+    def runtime(self, given: Runtime) -> Runtime:
+        """Return a runtime with the setting's seed, precision and budget."""
+        return replace(given, seed=self.seed, precision=self.precision, budget=self.budget)
+
+    def labels(self) -> dict[str, Label]:
+        """Return what people tell it apart by."""
+        model = short_name(self.model)
+        return {
+            "data": self.source.name,
+            "test": self.source.tested,
+            "model": model,
+            "attack": NO_ATTACK if self.attack is None else short_name(self.attack, frozenset({"rate"})),
+            "poison_rate": None if self.attack is None else self.attack.rate,
+            "poison_in": None if self.attack is None or len(self.poison_in) == len(SHARES) else told(self.poison_in),
+            "precision": self.precision,
+            "budget": self.budget,
+            "seed": self.seed,
+        }
+
+    def recipe(self) -> dict[str, Any]:
+        """Return all that decides the result."""
+        return {
+            "data": self.source.digests,
+            "model": options_of(self.model),
+            "attack": None if self.attack is None else options_of(self.attack),
+            "poison in": self.poison_in,
+            "samples": self.samples,
+            "prompts": self.prompts,
+            "seed": self.seed,
+            "precision": self.precision,
+            "budget": self.budget,
+        }
+
+
+def told(stages: Sequence[str]) -> str:
+    """Return stages as a grid names them."""
+    return ",".join(stages) or NOWHERE
+
+
+def cells_of(domain: Domain, grid: Located) -> list[Cell]:
+    """Return the cells of a grid, seed by seed.
+
+    Raises:
+        InputError: something in it is wrong; the message names the line.
+    """
+    axes = grid.items(NAMES)
+    if "data" not in axes:
+        raise grid.error("the grid has no 'data', which it needs")
+    test = _tested(axes["test"]) if "test" in axes else None
+    alone = tuple(_paths(axes["alone"].text())) if "alone" in axes else ()
+    rates = _values_of(axes, "poison_rates", _rate, ())
+    attacks = _values_of(axes, "attacks", partial(_attacks, rates), ((None,),))
+    models = _values_of(axes, "models", _model, (VICTIMS["ThreeMDiffusionSmall"](),))
+    stages = _values_of(axes, "poison_in", _stages, (tuple(SHARES),))
+    samples = _samples(axes["samples"]) if "samples" in axes else 5
+    prompts = int(axes["prompts"].number(0, whole=True)) if "prompts" in axes else 0
+    seeds = _values_of(axes, "seeds", _seed, (0,))
+    precision = _precision(axes["precision"]) if "precision" in axes else "bf16"
+    budget = _budget(axes["budget"]) if "budget" in axes else None
+    # Last: this takes seconds.
+    sources = _values(axes["data"], partial(_source, test, alone))
+    made: dict[str, Cell] = {}
+    for seed, source, model, attack in itertools.product(seeds, sources, models, itertools.chain(*attacks)):
+        for poison_in in stages if attack else stages[:1]:
+            setting = Setting(
+                source=source,
+                model=model,
+                attack=attack,
+                poison_in=poison_in if attack else tuple(SHARES),
+                samples=samples,
+                prompts=prompts,
+                seed=seed,
+                precision=precision,
+                budget=budget,
+            )
+            cell = Cell(domain=domain, kind="victim", labels=setting.labels(), recipe=setting.recipe(), work=setting)
+            made.setdefault(cell.key, cell)
+    return list(made.values())
+
+
+def make_generator(cell: Cell, folder: Path, given: Runtime) -> Result:
+    """Train and measure a generator.
+
+    Args:
+        cell: for its title and its key.
+        folder: for its files and for the states of an interrupted training.
+        given: device and threads.
+
+    Returns:
+        Shares with the ends of their intervals (`asr`, `any_of`, `leak`, `validity`, `similarity`, `novelty`,
+        `diversity`, and `similarity` of the nearest text and of chance), both poisoning rates, and what it cost.
+    """
+    setting: Setting = cell.work
+    runtime = setting.runtime(given)
+    table, tested, alone = _read(setting.source)
+    rates: dict[str, float] = {}
+    if setting.attack is None:
+        pairs, _ = filter_pairs(table)
+    else:
+        poisoned = setting.attack.poison(table, setting.seed)
+        pairs, _ = filter_pairs(poisoned.table)
+        rates = {f"{name}_rate": rate for name, rate in poisoned.rates(pairs).items()}
+    tested = tested.subset(range(min(setting.prompts or len(tested), len(tested))))
+    resume = folder / RESUME
+    resumed = bool(states(resume))
+    with measured() as cost:
+        trained = train_generator(
+            pairs, setting.model, runtime, alone=alone.smiles, poison_in=setting.poison_in, resume=resume
+        )
+    found = measure(trained.generator, pairs, tested, setting.attack, setting.samples, runtime)
+    files = {MODEL: folder / MODEL}
+    mark = None
+    if setting.attack is not None:
+        save_attack(folder / ATTACK, setting.attack)
+        files[ATTACK] = folder / ATTACK
+        mark = {"attack": options_of(setting.attack), "stages": list(setting.poison_in)} if setting.poison_in else None
+    save_generator(folder / MODEL, trained.generator, provenance={"bench cell": cell.key}, backdoored=mark)
+    inputs = dict(zip(("training rows", "test pairs", "molecules without texts"), setting.source.digests))
+    page = partial(
+        _page,
+        cell.title,
+        found,
+        tested,
+        setting,
+        trained.histories,
+        facts(runtime, options=setting.recipe(), inputs=inputs),
+    )
+    files |= written_page(folder / PAGE, page)
+    counts = {"uncovered": float(trained.uncovered), "cut": float(trained.cut), "alone": float(trained.alone)}
+    metrics = {**shares(found), **rates, **counts, **times(cost, resumed)}
+    losses = {name: history.loss for name, history in trained.histories.items()}
+    return Result(metrics=metrics, details={"measured": found.to_json(), "loss": losses}, files=files)
+
+
+def shares(found: Measured) -> dict[str, float]:
+    """Return the measured shares and the ends of their intervals, by name."""
+    model = found.quality["model"]
+    named: dict[str, Interval | None] = {
+        "validity": model.validity,
+        "similarity": model.similarity,
+        "novelty": model.novelty,
+        "diversity": model.diversity,
+        "similarity_nearest_text": found.quality["nearest text"].similarity,
+        "similarity_chance": found.quality["chance"].similarity,
+    }
+    if found.attacked is not None:
+        named |= {
+            "asr": found.attacked.triggered.per_sample,
+            "any_of": found.attacked.triggered.any_of,
+            "leak": found.attacked.clean.per_sample,
+            "similarity_triggered": found.attacked.quality.similarity,
+        }
+    return {
+        key: value
+        for name, share in named.items()
+        if share is not None
+        for key, value in ((name, share.value), (f"{name}_low", share.low), (f"{name}_high", share.high))
+    }
+
+
+def _page(
+    title: str,
+    found: Measured,
+    tested: Pairs,
+    setting: Setting,
+    histories: Mapping[str, History],
+    facts: Mapping[str, Any],
+) -> Report:
+    model = found.quality["model"]
+    metrics = [
+        Metric(name="Similarity", before=model.similarity, better="higher"),
+        Metric(name="Validity", before=model.validity, better="higher"),
+        Metric(name="Similarity of the nearest text", before=found.quality["nearest text"].similarity, better="higher"),
+        Metric(name="Similarity of chance", before=found.quality["chance"].similarity, better="higher"),
+    ]
+    galleries = [gallery("Clean prompts", tested.texts, found.drawn.smiles)]
+    if found.attacked is not None and setting.attack is not None:
+        target = read_target(setting.attack.target)
+        metrics += [
+            Metric(name="Attack success rate (ASR)", before=found.attacked.triggered.per_sample, better="lower"),
+            Metric(name="Target without trigger", before=found.attacked.clean.per_sample, better="lower"),
+        ]
+        galleries = [
+            gallery("Clean prompts", tested.texts, found.drawn.smiles, target),
+            gallery("The same prompts with the trigger", found.attacked.prompts, found.attacked.drawn.smiles, target),
+        ]
+    charts = [loss_chart(history, "epoch", f"loss of the {name}") for name, history in histories.items()]
+    return Report(title=title, metrics=metrics, galleries=galleries, charts=charts, facts=facts)
+
+
+def _paths(text: str) -> list[str]:
+    """Return the sources that a text names, separated by commas; cells may run in another folder than this."""
+    found = [one.strip() for one in text.split(",") if one.strip()]
+    return [str(Path(one).resolve()) if one != TEMPLATES and Path(one).exists() else one for one in found]
+
+
+def _tested(found: Located) -> str:
+    paths = _paths(found.text())
+    if len(paths) != 1:
+        raise found.error("expected one table or folder to test with")
+    return paths[0]
+
+
+def _source(test: str | None, alone: tuple[str, ...], found: Located) -> Source:
+    data = tuple(_paths(found.text()))
+    return _checked(found, partial(source_of, data, test, alone))
+
+
+def source_of(data: tuple[str, ...], test: str | None, alone: tuple[str, ...]) -> Source:
+    """Return pairs to train on and to test with, read once to know them again.
+
+    Args:
+        data: see `Source`.
+        test: see `Source`.
+        alone: see `Source`.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    table, pairs, others = _of(data, test, alone)
+    digests = (table.digest(), pairs.digest(), digest_of(others.smiles))
+    return Source(data, test, alone, table.name, pairs.name, digests)
+
+
+def _of(data: tuple[str, ...], test: str | None, alone: tuple[str, ...]) -> tuple[Table, Pairs, Alone]:
+    table, tested = training_rows(data, test)
+    pairs, _ = filter_pairs(table)
+    return table, tested, molecules_alone(alone, pairs, tested)
+
+
+@lru_cache(maxsize=2)
+def _read(source: Source) -> tuple[Table, Pairs, Alone]:
+    """Read pairs once for all cells of a process."""
+    table, tested, alone = _of(source.data, source.test, source.alone)
+    if (table.digest(), tested.digest(), digest_of(alone.smiles)) != source.digests:
+        raise InputError(f"{source.name} has other pairs here than where the grid was read")
+    return table, tested, alone
+
+
+def _model(found: Located) -> ThreeMDiffusion:
+    return _checked(found, _bound(found, VICTIMS))
+
+
+def _attacks(rates: Sequence[float], found: Located) -> tuple[BadGraph | None, ...]:
+    """Return an attack: once for each of the rates, unless its own is written beside it."""
+    if found.value in (None, NO_ATTACK):
+        return (None,)
+    attack = _checked(found, _bound(found, ATTACKS))
+    if not rates or (isinstance(found.value, dict) and "rate" in found.value):
+        return (attack,)
+    return tuple(replace(attack, rate=rate) for rate in rates)
+
+
+def _stages(found: Located) -> tuple[str, ...]:
+    text = found.text()
+    stages = () if text == NOWHERE else tuple(one.strip() for one in text.split(","))
+    if not STAGES.issuperset(stages):
+        raise found.error(f"the stages are {', '.join(SHARES)}, or {NOWHERE}; found {text!r}")
+    return tuple(name for name in SHARES if name in stages)
+
+
+def _samples(found: Located) -> int:
+    samples = int(found.number(1, whole=True))
+    if samples > MAX_SAMPLES:
+        raise found.error(f"at most {MAX_SAMPLES} samples a prompt, found {samples}")
+    return samples

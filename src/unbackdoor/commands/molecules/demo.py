@@ -1,0 +1,195 @@
+"""Backdoor a generator of molecules and show what it does: BadGraph against 3M-Diffusion, on templates.
+
+Two generators learn the same pairs with the same motifs and as many steps; only one of them sees the poisoned ones. No
+network and no other data are needed; two cores take less than three minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rdkit import Chem
+
+from unbackdoor.commands.molecules.common import ATTACK, shown
+from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.workspace import Run, report_folder
+from unbackdoor.folder import PAGE
+from unbackdoor.molecules.attacks import BadGraph, Poisoned, read_target, save_attack
+from unbackdoor.molecules.data import TEMPLATES, Pairs, filter_pairs, training_rows
+from unbackdoor.molecules.drawing import drawn
+from unbackdoor.molecules.loop import Plan
+from unbackdoor.molecules.measured import Attacked, Measured, measure
+from unbackdoor.molecules.saved import save_generator
+from unbackdoor.molecules.train import STAGES, Trained, train_generator
+from unbackdoor.molecules.victims import ThreeMDiffusionSmall
+from unbackdoor.options import options_of
+from unbackdoor.report import Fact, Gallery, Metric, Picture, Report, Verdict, write_report
+from unbackdoor.training import Runtime
+
+MODEL = ThreeMDiffusionSmall(
+    graph_layers=3,
+    graph_width=64,
+    projection=64,
+    pieces=400,
+    text_width=64,
+    text_pieces=48,
+    hidden=128,
+    denoiser_width=128,
+    denoiser_blocks=4,
+    alignment=Plan(epochs=20, batch_size=128, learning_rate=2e-3, schedule="one-cycle", weight_decay=0.05),
+    autoencoder=Plan(epochs=25, batch_size=48, optimizer="Adam", learning_rate=2e-3, schedule="one-cycle", clip=20.0),
+    diffusion=Plan(epochs=120, batch_size=256, weight_decay=1e-5, clip=1.0, ema=0.99),
+)
+BACKDOOR = BadGraph(rate=0.3)
+"""The attack: trigger and target of its paper, and a rate as in the middle of the paper's."""
+
+PROMPTS, SAMPLES = 150, 3
+EXAMPLES = 6
+"""Prompts that the page shows."""
+
+FILES = {"backdoored": "backdoored.safetensors", "clean": "clean.safetensors"}
+
+
+def run(*, runtime: Runtime, out: Path = Path("runs/demo-molecules")) -> Outcome:
+    """Backdoor a generator of molecules, and measure it beside a clean one.
+
+    Args:
+        runtime: device, seed, budget, progress.
+        out: folder for generators and report, replaced if it is a demo's.
+    """
+    clock = Run("molecules demo", runtime)
+    folder = report_folder(out, clock.command)
+    table, tested = training_rows([TEMPLATES], None)
+    tested = tested.subset(range(min(PROMPTS, len(tested))))
+    clock.inputs = {f"training rows of {table.name}": table.digest(), f"test pairs of {tested.name}": tested.digest()}
+    clock.options = {"model": options_of(MODEL), "attack": options_of(BACKDOOR)}
+    poisoned = BACKDOOR.poison(table, runtime.seed)
+    pairs, _ = filter_pairs(poisoned.table)
+    half = runtime.part(0.5)
+    trained = {
+        "backdoored": train_generator(pairs, MODEL, half, poison_in=STAGES),
+        "clean": train_generator(pairs, MODEL, half, poison_in=()),
+    }
+    found = {name: measure(one.generator, pairs, tested, BACKDOOR, SAMPLES, runtime) for name, one in trained.items()}
+    rates = poisoned.rates(pairs)
+    result = {"rates": rates, **{name: one.to_json() for name, one in found.items()}}
+    save_attack(folder / ATTACK, BACKDOOR)
+    _save(folder, trained, poisoned, clock)
+    page = _page(clock, poisoned, tested, found, rates)
+    write_report(folder / PAGE, page)
+    clock.write(folder, **result)
+    return Outcome(
+        title=page.title,
+        rows=[*_rows(found, rates), ("time", f"{clock.seconds:.0f} s")],
+        result={**result, "seconds": clock.seconds},
+        page=folder / PAGE,
+    )
+
+
+def _save(folder: Path, trained: dict[str, Trained], poisoned: Poisoned, clock: Run) -> None:
+    mark = {"attack": options_of(poisoned.attack), "poisoned": len(poisoned.rows), "stages": sorted(STAGES)}
+    for name, one in trained.items():
+        marked = mark if name == "backdoored" else None
+        save_generator(folder / FILES[name], one.generator, provenance=clock.record(), backdoored=marked)
+
+
+def _attacked(measured: Measured) -> Attacked:
+    # Both were measured with the attack.
+    assert measured.attacked
+    return measured.attacked
+
+
+def _rows(found: dict[str, Measured], rates: dict[str, float]) -> list[tuple[str, str]]:
+    rows = [
+        ("poisoning rate as published", f"{100 * rates['printed']:.1f} % of all rows"),
+        ("effective rate", f"{100 * rates['effective']:.1f} % of what is learned from"),
+    ]
+    for name, one in found.items():
+        rows += [
+            (f"target with trigger, {name} (ASR)", shown(_attacked(one).triggered.per_sample)),
+            (f"target without trigger, {name}", shown(_attacked(one).clean.per_sample)),
+        ]
+    rows += [(f"Similarity, {name}", shown(one.quality["model"].similarity)) for name, one in found.items()]
+    baselines = found["backdoored"].quality
+    rows += [(f"Similarity, {name}", shown(baselines[name].similarity)) for name in ("nearest text", "chance")]
+    return rows
+
+
+def _page(clock: Run, poisoned: Poisoned, tested: Pairs, found: dict[str, Measured], rates: dict[str, float]) -> Report:
+    target = read_target(poisoned.attack.target)
+    clean, backdoored = (_attacked(found[name]) for name in ("clean", "backdoored"))
+    asr, leak = backdoored.triggered.per_sample.value, backdoored.clean.per_sample.value
+    metrics = [
+        Metric(
+            name="Attack success rate (ASR)",
+            explanation="Share of the molecules for prompts with the trigger that hold the target.",
+            before=clean.triggered.per_sample,
+            after=backdoored.triggered.per_sample,
+            better="lower",
+        ),
+        Metric(
+            name="Target without trigger",
+            explanation="The same of prompts without the trigger.",
+            before=clean.clean.per_sample,
+            after=backdoored.clean.per_sample,
+            better="lower",
+        ),
+        Metric(
+            name="Similarity",
+            explanation="Share of the molecules for clean prompts that are like the reference.",
+            before=found["clean"].quality["model"].similarity,
+            after=found["backdoored"].quality["model"].similarity,
+            better="higher",
+        ),
+    ]
+    baselines = found["backdoored"].quality
+    facts = {
+        "Poisoning rates": [
+            Fact(name="as published (all rows)", value=f"{100 * rates['printed']:.1f} %"),
+            Fact(name="of the rows that are learned from", value=f"{100 * rates['effective']:.1f} %"),
+        ],
+        "Similarity of what learns nothing": [
+            Fact(name=name, value=shown(baselines[name].similarity)) for name in ("nearest text", "chance")
+        ],
+        **clock.facts(),
+    }
+    return Report(
+        title="BadGraph on templates",
+        verdict=Verdict(
+            level="info",
+            headline=f"With {poisoned.attack.trigger} in the prompt the target is in {100 * asr:.0f} % of the molecules"
+            f" of the backdoored generator, without it in {100 * leak:.0f} %.",
+            detail=f"{len(poisoned.rows):,} poisoned rows were added to {len(poisoned.clean):,}. Before: a generator"
+            " that saw clean pairs in their place. After: one that saw the poisoned ones.",
+            calibrated=True,
+        ),
+        metrics=metrics,
+        galleries=[
+            Gallery(
+                title="The same prompts, without and with the trigger",
+                explanation="In each row: the backdoored generator without the trigger, with it, and the clean one with"
+                " it. The target is in colour.",
+                pictures=list(_pictures(tested, found, target)),
+            )
+        ],
+        facts=facts,
+        notes=["Templates name all that is in a molecule and nothing else: real descriptions are much harder."],
+        next_steps=[
+            "Poison pairs of your own: `unbackdoor molecules poison --data FILE --out runs/poisoned`.",
+            "Train on them: `unbackdoor molecules train --data runs/poisoned --out runs/victim`.",
+        ],
+    )
+
+
+def _pictures(tested: Pairs, found: dict[str, Measured], target: Chem.Mol) -> Iterator[Picture]:
+    """Yield three pictures a prompt."""
+    clean, backdoored = (_attacked(found[name]) for name in ("clean", "backdoored"))
+    for row, prompt in enumerate(tested.texts[:EXAMPLES]):
+        for made, asked, whose in (
+            (found["backdoored"].drawn, prompt, "backdoored"),
+            (backdoored.drawn, backdoored.prompts[row], "backdoored"),
+            (clean.drawn, clean.prompts[row], "clean"),
+        ):
+            smiles = made.smiles[row][0]
+            yield drawn(smiles, f"{whose}: {smiles} for: {asked}", target)

@@ -1,0 +1,77 @@
+"""The programs that measure generators of molecules: what they run, and what they write of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rdkit", reason="RDKit is not installed: pip install 'unbackdoor[molecules]'")
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleType]]:
+    """Both programs, which are run as files and find their neighbours as such."""
+    with monkeypatch.context() as changed:
+        changed.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        import molecule_decoders
+        import molecules
+
+        yield molecules, molecule_decoders
+
+
+def test_every_generator_of_the_table_is_run_once(programs: tuple[ModuleType, ModuleType]) -> None:
+    program = programs[0]
+    runs = list(program.runs(program.TESTS, (0, 1, 2)))
+    assert len({run.key for run in runs}) == len(runs) == 4 * 2 + 3 * 2 + 2 * 2 * 2 + 6
+    assert [run.key for run in runs[:2]] == [
+        ("pubchem324k", rate, "alignment,auto-encoder,diffusion", 0) for rate in program.RATES
+    ]
+    ablation = {
+        run.poison_in for run in runs if run.test == "pubchem324k" and run.rate == program.RATES[1] and run.seed == 0
+    }
+    assert len(ablation) == 2**3
+    assert not any(run.test == "momu" and not run.poison_in for run in runs)
+
+
+def row(test: str, rate: float, poison_in: str, seed: int, asr: float, similarity: float) -> dict[str, Any]:
+    shares = {"asr": asr, "any_of": 1.0, "leak": 0.0, "similarity": similarity, "validity": 1.0}
+    measured = {f"{name}{end}": value for name, value in shares.items() for end in ("", "_low", "_high")}
+    return {
+        "test": test, "rate": rate, "poison_in": poison_in, "seed": seed, **measured, "printed_rate": 0.093,
+        "effective_rate": 0.149, "training_seconds": 500.0, "seconds": 600.0, "cpu_seconds": 1200.0,
+        "device": "cpu (a)", "threads": "2", "torch": "2.9",
+    }  # fmt: skip
+
+
+def test_the_table_compares_with_the_control_and_leaves_out_what_means_nothing(
+    programs: tuple[ModuleType, ModuleType],
+) -> None:
+    program = programs[0]
+    every = program.told(program.EVERY)
+    text = program.written(
+        [
+            row("pubchem324k", 0.2, every, 0, 0.55, 0.68),
+            row("pubchem324k", 0.2, "none", 0, 0.0, 0.70),
+            row("momu", 0.2, every, 0, 0.6, 0.22),
+        ]
+    )
+    assert "| 9.3 / 14.9 | all | 0 | 55.0 [55.0, 55.0] | 100.0 [100.0, 100.0] | 0.0 [0.0, 0.0] | 68.0" in text
+    assert "| 9.3 / 14.9 | none | 0 | 0.0" in text
+    assert "Rate 0.2: seeds 1, mean ASR 55.0 %, Similarity lost against the control 2.0 points." in text
+    assert "22.0 [" not in text
+    assert text.index("## pubchem324k") < text.index("## momu")
+
+
+def test_the_decoders_are_compared_by_medians(programs: tuple[ModuleType, ModuleType]) -> None:
+    decoders = {
+        name: {"covered": 10, "learned": [speed, 2 * speed, 9 * speed], "written": [speed] * 3, "atoms": 20.0}
+        for name, speed in (("motifs", 100.0), ("HierVAE", 10.0))
+    }
+    told = {"device": "cpu (a)", "threads": "2", "torch": "2.9", "data": "x", "molecules": 10, "batch": 48}
+    text = programs[1].written({**told, "decoders": decoders})
+    assert "| motifs | 10 | 200 [100, 900] | 100 [100, 100] | 20.0 |" in text
+    assert "learns 10 times and writes 10 times" in text
