@@ -221,7 +221,7 @@ def provenance(steps: Mapping[str, float], where: str, overhead: float, found: S
         "speed of a GPU": gpu,
         "the one process that hands cells out": f"measured on {where}: {overhead:g} s a cell (`bench_overhead.py`)",
         "rounds of victims and repairs, numbers of cells": "published protocols",
-        "networks of another width": f"**assumed** to take as many steps of their own; counted at width {MEASURED_WIDTH}",
+        "networks of another width": f"**assumed** to take as many of their own steps; counted at {MEASURED_WIDTH}",
         "repairs that were not measured": "**assumed** to cost what FT-SAM or SAU do, half of them each",
         "attacks that search or train before they poison": "**assumed** to cost nothing beside their victim",
         "images of another size": "**assumed** to cost in proportion to their pixels",
