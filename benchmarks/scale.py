@@ -33,7 +33,7 @@ from unbackdoor.training import Recipe, Runtime
 
 RESULTS = HERE / "results"
 ATTACKS, RATES, DEFENCES, SEEDS = 8, 3, 14, 3
-WIDTH = 64
+WIDTH, MEASURED_WIDTH = 64, 16
 KINDS = ("victim", "FTSAM", "SAU")
 """What was measured."""
 
@@ -161,7 +161,7 @@ def measured_steps() -> tuple[dict[str, float], str]:
     Rows that others disturbed are left out: there the clock and the processor's time differ.
     """
     speeds = json.loads((RESULTS / "training_speed.json").read_text())
-    bare = {row["width"]: row["images_per_second"]["bare"] for row in speeds["rows"]}[16]
+    bare = {row["width"]: row["images_per_second"]["bare"] for row in speeds["rows"]}[MEASURED_WIDTH]
     rounds = defaultdict(list)
     for row in Rows(RESULTS / "main_job.jsonl").read():
         alone = row["seconds"] * int(row["threads"]) < ALONE * row["cpu_seconds"]
@@ -211,8 +211,8 @@ def provenance(steps: Mapping[str, float], where: str, overhead: float, found: S
     gpu = (
         f"measured: {found[0].value:,.0f} images/s on {found[0].name} (`training_speed.py --device cuda`)"
         if found[0].measured
-        else f"**assumed**: `GPU_FACTOR` = {GPU_FACTOR:g} times the processor below, and a {UNCERTAIN:g}th to"
-        f" {UNCERTAIN:g} times of that; no GPU has been measured"
+        else f"**assumed**: `GPU_FACTOR` = {GPU_FACTOR:g} times that processor, and between 1/{UNCERTAIN:g} and"
+        f" {UNCERTAIN:g} times of it; no GPU has been measured"
     )
     rows = {
         "steps of one image in a round of CIFAR-10": f"measured on {where}: {measured} (`main_job.py`)",
@@ -221,6 +221,7 @@ def provenance(steps: Mapping[str, float], where: str, overhead: float, found: S
         "speed of a GPU": gpu,
         "the one process that hands cells out": f"measured on {where}: {overhead:g} s a cell (`bench_overhead.py`)",
         "rounds of victims and repairs, numbers of cells": "published protocols",
+        "networks of another width": f"**assumed** to take as many of their own steps; counted at {MEASURED_WIDTH}",
         "repairs that were not measured": "**assumed** to cost what FT-SAM or SAU do, half of them each",
         "attacks that search or train before they poison": "**assumed** to cost nothing beside their victim",
         "images of another size": "**assumed** to cost in proportion to their pixels",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
@@ -134,7 +134,10 @@ def score(method: FCT, model: Network, data: ImageSet, drawn: Iterator[Turn], de
 def turned(picture: Image.Image, turn: Turn) -> Image.Image:
     """Return the picture turned about its centre, and then shifted; what is left bare is black."""
     degrees, left, up = turn
-    rotated = picture.rotate(degrees, Image.Resampling.BILINEAR)
+    width, height = picture.size
+    # PIL mixes the pixels at the border with nothing; ours mixes them with black.
+    rotated = ImageOps.expand(picture, 1).rotate(degrees, Image.Resampling.BILINEAR)
+    rotated = rotated.crop((1, 1, width + 1, height + 1))
     return rotated.transform(rotated.size, Image.Transform.AFFINE, (1, 0, left, 0, 1, up), Image.Resampling.NEAREST)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -171,6 +172,8 @@ def test_what_several_cells_need_is_done_once_and_kept(
 def test_a_cell_is_done_by_the_bench_itself(program: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = program("grid_cells")
     monkeypatch.setattr(module, "HERE", tmp_path)
+    # A process of its own takes seconds to start.
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda count, mp_context: ThreadPoolExecutor(count))
     (tmp_path / "tiny.yaml").write_text(GRID)
     cells = module.GridCells(tmp_path / "tiny.yaml", ["sift"], lambda *_: "", tmp_path / "work", "cpu", 1)
     (cell,) = cells.left()

@@ -51,9 +51,8 @@ def test_pictures_are_turned_and_shifted_as_ours() -> None:
     turned = zip(samples.pictures, same_turns(rows, 1))
     plain = torch.stack([naive.tensor(naive.turned(picture, turn)) for picture, turn in turned])
     difference = (ours - plain).abs()
-    # At the border of the picture PIL does not mix what is inside with black.
-    assert float(difference.median()) < 1 / 255
-    assert float(difference.quantile(0.9)) < 3 / 255
+    # Of whole numbers from 0 to 255, as pictures hold.
+    assert float(difference.max()) < 1.01 / 255
     unturned = (ours - rows.images.float() / 255).abs()
     assert float(unturned.median()) > 10 / 255
 
@@ -63,10 +62,10 @@ def test_scores_equal() -> None:
     seen = Observed(model, rows, None, runtime())
     ours, _ = method.measure(seen, seen.model)
     plain = naive.score(method, plain_layout(model), rows, same_turns(rows, 3), CPU)
-    assert float(torch.corrcoef(torch.stack([ours, plain]))[0, 1]) > 0.98
-    assert float((plain / ours).median()) == pytest.approx(1, abs=0.1)
+    assert float(torch.corrcoef(torch.stack([ours, plain]))[0, 1]) > 0.999
+    torch.testing.assert_close(plain, ours, rtol=0.03, atol=0)
     other = naive.score(method, plain_layout(model), rows, naive.turns(rows, 1), CPU)
-    assert float((ours - plain).abs().mean()) < 0.5 * float((ours - other).abs().mean()), "as the draws are the same"
+    assert float(torch.corrcoef(torch.stack([ours, other]))[0, 1]) < 0.99, "other draws give other scores"
 
 
 def test_the_loss_and_its_gradient_equal() -> None:
@@ -80,7 +79,7 @@ def test_the_loss_and_its_gradient_equal() -> None:
     mine = plain_layout(model).train()
     loss = closeness(naive.features(mine, images), labels, model.classes)
     loss.backward()
-    assert float(loss) == pytest.approx(float(theirs), rel=1e-4)
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-4)
     pairs = [(a.grad, b.grad) for a, b in zip(mine.parameters(), plain.parameters()) if a.grad is not None]
     assert pairs
     for one, other in pairs:

@@ -310,11 +310,11 @@ def _poison_recipe(setting: Victim, told: Mapping[Method, Told]) -> dict[str, An
     """Return all that decides what an attack makes of the training data."""
     common = {"data": setting.source.digests, "seed": setting.seed, "precision": setting.precision}
     match setting:
-        case Trained(attack=None):
-            return {**common, "attack": None}
-        case Trained(network=network, attack=attack):
+        case Trained(network=network, attack=Attack() as attack):
             # Some attacks look for their trigger with the help of such a network.
             return {**common, "network": bound_options(network), "attack": told[attack][1]}
+        case Trained():
+            return {**common, "attack": None}
         case Given(model=model):
             return {**common, "given attack": model.attack_sha256}
 

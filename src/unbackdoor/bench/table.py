@@ -133,7 +133,7 @@ class Trials:
 
     def where(self, chosen: Bool[np.ndarray, "blocks"]) -> Trials:
         """Return the trials in some blocks, of the methods that were tried there."""
-        tried = self.there[:, chosen].any((1, 2))
+        tried = self.there[:, chosen].sum((1, 2)) > 0
         return replace(
             self,
             methods=tuple(method for method, kept in zip(self.methods, tried, strict=True) if kept),

@@ -91,7 +91,7 @@ def _kind(column: str) -> str:
 
 
 def _selection(selection: Selection, attacks: Sequence[str], methods: _Numbers) -> list[Any]:
-    rows = (*selection.methods, *selection.trainers, *selection.sifters)
+    rows: tuple[Row | Standing, ...] = (*selection.methods, *selection.trainers, *selection.sifters)
     if unknown := {attack for row in rows for attack in row.attacks}.difference(attacks):
         raise InputError(f"the board's attacks {list(attacks)} lack {sorted(unknown)}, which a method has figures for")
     return [

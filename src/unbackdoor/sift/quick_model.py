@@ -26,7 +26,7 @@ RECIPE = Recipe(epochs=8, learning_rate=0.1, label_smoothing=0.0, ema=0.0, augme
 LEAST_STEPS = 200
 """Of training."""
 
-NETWORK: partial[nn.Module] = partial(PreActResNet18, width=16)
+NETWORK: partial[PreActResNet18] = partial(PreActResNet18, width=16)
 """What is trained."""
 
 
