@@ -22,6 +22,8 @@ SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # What it says of lost processes stands in the outcome of their work, not among our answers.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    # Nor does what its core says of objects that might be lost.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Ray lets its work wait for everything else on the machine; here it is what the machine is for.
     "RAY_worker_niceness": "0",
     # Work that takes more memory than there is would be begun again for ever.
