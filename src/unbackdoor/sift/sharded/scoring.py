@@ -17,7 +17,7 @@ from unbackdoor.cluster import RETRIES
 from unbackdoor.data import ImageSet
 from unbackdoor.data.limits import reason_of
 from unbackdoor.data.shards import Shard, Shards
-from unbackdoor.errors import DataError
+from unbackdoor.errors import DataError, OutputError
 from unbackdoor.models import Network
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.row_sifter import RowSifter
@@ -138,13 +138,20 @@ def _counted(path: Path, source: str) -> Iterator[None]:
 
     Raises:
         DataError: the process was lost too often. Whoever begins it again would do so for ever.
+        OutputError: the folder cannot be written.
     """
     begun = path.with_name(f".{path.name}{BEGUN}")
-    begun.parent.mkdir(parents=True, exist_ok=True)
     try:
+        begun.parent.mkdir(parents=True, exist_ok=True)
         with begun.open("ab") as note:
             times = note.tell()
             note.write(b".")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path} on the machine {platform.node()}: {reason_of(error)}; give an --out that all machines"
+            " can write"
+        ) from error
+    try:
         if times > RETRIES:
             raise DataError(
                 f"{source} was begun {times} times, and the process that scored it was lost each time; look for what is"
