@@ -330,6 +330,12 @@ def test_a_model_for_other_data_is_refused_before_any_work(tmp_path: Path, folde
     assert workers.done == []
 
 
+def test_a_folder_that_the_workers_cannot_write_is_said(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DataError, match=r"cannot write .*train-00000-of-00005\.parquet"):
+        sift(folder, LossIsolation(), tmp_path / "out")
+
+
 def test_a_folder_that_the_workers_do_not_share_is_said(tmp_path: Path, folder: Path) -> None:
     class Elsewhere(Here):
         def each(self, make: Any, shards: Any, *, gpus: bool) -> Any:
