@@ -22,6 +22,8 @@ SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # What it says of lost processes stands in the outcome of their work, not among our answers.
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    # Nor does what its core warns of where Ray Data starts processes, though none of it is lost with a machine.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     # Ray lets its work wait for everything else on the machine; here it is what the machine is for.
     "RAY_worker_niceness": "0",
     # Work that takes more memory than there is would be begun again for ever.
@@ -59,11 +61,26 @@ def start(address: str | None, missing: str) -> tuple[ModuleType, bool]:
         common |= {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
         common |= {"_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(address or "local", **common)
+        with _unheard():
+            ray.init(address or "local", **common)
     # Whatever it is: a busy port, no rights, a wrong address. Ray has no one exception for it.
     except Exception as error:
         raise InputError(f"Ray does not start: {reason_of(error)}; see --address") from error
     return ray, True
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Let nobody hear what is written to standard error: Ray's core announces there what its environment asks for."""
+    heard = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(heard, 2)
+        os.close(heard)
+        os.close(nowhere)
 
 
 def stop(ray: ModuleType) -> None:

@@ -158,7 +158,7 @@ class Shards:
 
         def encoded() -> Iterator[tuple[str, bytes]]:
             for shard in self.shards:
-                if len(wanted := rows.get(shard.name, ())):
+                if (wanted := rows.get(shard.name)) is not None and len(wanted):
                     for where, content in self._encoded(shard, wanted, labels):
                         yield f"{where} of {shard.name}", content
 
@@ -239,13 +239,16 @@ def declared_rows(source: str | Path) -> int:
     """
     from pyarrow import parquet
 
-    with reported(clean_text(str(source))):
+    rows, shown = 0, clean_text(str(source))
+    with reported(shown):
         folder = Path(source).expanduser()
         if not folder.is_dir() or not parquet_files(folder):
             return 0
-        reader = ParquetFiles(folder, str(source))
-        files = reader.files(choose_split("any", reader.splits, str(source)))
-        return sum(parquet.read_metadata(path).num_rows for path in files.values())
+        reader = ParquetFiles(folder, shown)
+    for name, path in reader.files(choose_split("any", reader.splits, shown)).items():
+        with reported(f"{shown}/{name}"):
+            rows += parquet.read_metadata(path).num_rows
+    return rows
 
 
 def _declared(path: Path, source: str) -> tuple[int, _Layout]:

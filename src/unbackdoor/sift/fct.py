@@ -123,7 +123,7 @@ class FCT(RowSifter):
         before = seen.features
         if model is not seen.model:
             before, _ = run_over(model, head, images, runtime, "FCT: features")
-        drawn = lots(images, runtime, "fct tau", LOTS * self.draws).split(LOTS, dim=1)
+        drawn = torch.split(lots(images, runtime, "fct tau", LOTS * self.draws), LOTS, dim=1)
         total = torch.zeros(len(before))
         for number, chance in enumerate(drawn, start=1):
             after, _ = run_over(model, head, images, runtime, f"FCT: draw {number}", turning(chance))

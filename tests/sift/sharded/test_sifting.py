@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ from pyarrow import parquet
 
 from tests.planted import CLASSES, pictures, planted, runtime
 from tests.sift.sharded.here import Here, write_files
+from tests.sift.sharded.slowly import Slowly, at_work
+from unbackdoor.cluster import RETRIES
 from unbackdoor.data import DefenderData, ImageSet, read_images
 from unbackdoor.data import shards as shards_module
 from unbackdoor.data.shards import Shards
@@ -22,6 +27,7 @@ from unbackdoor.models import Network
 from unbackdoor.sift import FCT, LossIsolation, Suspicion
 from unbackdoor.sift.row_sifter import RowSifter
 from unbackdoor.sift.sharded import ShardedSuspicion, sift_shards, tables
+from unbackdoor.sift.sharded.scoring import BEGUN, Scorer, Scoring
 from unbackdoor.sift.sharded.sifting import divide
 from unbackdoor.testing.samples import same_state, state_of
 
@@ -149,6 +155,56 @@ def test_half_a_run_is_not_done_again(tmp_path: Path, folder: Path) -> None:
         assert parquet.read_table(path).equals(parquet.read_table(elsewhere / path.name))
 
 
+RUN = """
+import sys
+from pathlib import Path
+from tests.planted import planted, runtime
+from tests.sift.sharded.here import Here
+from tests.sift.sharded.slowly import Slowly
+from unbackdoor.data.shards import Shards
+from unbackdoor.sift.sharded import sift_shards
+data, out, noted = map(Path, sys.argv[1:])
+method = Slowly(seconds=0.5, noted=noted)
+sift_shards(Shards.of(data), method, runtime(), Here(), out, model=planted(0).suspect)
+"""
+
+
+def test_a_killed_process_loses_the_file_that_it_was_at(tmp_path: Path, rows: ImageSet) -> None:
+    folder = write_files(tmp_path / "data", rows.subset(torch.arange(120)), [40] * 3)
+    out, noted = tmp_path / "out", tmp_path / "noted"
+    noted.mkdir()
+    words = [sys.executable, "-c", RUN, str(folder), str(out), str(noted)]
+    killed = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    # The second file is at work, and a part of its table is written.
+    while len(at_work(noted)) < 2:
+        assert killed.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.kill()
+    killed.wait()
+    assert [path.name for path in out.glob("*.parquet")] == ["train-00000-of-00003.parquet"]
+    assert list(out.glob(".*.partial"))
+    found = sift(folder, Slowly(seconds=0.5, noted=noted), out)
+    assert (found.rows, found.kept) == (120, 1)
+    assert len(at_work(noted)) == 4, "each file once, and once more the one that was lost"
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_that_costs_its_process_again_and_again_is_named(tmp_path: Path, folder: Path) -> None:
+    shards, out = Shards.of(folder), tmp_path / "out"
+    model = planted(0).suspect
+    scoring = Scoring(shards=shards, method=LossIsolation(), network=model, runtime=runtime(), folder=out)
+    note = out / f".{shards.shards[0].name}{BEGUN}"
+    out.mkdir()
+    note.write_bytes(b"." * (RETRIES + 1))
+    with pytest.raises(DataError, match=r"train-00000-of-00005\.parquet was begun 4 times"):
+        Scorer(scoring)(shards.shards[0])
+    note.write_bytes(b"." * RETRIES)
+    assert Scorer(scoring)(shards.shards[0]) == {"kept": False}
+    assert not note.exists()
+
+
 @pytest.mark.parametrize("change", ["seed", "method", "model", "precision"])
 def test_scores_of_other_settings_are_not_taken_for_these(tmp_path: Path, folder: Path, change: str) -> None:
     out, method = tmp_path / "out", FCT(epochs=0, draws=1)
@@ -272,6 +328,12 @@ def test_a_model_for_other_data_is_refused_before_any_work(tmp_path: Path, folde
     with pytest.raises(InputError, match="3 x 12 x 12"):
         sift(folder, FCT(epochs=1), tmp_path / "out", workers, model=other)
     assert workers.done == []
+
+
+def test_a_folder_that_the_workers_cannot_write_is_said(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(DataError, match=r"cannot write .*train-00000-of-00005\.parquet"):
+        sift(folder, LossIsolation(), tmp_path / "out")
 
 
 def test_a_folder_that_the_workers_do_not_share_is_said(tmp_path: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Through Ray Data: on this machine, and on two of which one is lost."""
+"""Through Ray Data, on two machines of which one is lost; `tests/commands` sifts through it on one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from tests.planted import pictures, planted, runtime
 from tests.processes import children_of
 from tests.sift.sharded.here import write_files
 from tests.sift.sharded.slowly import Slowly, at_work
-from tests.sift.sharded.test_sifting import SIZES, at_once, check_same, table_of
+from tests.sift.sharded.test_sifting import at_once, check_same, table_of
 from unbackdoor.data.shards import Shards
-from unbackdoor.errors import DataError, InputError
-from unbackdoor.sift import FCT
+from unbackdoor.errors import InputError
 from unbackdoor.sift.sharded import Workers, sift_shards
 
 
@@ -28,23 +27,6 @@ from unbackdoor.sift.sharded import Workers, sift_shards
 def test_parts_of_gpus_that_there_are_not_are_refused(gpus: float) -> None:
     with pytest.raises(InputError, match="--gpus-per-worker is 0, a part of a GPU"):
         Workers(address=None, gpus=gpus, runtime=runtime())
-
-
-def test_rows_are_told_the_same_by_processes_of_ray(tmp_path: Path) -> None:
-    """The last file is broken at first."""
-    rows, method, out = planted(0).fitted.train, FCT(epochs=0, draws=1), tmp_path / "out"
-    folder = write_files(tmp_path / "data", rows, SIZES)
-    shards, last = Shards.of(folder), folder / "train-00004-of-00005.parquet"
-    good = last.read_bytes()
-    last.write_bytes(good[:-1000])
-    with Workers(address=None, gpus=0, runtime=runtime()) as workers:
-        assert workers.count >= 1
-        with pytest.raises(DataError, match=r"cannot read .*train-00004-of-00005\.parquet"):
-            sift_shards(shards, method, runtime(), workers, out, model=planted(0).suspect)
-        last.write_bytes(good)
-        found = sift_shards(shards, method, runtime(), workers, out, model=planted(0).suspect)
-    assert found.kept == 4
-    check_same(out, found, at_once(rows, method, planted(0).suspect))
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def values_at(ranks: Sequence[int], scores: Scores) -> list[float]:
         before = ends[group] - upper[group]
         low = int(np.searchsorted(lower[group].cumsum(), rank - before, side="right"))
         found.append(group << HALF | low)
-    return scores_of(np.array(found, np.uint32)).tolist()
+    return [float(score) for score in scores_of(np.array(found, np.uint32))]
 
 
 def ordered(scores: Float32[np.ndarray, "m"]) -> UInt32[np.ndarray, "m"]:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import unbackdoor
+from unbackdoor.cluster import RETRIES
 from unbackdoor.data import ImageSet
 from unbackdoor.data.limits import reason_of
 from unbackdoor.data.shards import Shard, Shards
-from unbackdoor.errors import DataError
+from unbackdoor.errors import DataError, OutputError
 from unbackdoor.models import Network
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.row_sifter import RowSifter
 from unbackdoor.sift.sharded.tables import SCORED, Note, note_of, writing
 from unbackdoor.training import Runtime, check_fits
 from unbackdoor.training.resume import hash_state
+
+BEGUN = ".begun"
+"""How the name ends of the file that says that a table is being made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +85,12 @@ class Scorer:
         found = note_of(path)
         if found is not None and (found.fingerprint, found.sha256) == (self.fingerprint, digest):
             return {"kept": True}
+        with _counted(path, f"{shards.source}/{shard.name}"):
+            self._score(shard, path, digest)
+        return {"kept": False}
+
+    def _score(self, shard: Shard, path: Path, digest: str) -> None:
+        shards = self.scoring.shards
         counts: dict[str, int] = {}
         row = 0
         with writing(path, SCORED) as table:
@@ -102,7 +114,6 @@ class Scorer:
                 row += len(piece)
                 counts = {name: counts.get(name, 0) + count for name, count in counted.items()}
             table.note(Note(fingerprint=self.fingerprint, sha256=digest, rows=row, counts=counts))
-        return {"kept": False}
 
     def _over(self, piece: ImageSet) -> Observed:
         """Return what the network makes of these rows."""
@@ -119,3 +130,33 @@ class Scorer:
                 f"cannot read {self.scoring.shards.source}/{shard.name} on the machine {platform.node()}:"
                 f" {reason_of(error)}; every machine must find the data under the same path"
             ) from error
+
+
+@contextmanager
+def _counted(path: Path, source: str) -> Iterator[None]:
+    """Note in a file that a table is begun, and remove the note in the end; it stays if the process is lost.
+
+    Raises:
+        DataError: the process was lost too often. Whoever begins it again would do so for ever.
+        OutputError: the folder cannot be written.
+    """
+    begun = path.with_name(f".{path.name}{BEGUN}")
+    try:
+        begun.parent.mkdir(parents=True, exist_ok=True)
+        with begun.open("ab") as note:
+            times = note.tell()
+            note.write(b".")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path} on the machine {platform.node()}: {reason_of(error)}; give an --out that all machines"
+            " can write"
+        ) from error
+    try:
+        if times > RETRIES:
+            raise DataError(
+                f"{source} was begun {times} times, and the process that scored it was lost each time; look for what is"
+                " wrong with that file, or whether the machines have too little memory"
+            )
+        yield
+    finally:
+        begun.unlink(missing_ok=True)

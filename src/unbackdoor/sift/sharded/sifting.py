@@ -34,7 +34,7 @@ from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.row_sifter import RowSifter
 from unbackdoor.sift.sharded.marking import Marker, Marking, Marks, Thresholds
 from unbackdoor.sift.sharded.ranks import values_at
-from unbackdoor.sift.sharded.scoring import Scorer, Scoring
+from unbackdoor.sift.sharded.scoring import BEGUN, Scorer, Scoring
 from unbackdoor.sift.sharded.tables import Note, column, note_of, reading
 from unbackdoor.sift.sharded.workers import Workers
 from unbackdoor.training import Runtime, check_fits
@@ -124,9 +124,10 @@ def sift_shards(
         OutputError: a folder cannot be written, or the cluster is gone.
     """
     folder = folder.absolute()
-    for leftover in folder.rglob(".*.partial"):
+    for ending in (".partial", BEGUN):
         # Of a run that was killed.
-        leftover.unlink(missing_ok=True)
+        for leftover in folder.rglob(f".*{ending}"):
+            leftover.unlink(missing_ok=True)
     network, evidence, learned = prepare(shards, method, runtime, model, sample, resume)
     scoring = Scoring(shards=shards, method=method, network=network, runtime=workers.runtime(runtime), folder=folder)
     kept = sum(

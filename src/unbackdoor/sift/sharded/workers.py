@@ -76,7 +76,7 @@ class Workers:
     ) -> Iterator[tuple[Shard, dict[str, Any]]]:
         """Do every shard somewhere, and yield it with what came of it, in the order in which they are done.
 
-        A shard whose process or machine is lost is begun again, up to `cluster.RETRIES` times.
+        A shard whose process or machine is lost is begun again, as often as that happens: the work counts it itself.
 
         Args:
             make: called once in each process, returns what does a shard. What it raises as an `UnbackdoorError` is what
@@ -85,7 +85,7 @@ class Workers:
             gpus: whether the work is for GPUs, where there are any.
 
         Raises:
-            OutputError: the cluster is gone, or a shard was lost too often.
+            OutputError: the cluster is gone.
         """
         from ray.data import ActorPoolStrategy, from_items
         from ray.exceptions import RayError, RayTaskError
@@ -101,7 +101,6 @@ class Workers:
             compute=ActorPoolStrategy(size=min(self.count, len(shards)), max_tasks_in_flight_per_actor=1),
             num_cpus=self.cpus,
             num_gpus=self._gpus if gpus and self._gpus else None,
-            max_task_retries=cluster.RETRIES,
         )
         try:
             for row in done.iter_rows():
