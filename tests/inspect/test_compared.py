@@ -10,7 +10,7 @@ from tests.inspect.known import described, linear, material, random_images
 from tests.planted import planted, runtime
 from unbackdoor.attacks import AllToAll, AllToOne
 from unbackdoor.errors import InputError, UnsuitedError
-from unbackdoor.inspect.compared import drawn, features_of, models_of, pairs_of, samples_of, triggered
+from unbackdoor.inspect.compared import drawn, features_of, models_of, pairs_of, samples_of, side_by_side, triggered
 from unbackdoor.training import logits_of
 
 
@@ -80,3 +80,8 @@ def test_the_reference_must_take_the_images_too() -> None:
     with pytest.raises(InputError, match="cannot take"):
         models_of(suspect, given, runtime())
     assert list(models_of(suspect, material(clean=given.clean, attack=None, reference=None), runtime())) == ["suspect"]
+
+
+def test_a_figure_of_one_model_needs_no_name() -> None:
+    assert side_by_side({"suspect": 1.25}, "{:.1f}".format) == "1.2"
+    assert side_by_side({"suspect": 1.25, "reference": 2.0}, "{:.1f}".format) == "suspect 1.2 · reference 2.0"

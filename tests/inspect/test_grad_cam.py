@@ -71,7 +71,7 @@ def test_the_answer_of_a_backdoored_model_rests_on_the_trigger() -> None:
     assert 0 < suspect["trigger_area"] <= 25 / 144
     assert suspect["triggered_on_trigger"] > 2 * suspect["trigger_area"]
     assert suspect["triggered_on_trigger"] > 2 * suspect["clean_on_trigger"]
-    assert f"{100 * suspect['triggered_on_trigger']:.1f} % of what speaks" in found.headline
+    assert f"{100 * suspect['triggered_on_trigger']:.1f} % lies there with the trigger" in found.headline
 
 
 def test_the_last_maps_with_positions_are_taken_and_pictures_say_what_they_show() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -66,6 +67,15 @@ def test_a_part_has_a_heading_its_sentences_and_its_drawings_in_order() -> None:
     links = [attributes["href"] for tag, attributes in outline.tags if tag == "a"]
     assert links == ["#section-1", "#section-2"]
     assert {link[1:] for link in links if link} <= targets
+
+
+def test_what_is_explained_once_is_not_explained_again() -> None:
+    one = Figure(
+        title="A", explanation="A point is a neuron.", marks="points", series={"a": ([1], [2])}, x_title="", y_title=""
+    )
+    insight = Insight(headline="h", rows=(), figures=[one, replace(one, title="B")], measured={})
+    first, second = insight_section("t", insight).drawings
+    assert (first.explanation, second.explanation) == ("A point is a neuron.", "")
 
 
 def test_a_single_part_needs_no_list_of_parts() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -112,3 +114,15 @@ def features_of(
     if head is None:
         raise UnsuitedError("features are what the last linear layer reads, and this network has none")
     return run_over(model, head, images.images, runtime)
+
+
+def side_by_side(models: Mapping[str, Any], told: Callable[[Any], str]) -> str:
+    """Return one figure of each model, as people read it; with the models' names if there are several.
+
+    Args:
+        models: what was measured of each.
+        told: takes that, and returns the figure.
+    """
+    if len(models) == 1:
+        return told(*models.values())
+    return " · ".join(f"{name} {told(one)}" for name, one in models.items())

@@ -25,14 +25,12 @@ from torch import Tensor
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material, Pictures
-from unbackdoor.inspect.compared import CLEAN, TRIGGERED, drawn, models_of, samples_of
+from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, drawn, models_of, samples_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
 
 BATCH = 250
 """Images a pass."""
-DECADES = 3
-"""Powers of ten below the largest sensitivity that a picture shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +70,7 @@ class Frequency(Inspection):
             figures.append(self._figure(name, measured[name]))
         figures.append(_pictures(spectra))
         return Insight(
-            headline=self._headline(measured["suspect"]),
+            headline=self._headline(measured[SUSPECT]),
             suspicious="Answers to triggered images that change when a band goes which answers to clean images hardly"
             " need: the trigger sits there. All answers need the lowest bands, which hold most of the image.",
             rows=self._rows(measured),
@@ -82,7 +80,7 @@ class Frequency(Inspection):
         )
 
     def _ends(self, band: int) -> str:
-        return f"{100 * band / self.bands:.0f} to {100 * (band + 1) / self.bands:.0f} %"
+        return f"{100 * band / self.bands:.3g} to {100 * (band + 1) / self.bands:.3g} %"
 
     def _headline(self, suspect: dict[str, Any]) -> str:
         clean = suspect[CLEAN]["changed"]
@@ -102,10 +100,13 @@ class Frequency(Inspection):
     def _rows(self, measured: dict[str, Any]) -> list[tuple[str, str]]:
         return [
             (
-                f"{name}: answers changed without {self._ends(band)}",
-                ", ".join(f"{kind} {100 * seen['changed'][band]:.0f} %" for kind, seen in one.items()),
+                f"{kind}: changed without {self._ends(band)}",
+                side_by_side(
+                    {name: one[kind]["changed"][band] for name, one in measured.items()},
+                    lambda share: f"{100 * share:.0f} %",
+                ),
             )
-            for name, one in measured.items()
+            for kind in measured[SUSPECT]
             for band in range(self.bands)
         ]
 
@@ -113,10 +114,11 @@ class Frequency(Inspection):
         middles = [(band + 0.5) / self.bands for band in range(self.bands)]
         return Figure(
             title=f"Answers that change without a band of frequencies: {name}",
-            explanation="From the coarsest structures at the left to the finest at the right.",
+            explanation="From the coarsest structures at the left to the finest at the right; each point is the"
+            " middle of a band that is taken out of the images.",
             marks="lines",
             series={kind: (middles, one["changed"]) for kind, one in seen.items()},
-            x_title="middle of the band that is taken out, of the highest frequency",
+            x_title="frequency taken out, of the highest",
             y_title="share of answers that change",
             distinct=True,
             stands_out=TRIGGERED,
@@ -195,13 +197,11 @@ def _pictures(spectra: dict[str, Float[Tensor, "h w"]]) -> Pictures:
     return Pictures(
         title="How sensitive the answers are to each frequency",
         explanation="The coarsest structures are at the top left, finer ones to the right (across) and below (down)."
-        f" The brighter, the more the answer changes with the coefficient; white is the most of each picture, black a"
-        f" {10**DECADES}th of it or less.",
+        " The brighter, the more the answer changes with the coefficient; white is the most of each picture.",
         pictures=[(name, shades(spectrum)[None]) for name, spectrum in spectra.items()],
     )
 
 
 def shades(spectrum: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
-    """Return values of 0 or more on a logarithmic scale: 1 for the largest, 0 from `DECADES` powers of ten below it."""
-    relative = spectrum / spectrum.max().clamp_min(1e-30)
-    return 1 + relative.clamp_min(10.0**-DECADES).log10() / DECADES
+    """Return values of 0 or more as shares of the largest."""
+    return spectrum / spectrum.max().clamp_min(1e-30)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from unbackdoor.errors import InputError, UnsuitedError
 from unbackdoor.inspect.agreement import correlations
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
-from unbackdoor.inspect.compared import Pairs, drawn, models_of, pairs_of
+from unbackdoor.inspect.compared import SUSPECT, Pairs, drawn, models_of, pairs_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.purify.channels import convolutions_before, norm_layers
 from unbackdoor.purify.clp import channel_lipschitz
@@ -87,7 +87,7 @@ class Lipschitz(Inspection):
             if changes is not None:
                 details[f"{name}_changes"] = {layer: values.tolist() for layer, values in changes.items()}
         return Insight(
-            headline=_headline(measured["suspect"], self.u),
+            headline=_headline(measured[SUSPECT], self.u),
             suspicious="A few channels far above all others of their layer, and with the attack: just these are changed"
             " most by the trigger. Clean models have channels that stand out, too, so compare with one.",
             rows=_rows(measured),
@@ -182,16 +182,18 @@ def _headline(suspect: dict[str, Any], u: float) -> str:
 
 
 def _rows(measured: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    for name, one in measured.items():
+    def outstanding(one: dict[str, Any]) -> str:
         where = [f"{layer} {channels}" for layer, channels in one["outstanding"].items() if channels]
-        rows.append((f"{name}, channels that stand out", "; ".join(where) or "none"))
-        if "spearman" in one:
-            known = [value for value in one["spearman"].values() if math.isfinite(value)]
-            ends = f"  [{min(known):.2f}, {max(known):.2f}]" if known else ""
-            rows.append(
-                (f"{name}, Spearman of bound and change, median layer [all]", f"{one['median_spearman']:.2f}{ends}")
-            )
+        return "; ".join(where) or "none"
+
+    def correlated(one: dict[str, Any]) -> str:
+        known = [value for value in one["spearman"].values() if math.isfinite(value)]
+        ends = f"  [{min(known):.2f}, {max(known):.2f}]" if known else ""
+        return f"{one['median_spearman']:.2f}{ends}"
+
+    rows = [(f"{name}: channels that stand out", outstanding(one)) for name, one in measured.items()]
+    if "spearman" in measured[SUSPECT]:
+        rows.append(("Spearman of bound and change, median layer [all]", side_by_side(measured, correlated)))
     return rows
 
 
