@@ -83,8 +83,8 @@ class Gradients(Inspection):
             name: {"gradient_norm": means[name], "gradient_norms": one.total.tolist()} for name, one in norms.items()
         }
         headline = (
-            f"The mean norm of the suspect's gradient over the first {len(norms[SUSPECT].total)} steps of fine-tuning is"
-            f" {means[SUSPECT]['value']:.3g}"
+            f"The mean norm of the suspect's gradient over the first {len(norms[SUSPECT].total)} steps of fine-tuning"
+            f" is {means[SUSPECT]['value']:.3g}"
         )
         rows = [
             (
