@@ -19,10 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError, UnsuitedError
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
-from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, drawn, features_of, models_of, pairs_of, side_by_side
+from unbackdoor.inspect.compared import SUSPECT, TRIGGERED, drawn, features_of, models_of, pairs_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
 
@@ -58,24 +57,22 @@ class Embedding(Inspection):
     def look(self, model: Network, material: Material, runtime: Runtime, resume: Path | None) -> Insight:
         """Lay out and count neighbours (see `Inspection.inspect`)."""
         clean, wanted = material.clean, None
-        samples: list[tuple[str, ImageSet]] = []
-        if material.attack is None:
-            samples.append((CLEAN, clean.subset(drawn(len(clean), self.points, runtime, "clean"))))
-        else:
+        rows = drawn(len(clean), self.points // (1 if material.attack is None else 2), runtime, "clean")
+        samples = [clean.subset(rows)]
+        if material.attack is not None:
             pairs = pairs_of(clean, material.attack)
             rows = drawn(len(pairs.wanted), self.points // 2, runtime, "triggered")
             wanted = pairs.wanted.cpu()[rows]
-            samples.append((CLEAN, clean.subset(drawn(len(clean), self.points // 2, runtime, "clean"))))
-            samples.append((TRIGGERED, pairs.triggered.subset(rows)))
-        count = sum(len(images) for _, images in samples)
+            samples.append(pairs.triggered.subset(rows))
+        count = sum(map(len, samples))
         if count < 4:
             raise InputError(f"Embedding: {count} images are too few to have neighbours; give more with --clean")
-        labels = torch.cat([images.labels.cpu() for _, images in samples])
-        is_triggered = torch.arange(count) >= len(samples[0][1])
+        labels = torch.cat([images.labels.cpu() for images in samples])
+        is_triggered = torch.arange(count) >= len(samples[0])
         measured: dict[str, dict[str, float]] = {}
         figures = []
         for name, one in models_of(model, material, runtime).items():
-            features = torch.cat([features_of(one, images, runtime)[0] for _, images in samples])
+            features = torch.cat([features_of(one, images, runtime)[0] for images in samples])
             measured[name] = self._neighbours(features, labels, is_triggered, wanted)
             places = tsne(features, self.perplexity, runtime.seed)
             figures.append(_figure(name, clean.class_names, places, labels, is_triggered))
