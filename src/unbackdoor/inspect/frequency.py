@@ -98,15 +98,12 @@ class Frequency(Inspection):
         )
 
     def _rows(self, measured: dict[str, Any]) -> list[tuple[str, str]]:
+        def told(kind: str, band: int) -> str:
+            shares = {name: one[kind]["changed"][band] for name, one in measured.items()}
+            return f"{kind} images: {side_by_side(shares, lambda share: f'{100 * share:.0f} %')}"
+
         return [
-            (
-                f"{kind}: changed without {self._ends(band)}",
-                side_by_side(
-                    {name: one[kind]["changed"][band] for name, one in measured.items()},
-                    lambda share: f"{100 * share:.0f} %",
-                ),
-            )
-            for kind in measured[SUSPECT]
+            (f"answers changed without {self._ends(band)}", "; ".join(told(kind, band) for kind in measured[SUSPECT]))
             for band in range(self.bands)
         ]
 

@@ -118,7 +118,8 @@ def bounded_layers(model: Network, runtime: Runtime) -> dict[str, tuple[nn.Batch
         UnsuitedError: there are none.
     """
     try:
-        found = norm_layers(model, "CLP", statistics=True)
+        # By their names within the body, as `tapped` and users know them.
+        found = norm_layers(model.body, "CLP", statistics=True)
         before = convolutions_before(model, found, runtime)
     except InputError:
         before = {}
