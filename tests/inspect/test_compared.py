@@ -10,7 +10,17 @@ from tests.inspect.known import described, linear, material, random_images
 from tests.planted import planted, runtime
 from unbackdoor.attacks import AllToAll, AllToOne
 from unbackdoor.errors import InputError, UnsuitedError
-from unbackdoor.inspect.compared import drawn, features_of, models_of, pairs_of, samples_of, side_by_side, triggered
+from unbackdoor.inspect.compared import (
+    AT_ONCE,
+    batches,
+    drawn,
+    features_of,
+    models_of,
+    pairs_of,
+    samples_of,
+    side_by_side,
+    triggered,
+)
 from unbackdoor.training import logits_of
 
 
@@ -55,6 +65,13 @@ def test_what_is_drawn_depends_on_seed_and_purpose_alone() -> None:
     assert len(set(rows.tolist())) == 10
     assert rows.tolist() == sorted(rows.tolist())
     assert drawn(5, 10, runtime(), "a").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_large_images_come_in_smaller_parts_and_none_is_lost() -> None:
+    small = random_images((3, 12, 12), 2000, 8).images
+    assert torch.equal(torch.cat(batches(small)), small)
+    assert [len(part) for part in batches(small)] == [1422, 578]
+    assert [len(part) for part in batches(torch.zeros(3, 1, 1, AT_ONCE + 1, dtype=torch.uint8))] == [1, 1, 1]
 
 
 def test_features_are_what_the_last_linear_layer_reads() -> None:

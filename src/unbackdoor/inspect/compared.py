@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from unbackdoor.data import ImageSet
@@ -20,6 +20,9 @@ from unbackdoor.training.fits import check_takes
 
 SUSPECT, REFERENCE = "suspect", "reference"
 CLEAN, TRIGGERED = "clean", "triggered"
+
+AT_ONCE = 200 * 3 * 32 * 32
+"""Values of the images that are looked at together: gradients and maps of large images would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +98,12 @@ def samples_of(material: Material) -> dict[str, ImageSet]:
 def drawn(samples: int, count: int, runtime: Runtime, *purpose: object) -> Int[Tensor, "m"]:
     """Return at most `count` of the rows of so many samples, in their order, drawn by the seed and the purpose."""
     return torch.randperm(samples, generator=runtime.generator("inspect", *purpose))[:count].sort().values
+
+
+def batches(images: UInt8[Tensor, "n c h w"]) -> tuple[UInt8[Tensor, "b c h w"], ...]:
+    """Return the images in parts that are looked at together."""
+    parts: tuple[Tensor, ...] = torch.split(images, max(1, AT_ONCE // images[0].numel()))
+    return parts
 
 
 def features_of(

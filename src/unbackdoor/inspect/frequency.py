@@ -25,12 +25,9 @@ from torch import Tensor
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material, Pictures
-from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, drawn, models_of, samples_of, side_by_side
+from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, batches, drawn, models_of, samples_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
-
-BATCH = 250
-"""Images a pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,8 +158,9 @@ def changed_answers(model: Network, images: ImageSet, bands: int, runtime: Runti
     """
     changed = torch.zeros(bands)
     which = bands_of(*images.shape[1:], bands).to(runtime.place)
-    with runtime.progress.bar("frequency bands", -(-len(images) // BATCH)) as advance, runtime.autocast():
-        for part in torch.split(images.images, BATCH):
+    parts = batches(images.images)
+    with runtime.progress.bar("frequency bands", len(parts)) as advance, runtime.autocast():
+        for part in parts:
             batch = runtime.layout(part).float() / 255
             with torch.autocast(runtime.place.type, enabled=False):
                 spectrum = spectrum_of(batch)
@@ -183,7 +181,7 @@ def sensitivity(model: Network, images: ImageSet, runtime: Runtime) -> Float[Ten
         runtime: device.
     """
     total = torch.zeros(images.shape[1:])
-    for part in torch.split(images.images, BATCH):
+    for part in batches(images.images):
         batch = (runtime.layout(part).float() / 255).requires_grad_(True)
         (gradient,) = torch.autograd.grad(model(batch).max(1).values.sum(), batch)
         total += spectrum_of(gradient).abs().mean(1).sum(0).cpu()

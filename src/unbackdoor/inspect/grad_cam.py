@@ -23,13 +23,11 @@ from torch import Tensor, nn
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError, UnsuitedError
 from unbackdoor.inspect.base import Insight, Inspection, Material, Pictures
-from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, drawn, models_of, pairs_of, side_by_side
+from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, batches, drawn, models_of, pairs_of, side_by_side
 from unbackdoor.models import Network, feature_map_names
 from unbackdoor.models.names import module_named
 from unbackdoor.training import Runtime
 
-BATCH = 100
-"""Images whose gradients are computed together."""
 WARM = (0.95, 0.45, 0.05)
 """Colour of what speaks for the answer, red, green and blue; seen as light by those who see no colours."""
 
@@ -94,7 +92,7 @@ class GradCAM(Inspection):
         """Return the maps of the answers, from 0 to 1, and the probabilities; on the CPU."""
         module = module_named(model.body, layer)
         maps, answers = [], []
-        for part in torch.split(images.images, BATCH):
+        for part in batches(images.images):
             batch = runtime.layout(part).float() / 255
             with torch.no_grad():
                 probabilities = model(batch).float().softmax(1)

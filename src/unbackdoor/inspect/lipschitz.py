@@ -27,14 +27,11 @@ from torch import Tensor, nn
 from unbackdoor.errors import InputError, UnsuitedError
 from unbackdoor.inspect.agreement import correlations
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
-from unbackdoor.inspect.compared import SUSPECT, Pairs, drawn, models_of, pairs_of, side_by_side
+from unbackdoor.inspect.compared import SUSPECT, Pairs, batches, drawn, models_of, pairs_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.purify.channels import convolutions_before, norm_layers
 from unbackdoor.purify.clp import channel_lipschitz
 from unbackdoor.training import Runtime
-
-BATCH = 100
-"""Images, without and with the trigger, in a forward pass."""
 
 Channels = Mapping[str, Float[Tensor, "c"]]
 """A figure of each channel, by layer."""
@@ -156,7 +153,7 @@ def trigger_changes(
     with ExitStack() as hooks:
         for name, layer in layers.items():
             hooks.enter_context(layer.register_forward_hook(adding(name)))
-        parts = (torch.split(images.images, BATCH) for images in (pairs.originals, pairs.triggered))
+        parts = (batches(images.images) for images in (pairs.originals, pairs.triggered))
         for clean, woken in zip(*parts, strict=True):
             # In single precision: the difference of large values is small.
             model(runtime.layout(torch.cat([clean, woken])).float() / 255)
