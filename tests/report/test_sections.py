@@ -101,6 +101,19 @@ def test_a_cell_is_as_dark_as_its_share_is_large() -> None:
     assert [float(path.get("fill-opacity", "1")) for path in groups[0]] == pytest.approx([0.5, 0.155, 0.385], abs=0.006)
 
 
+@pytest.mark.parametrize("count", [3, 31])
+def test_rows_go_down_and_columns_to_the_right(count: int) -> None:
+    values = [[0.0] * count for _ in range(count)]
+    values[0][0] = values[0][2] = 0.5
+    values[1][2] = 1.0
+    chart = matrix_chart([f"n{n}" for n in range(count)], values, **TITLES)
+    group = next(g for g in ElementTree.fromstring(chart.svg).iter(f"{SVG}g") if "mark-rect" in g.get("class", ""))
+    corners = [re.findall(r"[\d.]+", path.get("d", ""))[:2] for path in group]
+    (left, top), (right, same), (below, bottom) = [(float(x), float(y)) for x, y in corners]
+    assert top == same < bottom
+    assert left < right == below
+
+
 def test_a_map_in_words_names_the_largest_cells_beside_the_diagonal() -> None:
     chart = matrix_chart(["cat", "dog", "2"], [[0.5, 0.5, 0], [0, 1, 0], [0, 0.2, 0.8]], **TITLES)
     label = ElementTree.fromstring(chart.svg).get("aria-label", "")
