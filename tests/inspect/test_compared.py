@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.inspect.known import described, linear, material, random_images
+from tests.inspect.known import Known, described, linear, material, random_images
 from tests.planted import planted, runtime
 from unbackdoor.attacks import AllToAll, AllToOne
 from unbackdoor.errors import InputError, UnsuitedError
@@ -24,11 +24,6 @@ from unbackdoor.inspect.compared import (
 from unbackdoor.training import logits_of
 
 
-class Known:
-    def __init__(self, trigger: object, criterion: object) -> None:
-        self.trigger, self.criterion = trigger, criterion
-
-
 def test_pairs_are_the_counted_images_without_and_with_the_trigger() -> None:
     models = planted(1)
     clean = material().clean
@@ -43,7 +38,7 @@ def test_pairs_are_the_counted_images_without_and_with_the_trigger() -> None:
 
 def test_triggered_images_have_the_labels_that_the_attacker_wants() -> None:
     clean, attack = material().clean, Known(planted(1).fitted.trigger, AllToAll(classes=8))
-    assert torch.equal(triggered(clean, attack).labels, (clean.labels + 1) % 8)  # type: ignore[arg-type]
+    assert torch.equal(triggered(clean, attack).labels, (clean.labels + 1) % 8)
     found = samples_of(material())
     assert list(found) == ["clean", "triggered"]
     assert set(found["triggered"].labels.tolist()) == {planted(1).target}
@@ -54,7 +49,7 @@ def test_an_attack_on_no_image_is_refused() -> None:
     clean = material().clean
     alone = clean.subset((clean.labels == 2).nonzero().squeeze(1))
     with pytest.raises(InputError, match="no trigger can be seen at work"):
-        pairs_of(alone, Known(planted(1).fitted.trigger, AllToOne(target=2)))  # type: ignore[arg-type]
+        pairs_of(alone, Known(planted(1).fitted.trigger, AllToOne(target=2)))
 
 
 def test_what_is_drawn_depends_on_seed_and_purpose_alone() -> None:

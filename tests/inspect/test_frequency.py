@@ -122,6 +122,17 @@ def test_the_sharp_trigger_is_lost_with_a_band_that_clean_images_hardly_need() -
     ]
 
 
+def test_a_trigger_that_no_band_holds_is_said() -> None:
+    found = Frequency(bands=3)
+    at = {"clean": {"changed": [0.5, 0.2, 0.1]}, "triggered": {"changed": [0.5, 0.1, 0.0]}}
+    assert found._headline(at).startswith("There is no band of frequencies")
+    at["triggered"]["changed"][1] = 0.3
+    assert found._headline(at) == (
+        "Without the band from 33.3 to 66.7 % of the highest frequency, 30 % of the suspect's answers to triggered images"
+        " change, and 20 % of those to clean ones."
+    )
+
+
 def test_without_an_attack_the_band_of_clean_images_is_told() -> None:
     found = Frequency(bands=4).inspect(planted(1).suspect, material(attack=None, reference=None), runtime())
     changed = found.measured["suspect"]["clean"]["changed"]

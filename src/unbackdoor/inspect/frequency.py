@@ -89,6 +89,11 @@ class Frequency(Inspection):
             )
         woken = suspect[TRIGGERED]["changed"]
         most = max(range(self.bands), key=lambda band: woken[band] - clean[band])
+        if woken[most] <= clean[most]:
+            return (
+                "There is no band of frequencies that the suspect's answers to triggered images need more than those to"
+                " clean ones."
+            )
         return (
             f"Without the band from {self._ends(most)} of the highest frequency, {100 * woken[most]:.0f} % of the"
             f" suspect's answers to triggered images change, and {100 * clean[most]:.0f} % of those to clean ones."

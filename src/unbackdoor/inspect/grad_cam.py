@@ -28,6 +28,8 @@ from unbackdoor.models import Network, feature_map_names
 from unbackdoor.models.names import module_named
 from unbackdoor.training import Runtime
 
+LOCAL = 0.5
+"""Share of the image up to which a trigger has a place of its own."""
 WARM = (0.95, 0.45, 0.05)
 """Colour of what speaks for the answer, red, green and blue; seen as light by those who see no colours."""
 
@@ -173,8 +175,11 @@ def _last_maps(model: Network, images: ImageSet, runtime: Runtime) -> str:
 def _headline(suspect: dict[str, Any]) -> str:
     if "trigger_area" not in suspect:
         return f"What speaks for the suspect's answers, by the feature maps of {suspect['layer']}."
+    covers = f"The trigger covers {100 * suspect['trigger_area']:.1f} % of the image"
+    if suspect["trigger_area"] > LOCAL:
+        return f"{covers}, so it has no place that could stand out."
     return (
-        f"The trigger covers {100 * suspect['trigger_area']:.1f} % of the image. Of what speaks for the suspect's"
+        f"{covers}. Of what speaks for the suspect's"
         f" answer, {100 * suspect['triggered_on_trigger']:.1f} % lies there with the trigger, and"
         f" {100 * suspect['clean_on_trigger']:.1f} % without it."
     )
