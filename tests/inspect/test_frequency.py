@@ -128,8 +128,8 @@ def test_a_trigger_that_no_band_holds_is_said() -> None:
     assert found._headline(at).startswith("There is no band of frequencies")
     at["triggered"]["changed"][1] = 0.3
     assert found._headline(at) == (
-        "Without the band from 33.3 to 66.7 % of the highest frequency, 30 % of the suspect's answers to triggered images"
-        " change, and 20 % of those to clean ones."
+        "Without the band from 33.3 to 66.7 % of the highest frequency, 30 % of the suspect's answers to triggered"
+        " images change, and 20 % of those to clean ones."
     )
 
 
