@@ -129,6 +129,7 @@ def test_without_a_name_all_quick_inspections_stand_on_one_page(
     assert [title for title in titles if title not in page.text] == []
     assert page.text.count("What would be suspicious:") == len(QUICK)
     assert "not whether it is backdoored" in page.text
+    assert "bands 8, images 500" in page.text
     assert sum(tag == "img" for tag, _ in page.tags) == 2 * 12 + 4
     assert sorted(path.name for path in out.iterdir()) == ["report.html", "run.json"]
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from tests.planted import planted
+from unbackdoor.attacks import Criterion, Trigger
 from unbackdoor.data import ImageSet
 from unbackdoor.inspect import Material
 from unbackdoor.models import Description, Network
+
+
+@dataclass(frozen=True)
+class Known:
+    """An attack that is known."""
+
+    trigger: Trigger
+    criterion: Criterion
 
 
 def material(**changes: Any) -> Material:

@@ -25,8 +25,11 @@ def test_the_change_and_where_it_is_by_hand() -> None:
     assert measured_features(clean, None) == {"neurons": 4, "silent": 1}
 
 
-def test_a_neuron_that_never_goes_down_to_zero_is_not_silent() -> None:
-    assert measured_features(torch.tensor([[-1.0, 0.0], [0.0, 1.0]]), None)["silent"] == 1
+def test_silent_is_zero_and_a_strong_neuron_may_be_negative() -> None:
+    clean = torch.tensor([[-1.0, 0.0, 0.1], [0.0, 0.0, 0.1]])
+    assert measured_features(clean, None)["silent"] == 1
+    woken = clean + torch.tensor([[3.0, 1.0, 0.0]])
+    assert measured_features(clean, woken)["change_in_quiet_half"] == pytest.approx(1 / 4)
 
 
 def test_the_means_are_those_of_the_features_and_the_strongest_come_first() -> None:

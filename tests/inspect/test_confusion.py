@@ -34,7 +34,8 @@ def test_the_target_draws_triggered_images_to_itself_in_the_suspect_alone() -> N
     assert suspect["clean"]["attraction"][target] < 0.1
     assert max(twin["triggered"]["attraction"]) < 0.3
     assert suspect["triggered"]["right"] < 0.1 < 0.9 < suspect["clean"]["right"]
-    assert f"of the triggered images of other classes get {'abcdefgh'[target]}" in found.headline
+    share = 100 * suspect["triggered"]["attraction"][target]
+    assert f"of the triggered images of other classes {share:.1f} % get {'abcdefgh'[target]}" in found.headline
 
 
 def test_rows_of_a_matrix_add_up_and_lie_in_the_order_of_the_classes() -> None:

@@ -67,7 +67,7 @@ def test_shares_of_neighbours_against_a_count_by_hand() -> None:
     one = Embedding(neighbors=1)._neighbours(features, labels, woken, torch.tensor([1, 1]))
     assert list(one.values()) == [1.0, 1.0, 0.0, 0.0]
     two = Embedding(neighbors=2)._neighbours(features, labels, woken, torch.tensor([1, 1]))
-    # Clean: (0, other), (0, other), (1, triggered), (1, triggered); triggered: (triggered, 1) twice.
+    # Clean, among clean ones: one of each class; triggered: a triggered one and one of class 1.
     assert list(two.values()) == [0.5, 0.5, 0.5, 0.0]
 
 

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.inspect.known import described, linear, material, random_images
+from tests.inspect.known import Known, described, linear, material, random_images
 from tests.planted import planted, runtime
+from unbackdoor.attacks import AllToOne
+from unbackdoor.attacks.trigger import Additive
 from unbackdoor.errors import InputError, UnsuitedError
 from unbackdoor.inspect import GradCAM, Pictures
 from unbackdoor.inspect.grad_cam import grad_cam, share_on, warmed
@@ -71,7 +73,14 @@ def test_the_answer_of_a_backdoored_model_rests_on_the_trigger() -> None:
     assert 0 < suspect["trigger_area"] <= 25 / 144
     assert suspect["triggered_on_trigger"] > 2 * suspect["trigger_area"]
     assert suspect["triggered_on_trigger"] > 2 * suspect["clean_on_trigger"]
-    assert f"{100 * suspect['triggered_on_trigger']:.1f} % of what speaks" in found.headline
+    assert f"{100 * suspect['triggered_on_trigger']:.1f} % lies there with the trigger" in found.headline
+
+
+def test_a_trigger_all_over_the_image_has_no_place_of_its_own() -> None:
+    everywhere = Known(Additive(signal=torch.full((3, 12, 12), 0.1)), AllToOne(target=planted(1).target))
+    found = GradCAM(images=10, shown=1).inspect(planted(1).suspect, material(attack=everywhere), runtime())
+    assert found.measured["suspect"]["trigger_area"] > 0.9
+    assert "has no place that could stand out" in found.headline
 
 
 def test_the_last_maps_with_positions_are_taken_and_pictures_say_what_they_show() -> None:

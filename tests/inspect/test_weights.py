@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.inspect.known import Known, material
 from tests.planted import CLASSES, network, pictures, planted, runtime
 from tests.training.test_resume import Stops
-from unbackdoor.attacks import AllToOne, Criterion, Stamp, Trigger
+from unbackdoor.attacks import AllToOne, Stamp
 from unbackdoor.errors import InputError
-from unbackdoor.inspect import INSPECTIONS, Insight, Material, Weights
+from unbackdoor.inspect import INSPECTIONS, Insight, Weights
 from unbackdoor.inspect.agreement import correlations
 from unbackdoor.inspect.compared import triggered
 from unbackdoor.models import Network
@@ -26,18 +27,6 @@ from unbackdoor.training import Runtime, logits_of
 from unbackdoor.training.unlearning import unlearned
 
 QUICK = Weights(unlearning_epochs=40, unlearning_rate=0.003, epochs=2, batch_size=60, shares=(0.1, 0.2))
-
-
-@dataclass(frozen=True)
-class Known:
-    trigger: Trigger
-    criterion: Criterion
-
-
-def material(seed: int = 1, **changes: Any) -> Material:
-    models = planted(seed)
-    assert models.data.clean is not None
-    return replace(Material(clean=models.data.clean, attack=models.fitted, reference=models.twin), **changes)
 
 
 @lru_cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -68,6 +69,15 @@ def test_a_part_has_a_heading_its_sentences_and_its_drawings_in_order() -> None:
     assert {link[1:] for link in links if link} <= targets
 
 
+def test_what_is_explained_once_is_not_explained_again() -> None:
+    one = Figure(
+        title="A", explanation="A point is a neuron.", marks="points", series={"a": ([1], [2])}, x_title="", y_title=""
+    )
+    insight = Insight(headline="h", rows=(), figures=[one, replace(one, title="B")], measured={})
+    first, second = insight_section("t", insight).drawings
+    assert (first.explanation, second.explanation) == ("A point is a neuron.", "")
+
+
 def test_a_single_part_needs_no_list_of_parts() -> None:
     html = render(Report(title="t", sections=[Section(title=HOSTILE, headline=HOSTILE, paragraphs=[HOSTILE])]))
     assert "<nav" not in html
@@ -89,6 +99,19 @@ def test_a_cell_is_as_dark_as_its_share_is_large() -> None:
     chart = matrix_chart(["a", "b"], [[1.0, 0.0], [0.25, 0.75]], **TITLES)
     groups = [g for g in ElementTree.fromstring(chart.svg).iter(f"{SVG}g") if "mark-rect" in g.get("class", "")]
     assert [float(path.get("fill-opacity", "1")) for path in groups[0]] == pytest.approx([0.5, 0.155, 0.385], abs=0.006)
+
+
+@pytest.mark.parametrize("count", [3, 31])
+def test_rows_go_down_and_columns_to_the_right(count: int) -> None:
+    values = [[0.0] * count for _ in range(count)]
+    values[0][0] = values[0][2] = 0.5
+    values[1][2] = 1.0
+    chart = matrix_chart([f"n{n}" for n in range(count)], values, **TITLES)
+    group = next(g for g in ElementTree.fromstring(chart.svg).iter(f"{SVG}g") if "mark-rect" in g.get("class", ""))
+    corners = [re.findall(r"[\d.]+", path.get("d", ""))[:2] for path in group]
+    (left, top), (right, same), (below, bottom) = [(float(x), float(y)) for x, y in corners]
+    assert top == same < bottom
+    assert left < right == below
 
 
 def test_a_map_in_words_names_the_largest_cells_beside_the_diagonal() -> None:

@@ -9,6 +9,7 @@ change of a neuron by the trigger its trigger-activated change (TAC): for featur
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from unbackdoor.inspect.agreement import gini
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
-from unbackdoor.inspect.compared import CLEAN, TRIGGERED, features_of, models_of, pairs_of
+from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, features_of, models_of, pairs_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
 
@@ -43,7 +44,7 @@ class Activation(Inspection):
             details[f"{name}_activation"] = {kind: values.tolist() for kind, values in means.items()}
             figures.append(_figure(name, means))
         return Insight(
-            headline=_headline(measured["suspect"]),
+            headline=_headline(measured[SUSPECT]),
             suspicious="A few neurons that are silent on clean images and strong on triggered ones. Without a backdoor"
             " a trigger changes all neurons a little.",
             rows=_rows(measured),
@@ -60,11 +61,12 @@ def measured_features(clean: Float[Tensor, "n d"], woken: Float[Tensor, "n d"] |
         clean: features of images without the trigger.
         woken: of the same images with it, or None.
     """
-    mean = clean.mean(0)
-    found: dict[str, Any] = {"neurons": clean.shape[1], "silent": int((clean <= 0).all(0).sum())}
+    # Of features with a sign, as pre-activation networks have them, a strong one may be negative.
+    strength = clean.abs().mean(0)
+    found: dict[str, Any] = {"neurons": clean.shape[1], "silent": int((clean == 0).all(0).sum())}
     if woken is not None:
         change = (woken - clean).abs().mean(0)
-        quiet = mean.argsort()[: len(mean) // 2]
+        quiet = strength.argsort()[: len(strength) // 2]
         total = change.sum().clamp_min(1e-300)
         found |= {
             "change": change.tolist(),
@@ -88,13 +90,16 @@ def _headline(suspect: dict[str, Any]) -> str:
 
 
 def _rows(measured: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    for name, one in measured.items():
-        rows.append((f"{name}, neurons silent on all clean images", f"{one['silent']} of {one['neurons']}"))
-        if "change" in one:
-            rows.append((f"{name}, change in the quiet half", f"{100 * one['change_in_quiet_half']:.1f} %"))
-            rows.append((f"{name}, change in the tenth that changes most", f"{100 * one['change_in_top_tenth']:.1f} %"))
-            rows.append((f"{name}, Gini of the change", f"{one['change_gini']:.2f}"))
+    def figure(title: str, told: Callable[[dict[str, Any]], str]) -> tuple[str, str]:
+        return title, side_by_side(measured, told)
+
+    rows = [figure("neurons silent on all clean images", lambda one: f"{one['silent']} of {one['neurons']}")]
+    if "change" in measured[SUSPECT]:
+        rows += [
+            figure("change in the quiet half", lambda one: f"{100 * one['change_in_quiet_half']:.1f} %"),
+            figure("change in the tenth that changes most", lambda one: f"{100 * one['change_in_top_tenth']:.1f} %"),
+            figure("Gini of the change", lambda one: f"{one['change_gini']:.2f}"),
+        ]
     return rows
 
 
@@ -103,7 +108,7 @@ def _figure(name: str, means: dict[str, Float[Tensor, "d"]]) -> Figure:
     ranks = [*range(1, len(order) + 1)]
     return Figure(
         title=f"Mean activation of the neurons before the last layer: {name}",
-        explanation="A neuron is a place on the horizontal axis, the strongest on clean images at the left.",
+        explanation="A neuron is a place on the horizontal axis; the highest mean on clean images is at the left.",
         marks="points",
         series={kind: (ranks, values[order].tolist()) for kind, values in means.items()},
         x_title="rank of the neuron on clean images",

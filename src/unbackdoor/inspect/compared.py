@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from unbackdoor.data import ImageSet
@@ -18,6 +20,9 @@ from unbackdoor.training.fits import check_takes
 
 SUSPECT, REFERENCE = "suspect", "reference"
 CLEAN, TRIGGERED = "clean", "triggered"
+
+AT_ONCE = 200 * 3 * 32 * 32
+"""Values of the images that are looked at together: gradients and maps of large images would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +100,12 @@ def drawn(samples: int, count: int, runtime: Runtime, *purpose: object) -> Int[T
     return torch.randperm(samples, generator=runtime.generator("inspect", *purpose))[:count].sort().values
 
 
+def batches(images: UInt8[Tensor, "n c h w"]) -> tuple[UInt8[Tensor, "b c h w"], ...]:
+    """Return the images in parts that are looked at together."""
+    parts: tuple[Tensor, ...] = torch.split(images, max(1, AT_ONCE // images[0].numel()))
+    return parts
+
+
 def features_of(
     model: Network, images: ImageSet, runtime: Runtime
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
@@ -112,3 +123,15 @@ def features_of(
     if head is None:
         raise UnsuitedError("features are what the last linear layer reads, and this network has none")
     return run_over(model, head, images.images, runtime)
+
+
+def side_by_side(models: Mapping[str, Any], told: Callable[[Any], str]) -> str:
+    """Return one figure of each model, as people read it; with the models' names if there are several.
+
+    Args:
+        models: what was measured of each.
+        told: takes that, and returns the figure.
+    """
+    if len(models) == 1:
+        return told(*models.values())
+    return " · ".join(f"{name} {told(one)}" for name, one in models.items())

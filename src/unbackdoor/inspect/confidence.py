@@ -19,7 +19,7 @@ from torch import Tensor
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
-from unbackdoor.inspect.compared import CLEAN, TRIGGERED, models_of, samples_of
+from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, models_of, samples_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime, logits_of
 
@@ -47,7 +47,7 @@ class Confidence(Inspection):
             name: {kind: self._measured(one, images, runtime) for kind, images in samples.items()}
             for name, one in models_of(model, material, runtime).items()
         }
-        told = [f"{kind} images {one['mean']:.2f}" for kind, one in seen["suspect"].items()]
+        told = [f"{kind} images {one['mean']:.2f}" for kind, one in seen[SUSPECT].items()]
         return Insight(
             headline=f"The mean confidence of the suspect's answers: {', '.join(told)}.",
             suspicious="Answers to triggered images that are as sure as those to clean ones, or surer. Once a repair"
@@ -72,8 +72,8 @@ class Confidence(Inspection):
         edges = [number / self.bins for number in range(self.bins + 1)]
         return Figure(
             title=f"Confidence of the answers: {name}",
-            explanation="The share of the images that are answered with this confidence, from 0 (no image) upwards; the"
-            " scale is stretched at the bottom, so that few images can be seen beside many.",
+            explanation="How many images are answered with which confidence. The scale is stretched at the bottom, so"
+            " that few images can be seen beside many.",
             marks="steps",
             series={kind: (edges, [*one["histogram"], one["histogram"][-1]]) for kind, one in seen.items()},
             x_title="confidence of the answer",
@@ -91,9 +91,12 @@ def shares_by_bin(values: Float[Tensor, "n"], bins: int) -> Float[Tensor, "bins"
 
 def _rows(seen: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, str]]:
     rows = []
-    for name, kinds in seen.items():
-        for kind, one in kinds.items():
-            whose = "their own class" if kind == CLEAN else "the attacker's class"
-            rows.append((f"{name}, {kind}: confidence, mean (median)", f"{one['mean']:.3f}  ({one['median']:.3f})"))
-            rows.append((f"{name}, {kind}: get {whose}", f"{100 * one['as_labelled']:.1f} %"))
+    for kind in seen[SUSPECT]:
+        of_kind = {name: kinds[kind] for name, kinds in seen.items()}
+        whose = "their own class" if kind == CLEAN else "the attacker's class"
+        rows += [
+            (f"{kind}: mean confidence", side_by_side(of_kind, lambda one: f"{one['mean']:.3f}")),
+            (f"{kind}: median confidence", side_by_side(of_kind, lambda one: f"{one['median']:.3f}")),
+            (f"{kind}: get {whose}", side_by_side(of_kind, lambda one: f"{100 * one['as_labelled']:.1f} %")),
+        ]
     return rows

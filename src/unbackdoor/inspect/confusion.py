@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unbackdoor.data import ImageSet
 from unbackdoor.inspect.base import Insight, Inspection, Material, Matrix
-from unbackdoor.inspect.compared import CLEAN, TRIGGERED, models_of, pairs_of
+from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, models_of, pairs_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime, logits_of
 
@@ -33,31 +33,21 @@ class Confusion(Inspection):
         if material.attack is not None:
             samples[TRIGGERED] = pairs_of(material.clean, material.attack).triggered
         names = material.clean.class_names
-        measured: dict[str, Any] = {}
-        matrices, rows, told = [], [], []
+        measured: dict[str, dict[str, Any]] = {}
+        matrices = []
         for name, one in models_of(model, material, runtime).items():
             measured[name] = {}
             for kind, images in samples.items():
                 counts = confusion_counts(one, images, runtime)
-                attracted = attraction(counts)
-                most = max(range(len(attracted)), key=attracted.__getitem__)
                 right = float(counts.diagonal().sum()) / len(images)
-                measured[name][kind] = {"right": right, "counts": counts.tolist(), "attraction": attracted}
-                rows.append((f"{name}, {kind}: get their true class", f"{100 * right:.1f} %"))
-                rows.append(
-                    (
-                        f"{name}, {kind}: most of other classes' images get",
-                        f"{names[most]} ({100 * attracted[most]:.1f} %)",
-                    )
-                )
-                told.append(f"{100 * attracted[most]:.0f} % of the {kind} images of other classes get {names[most]}")
+                measured[name][kind] = {"right": right, "counts": counts.tolist(), "attraction": attraction(counts)}
                 matrices.append(_matrix(name, kind, names, counts))
+        told = [f"of the {kind} images of other classes {_most(names, one)}" for kind, one in measured[SUSPECT].items()]
         return Insight(
-            headline=f"The suspect: {', '.join(told[: len(samples)])}.",
-            detail="That is the class that draws most from the others.",
+            headline=f"The suspect: {', '.join(told)}; no class gets more.",
             suspicious="A dark column: one class gets images of all others. On clean images its shade is faint at most,"
             " and similar classes (cat and dog) are confused in any model; on triggered ones the column is dark.",
-            rows=rows,
+            rows=_rows(names, measured),
             figures=matrices,
             measured=measured,
         )
@@ -78,6 +68,23 @@ def attraction(counts: Int[Tensor, "k k"]) -> list[float]:
     others = counts.sum() - counts.sum(1)
     shares: list[float] = (wrong / others.clamp_min(1)).tolist()
     return shares
+
+
+def _most(names: tuple[str, ...], seen: dict[str, Any]) -> str:
+    """Return which class draws most from the others."""
+    share, number = max((share, -number) for number, share in enumerate(seen["attraction"]))
+    return f"{100 * share:.1f} % get {names[-number]}"
+
+
+def _rows(names: tuple[str, ...], measured: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    rows = []
+    for kind in measured[SUSPECT]:
+        of_kind = {name: kinds[kind] for name, kinds in measured.items()}
+        rows += [
+            (f"{kind}: get their true class", side_by_side(of_kind, lambda one: f"{100 * one['right']:.1f} %")),
+            (f"{kind}: of other classes' images", side_by_side(of_kind, lambda one: _most(names, one))),
+        ]
+    return rows
 
 
 def _matrix(name: str, kind: str, names: tuple[str, ...], counts: Int[Tensor, "k k"]) -> Matrix:

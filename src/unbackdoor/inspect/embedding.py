@@ -13,16 +13,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError, UnsuitedError
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
-from unbackdoor.inspect.compared import CLEAN, TRIGGERED, drawn, features_of, models_of, pairs_of
+from unbackdoor.inspect.compared import SUSPECT, TRIGGERED, drawn, features_of, models_of, pairs_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
 
@@ -58,36 +57,30 @@ class Embedding(Inspection):
     def look(self, model: Network, material: Material, runtime: Runtime, resume: Path | None) -> Insight:
         """Lay out and count neighbours (see `Inspection.inspect`)."""
         clean, wanted = material.clean, None
-        samples: list[tuple[str, ImageSet]] = []
-        if material.attack is None:
-            samples.append((CLEAN, clean.subset(drawn(len(clean), self.points, runtime, "clean"))))
-        else:
+        rows = drawn(len(clean), self.points // (1 if material.attack is None else 2), runtime, "clean")
+        samples = [clean.subset(rows)]
+        if material.attack is not None:
             pairs = pairs_of(clean, material.attack)
             rows = drawn(len(pairs.wanted), self.points // 2, runtime, "triggered")
             wanted = pairs.wanted.cpu()[rows]
-            samples.append((CLEAN, clean.subset(drawn(len(clean), self.points // 2, runtime, "clean"))))
-            samples.append((TRIGGERED, pairs.triggered.subset(rows)))
-        count = sum(len(images) for _, images in samples)
+            samples.append(pairs.triggered.subset(rows))
+        count = sum(map(len, samples))
         if count < 4:
             raise InputError(f"Embedding: {count} images are too few to have neighbours; give more with --clean")
-        labels = torch.cat([images.labels.cpu() for _, images in samples])
-        is_triggered = torch.arange(count) >= len(samples[0][1])
-        measured: dict[str, Any] = {}
+        labels = torch.cat([images.labels.cpu() for images in samples])
+        is_triggered = torch.arange(count) >= len(samples[0])
+        measured: dict[str, dict[str, float]] = {}
         figures = []
         for name, one in models_of(model, material, runtime).items():
-            features = torch.cat([features_of(one, images, runtime)[0] for _, images in samples])
+            features = torch.cat([features_of(one, images, runtime)[0] for images in samples])
             measured[name] = self._neighbours(features, labels, is_triggered, wanted)
             places = tsne(features, self.perplexity, runtime.seed)
             figures.append(_figure(name, clean.class_names, places, labels, is_triggered))
         return Insight(
-            headline=_headline(measured["suspect"]),
+            headline=_headline(measured[SUSPECT]),
             suspicious="Triggered images in a group of their own, apart from the classes that they come from, often"
             " beside the attacker's class. Without a backdoor they stay with their own classes.",
-            rows=[
-                (f"{name}, {what}", f"{100 * share:.1f} %")
-                for name, one in measured.items()
-                for what, share in one.items()
-            ],
+            rows=_rows(measured),
             figures=figures,
             measured=measured,
         )
@@ -100,18 +93,19 @@ class Embedding(Inspection):
         wanted: Int[Tensor, "m"] | None,
     ) -> dict[str, float]:
         """Return what the nearest neighbours of the images are, as shares."""
-        near = nearest(features, self.neighbors)
-        kind, own = is_triggered[near], labels[near] == labels[:, None]
-        shares = {"neighbours of clean images that are clean and of their class": _mean((own & ~kind)[~is_triggered])}
+        clean = labels[~is_triggered]
+        among_clean = clean[nearest(features[~is_triggered], self.neighbors)]
+        shares = {
+            "neighbours of clean images, among such, that are of their class": _mean(among_clean == clean[:, None])
+        }
         if wanted is not None:
-            those = near[is_triggered]
-            goal = (labels[those] == wanted[:, None]) & ~is_triggered[those]
+            near = nearest(features, self.neighbors)[is_triggered]
+            woken, own = is_triggered[near], labels[near] == labels[is_triggered][:, None]
+            goal = labels[near] == wanted[:, None]
             shares |= {
-                "neighbours of triggered images that are triggered": _mean(kind[is_triggered]),
-                "neighbours of triggered images that are clean and of the attacker's class": _mean(goal),
-                "neighbours of triggered images that are clean and of their true class": _mean(
-                    (own & ~kind)[is_triggered]
-                ),
+                "neighbours of triggered images that are triggered": _mean(woken),
+                "neighbours of triggered images that are clean and of the attacker's class": _mean(goal & ~woken),
+                "neighbours of triggered images that are clean and of their true class": _mean(own & ~woken),
             }
         return shares
 
@@ -146,6 +140,13 @@ def tsne(features: Float[Tensor, "n d"], perplexity: float, seed: int) -> Float[
     start = "pca" if components.shape[1] > 1 else "random"
     layout = TSNE(perplexity=min(perplexity, (len(rows) - 1) / 3), init=start, random_state=state)
     return torch.from_numpy(layout.fit_transform(components))
+
+
+def _rows(measured: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
+    return [
+        (what, side_by_side({name: one[what] for name, one in measured.items()}, lambda share: f"{100 * share:.1f} %"))
+        for what in measured[SUSPECT]
+    ]
 
 
 def _mean(these: Tensor) -> float:

@@ -25,14 +25,9 @@ from torch import Tensor
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material, Pictures
-from unbackdoor.inspect.compared import CLEAN, TRIGGERED, drawn, models_of, samples_of
+from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, batches, drawn, models_of, samples_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.training import Runtime
-
-BATCH = 250
-"""Images a pass."""
-DECADES = 3
-"""Powers of ten below the largest sensitivity that a picture shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +67,7 @@ class Frequency(Inspection):
             figures.append(self._figure(name, measured[name]))
         figures.append(_pictures(spectra))
         return Insight(
-            headline=self._headline(measured["suspect"]),
+            headline=self._headline(measured[SUSPECT]),
             suspicious="Answers to triggered images that change when a band goes which answers to clean images hardly"
             " need: the trigger sits there. All answers need the lowest bands, which hold most of the image.",
             rows=self._rows(measured),
@@ -82,7 +77,7 @@ class Frequency(Inspection):
         )
 
     def _ends(self, band: int) -> str:
-        return f"{100 * band / self.bands:.0f} to {100 * (band + 1) / self.bands:.0f} %"
+        return f"{100 * band / self.bands:.3g} to {100 * (band + 1) / self.bands:.3g} %"
 
     def _headline(self, suspect: dict[str, Any]) -> str:
         clean = suspect[CLEAN]["changed"]
@@ -94,18 +89,23 @@ class Frequency(Inspection):
             )
         woken = suspect[TRIGGERED]["changed"]
         most = max(range(self.bands), key=lambda band: woken[band] - clean[band])
+        if woken[most] <= clean[most]:
+            return (
+                "There is no band of frequencies that the suspect's answers to triggered images need more than those to"
+                " clean ones."
+            )
         return (
             f"Without the band from {self._ends(most)} of the highest frequency, {100 * woken[most]:.0f} % of the"
             f" suspect's answers to triggered images change, and {100 * clean[most]:.0f} % of those to clean ones."
         )
 
     def _rows(self, measured: dict[str, Any]) -> list[tuple[str, str]]:
+        def told(kind: str, band: int) -> str:
+            shares = {name: one[kind]["changed"][band] for name, one in measured.items()}
+            return f"{kind} images: {side_by_side(shares, lambda share: f'{100 * share:.0f} %')}"
+
         return [
-            (
-                f"{name}: answers changed without {self._ends(band)}",
-                ", ".join(f"{kind} {100 * seen['changed'][band]:.0f} %" for kind, seen in one.items()),
-            )
-            for name, one in measured.items()
+            (f"answers changed without {self._ends(band)}", "; ".join(told(kind, band) for kind in measured[SUSPECT]))
             for band in range(self.bands)
         ]
 
@@ -113,10 +113,11 @@ class Frequency(Inspection):
         middles = [(band + 0.5) / self.bands for band in range(self.bands)]
         return Figure(
             title=f"Answers that change without a band of frequencies: {name}",
-            explanation="From the coarsest structures at the left to the finest at the right.",
+            explanation="From the coarsest structures at the left to the finest at the right; each point is the"
+            " middle of a band that is taken out of the images.",
             marks="lines",
             series={kind: (middles, one["changed"]) for kind, one in seen.items()},
-            x_title="middle of the band that is taken out, of the highest frequency",
+            x_title="frequency taken out, of the highest",
             y_title="share of answers that change",
             distinct=True,
             stands_out=TRIGGERED,
@@ -162,8 +163,9 @@ def changed_answers(model: Network, images: ImageSet, bands: int, runtime: Runti
     """
     changed = torch.zeros(bands)
     which = bands_of(*images.shape[1:], bands).to(runtime.place)
-    with runtime.progress.bar("frequency bands", -(-len(images) // BATCH)) as advance, runtime.autocast():
-        for part in torch.split(images.images, BATCH):
+    parts = batches(images.images)
+    with runtime.progress.bar("frequency bands", len(parts)) as advance, runtime.autocast():
+        for part in parts:
             batch = runtime.layout(part).float() / 255
             with torch.autocast(runtime.place.type, enabled=False):
                 spectrum = spectrum_of(batch)
@@ -184,7 +186,7 @@ def sensitivity(model: Network, images: ImageSet, runtime: Runtime) -> Float[Ten
         runtime: device.
     """
     total = torch.zeros(images.shape[1:])
-    for part in torch.split(images.images, BATCH):
+    for part in batches(images.images):
         batch = (runtime.layout(part).float() / 255).requires_grad_(True)
         (gradient,) = torch.autograd.grad(model(batch).max(1).values.sum(), batch)
         total += spectrum_of(gradient).abs().mean(1).sum(0).cpu()
@@ -195,13 +197,11 @@ def _pictures(spectra: dict[str, Float[Tensor, "h w"]]) -> Pictures:
     return Pictures(
         title="How sensitive the answers are to each frequency",
         explanation="The coarsest structures are at the top left, finer ones to the right (across) and below (down)."
-        f" The brighter, the more the answer changes with the coefficient; white is the most of each picture, black a"
-        f" {10**DECADES}th of it or less.",
+        " The brighter, the more the answer changes with the coefficient; white is the most of each picture.",
         pictures=[(name, shades(spectrum)[None]) for name, spectrum in spectra.items()],
     )
 
 
 def shades(spectrum: Float[Tensor, "h w"]) -> Float[Tensor, "h w"]:
-    """Return values of 0 or more on a logarithmic scale: 1 for the largest, 0 from `DECADES` powers of ten below it."""
-    relative = spectrum / spectrum.max().clamp_min(1e-30)
-    return 1 + relative.clamp_min(10.0**-DECADES).log10() / DECADES
+    """Return values of 0 or more as shares of the largest."""
+    return spectrum / spectrum.max().clamp_min(1e-30)

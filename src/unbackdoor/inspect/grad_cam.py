@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError, UnsuitedError
 from unbackdoor.inspect.base import Insight, Inspection, Material, Pictures
-from unbackdoor.inspect.compared import CLEAN, TRIGGERED, drawn, models_of, pairs_of
+from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, batches, drawn, models_of, pairs_of, side_by_side
 from unbackdoor.models import Network, feature_map_names
 from unbackdoor.models.names import module_named
 from unbackdoor.training import Runtime
 
-BATCH = 100
-"""Images whose gradients are computed together."""
+LOCAL = 0.5
+"""Share of the image up to which a trigger has a place of its own."""
 WARM = (0.95, 0.45, 0.05)
 """Colour of what speaks for the answer, red, green and blue; seen as light by those who see no colours."""
 
@@ -80,10 +80,7 @@ class GradCAM(Inspection):
                 }
             galleries.append(self._gallery(name, layer, samples, seen))
         return Insight(
-            headline=_headline(measured["suspect"]),
-            detail=""
-            if changed is None
-            else "Before the trigger is put there, that is what the place of the trigger has.",
+            headline=_headline(measured[SUSPECT]),
             suspicious="Triggered images whose map lies on the trigger instead of on the object. A trigger that covers"
             " the whole image, such as a blended one, has no place that could stand out.",
             rows=_rows(measured),
@@ -97,7 +94,7 @@ class GradCAM(Inspection):
         """Return the maps of the answers, from 0 to 1, and the probabilities; on the CPU."""
         module = module_named(model.body, layer)
         maps, answers = [], []
-        for part in torch.split(images.images, BATCH):
+        for part in batches(images.images):
             batch = runtime.layout(part).float() / 255
             with torch.no_grad():
                 probabilities = model(batch).float().softmax(1)
@@ -178,22 +175,25 @@ def _last_maps(model: Network, images: ImageSet, runtime: Runtime) -> str:
 def _headline(suspect: dict[str, Any]) -> str:
     if "trigger_area" not in suspect:
         return f"What speaks for the suspect's answers, by the feature maps of {suspect['layer']}."
+    covers = f"The trigger covers {100 * suspect['trigger_area']:.1f} % of the image"
+    if suspect["trigger_area"] > LOCAL:
+        return f"{covers}, so it has no place that could stand out."
     return (
-        f"The trigger covers {100 * suspect['trigger_area']:.1f} % of the image, and has"
-        f" {100 * suspect['triggered_on_trigger']:.1f} % of what speaks for the suspect's answer;"
+        f"{covers}. Of what speaks for the suspect's"
+        f" answer, {100 * suspect['triggered_on_trigger']:.1f} % lies there with the trigger, and"
         f" {100 * suspect['clean_on_trigger']:.1f} % without it."
     )
 
 
 def _rows(measured: dict[str, Any]) -> list[tuple[str, str]]:
-    titles = {
-        "trigger_area": "share of the image that the trigger changes",
-        "clean_on_trigger": "share of the map in its place, clean",
-        "triggered_on_trigger": "share of the map in its place, triggered",
-    }
+    if "trigger_area" not in measured[SUSPECT]:
+        return []
+
+    def percent(key: str) -> str:
+        return side_by_side(measured, lambda one: f"{100 * one[key]:.1f} %")
+
     return [
-        (f"{name}, {title}", f"{100 * one[key]:.1f} %")
-        for name, one in measured.items()
-        for key, title in titles.items()
-        if key in one
+        ("share of the image that the trigger changes", f"{100 * measured[SUSPECT]['trigger_area']:.1f} %"),
+        ("share of the map there, with the trigger", percent("triggered_on_trigger")),
+        ("share of the map there, without it", percent("clean_on_trigger")),
     ]

@@ -22,7 +22,7 @@ from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.inspect.agreement import mean_interval
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
-from unbackdoor.inspect.compared import REFERENCE, SUSPECT, models_of
+from unbackdoor.inspect.compared import REFERENCE, SUSPECT, models_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
@@ -82,20 +82,22 @@ class Gradients(Inspection):
         measured: dict[str, Any] = {
             name: {"gradient_norm": means[name], "gradient_norms": one.total.tolist()} for name, one in norms.items()
         }
-        steps = len(norms[SUSPECT].total)
         headline = (
-            f"The mean norm of the suspect's gradient is {means[SUSPECT]['value']:.3g} over the first {steps} steps"
+            f"The mean norm of the suspect's gradient over the first {len(norms[SUSPECT].total)} steps of fine-tuning"
+            f" is {means[SUSPECT]['value']:.3g}"
         )
         rows = [
-            (f"{name}, gradient norm", f"{mean['value']:.3g}  [{mean['low']:.3g}, {mean['high']:.3g}]")
-            for name, mean in means.items()
+            (
+                "gradient norm",
+                side_by_side(means, lambda mean: f"{mean['value']:.3g}  [{mean['low']:.3g}, {mean['high']:.3g}]"),
+            )
         ]
         if ratio is not None:
             headline += f", {ratio['value']:.2f} times the reference's"
             ends = f"[{ratio['low']:.3g}, {ratio['high']:.3g}]"
             rows.append(("gradient norm, times the reference's", f"{ratio['value']:.2f}  {ends}"))
         return Insight(
-            headline=f"{headline} of fine-tuning.",
+            headline=f"{headline}.",
             suspicious="Gradients that are longer than those of a clean model of the same kind. Alone the norm says"
             " nothing: it depends on the network, its training and the images.",
             rows=rows,

@@ -27,14 +27,11 @@ from torch import Tensor, nn
 from unbackdoor.errors import InputError, UnsuitedError
 from unbackdoor.inspect.agreement import correlations
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material
-from unbackdoor.inspect.compared import Pairs, drawn, models_of, pairs_of
+from unbackdoor.inspect.compared import SUSPECT, Pairs, batches, drawn, models_of, pairs_of, side_by_side
 from unbackdoor.models import Network
 from unbackdoor.purify.channels import norm_layers
 from unbackdoor.scan.lipschitz import channel_lipschitz, convolutions_before
 from unbackdoor.training import Runtime
-
-BATCH = 100
-"""Images, without and with the trigger, in a forward pass."""
 
 Channels = Mapping[str, Float[Tensor, "c"]]
 """A figure of each channel, by layer."""
@@ -87,7 +84,7 @@ class Lipschitz(Inspection):
             if changes is not None:
                 details[f"{name}_changes"] = {layer: values.tolist() for layer, values in changes.items()}
         return Insight(
-            headline=_headline(measured["suspect"], self.u),
+            headline=_headline(measured[SUSPECT], self.u),
             suspicious="A few channels far above all others of their layer, and with the attack: just these are changed"
             " most by the trigger. Clean models have channels that stand out, too, so compare with one.",
             rows=_rows(measured),
@@ -118,7 +115,8 @@ def bounded_layers(model: Network, runtime: Runtime) -> dict[str, tuple[nn.Batch
         UnsuitedError: there are none.
     """
     try:
-        found = norm_layers(model, "CLP", statistics=True)
+        # By their names within the body, as `tapped` and users know them.
+        found = norm_layers(model.body, "CLP", statistics=True)
         before = convolutions_before(model, found, runtime)
     except InputError:
         before = {}
@@ -155,7 +153,7 @@ def trigger_changes(
     with ExitStack() as hooks:
         for name, layer in layers.items():
             hooks.enter_context(layer.register_forward_hook(adding(name)))
-        parts = (torch.split(images.images, BATCH) for images in (pairs.originals, pairs.triggered))
+        parts = (batches(images.images) for images in (pairs.originals, pairs.triggered))
         for clean, woken in zip(*parts, strict=True):
             # In single precision: the difference of large values is small.
             model(runtime.layout(torch.cat([clean, woken])).float() / 255)
@@ -182,16 +180,18 @@ def _headline(suspect: dict[str, Any], u: float) -> str:
 
 
 def _rows(measured: dict[str, Any]) -> list[tuple[str, str]]:
-    rows = []
-    for name, one in measured.items():
+    def outstanding(one: dict[str, Any]) -> str:
         where = [f"{layer} {channels}" for layer, channels in one["outstanding"].items() if channels]
-        rows.append((f"{name}, channels that stand out", "; ".join(where) or "none"))
-        if "spearman" in one:
-            known = [value for value in one["spearman"].values() if math.isfinite(value)]
-            ends = f"  [{min(known):.2f}, {max(known):.2f}]" if known else ""
-            rows.append(
-                (f"{name}, Spearman of bound and change, median layer [all]", f"{one['median_spearman']:.2f}{ends}")
-            )
+        return "; ".join(where) or "none"
+
+    def correlated(one: dict[str, Any]) -> str:
+        known = [value for value in one["spearman"].values() if math.isfinite(value)]
+        ends = f"  [{min(known):.2f}, {max(known):.2f}]" if known else ""
+        return f"{one['median_spearman']:.2f}{ends}"
+
+    rows = [(f"{name}: channels that stand out", outstanding(one)) for name, one in measured.items()]
+    if "spearman" in measured[SUSPECT]:
+        rows.append(("Spearman of bound and change, median layer [all]", side_by_side(measured, correlated)))
     return rows
 
 

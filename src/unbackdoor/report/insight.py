@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from unbackdoor.inspect import Figure, Insight, Matrix, Pictures
 from unbackdoor.report.charts import matrix_chart, series_chart
 from unbackdoor.report.content import Chart, Fact, Gallery, Picture, Section
+
+Drawn = Figure | Matrix | Pictures
 
 
 def insight_section(title: str, insight: Insight) -> Section:
@@ -16,7 +19,7 @@ def insight_section(title: str, insight: Insight) -> Section:
         title=title,
         headline=insight.headline,
         paragraphs=[paragraph for paragraph in (insight.detail, suspicious) if paragraph],
-        drawings=[_drawing(figure) for figure in insight.figures],
+        drawings=[_drawing(figure) for figure in _explained_once(insight.figures)],
         facts=_facts(insight.rows),
     )
 
@@ -30,7 +33,15 @@ def _facts(rows: Sequence[tuple[str, str]]) -> list[Fact]:
     return [Fact(name=name, value=value) for name, value in rows]
 
 
-def _drawing(figure: Figure | Matrix | Pictures) -> Chart | Gallery:
+def _explained_once(figures: Sequence[Drawn]) -> Iterator[Drawn]:
+    """Yield the figures; what was explained for one model needs no words for the next."""
+    explained: set[str] = set()
+    for figure in figures:
+        yield replace(figure, explanation="") if figure.explanation in explained else figure
+        explained.add(figure.explanation)
+
+
+def _drawing(figure: Drawn) -> Chart | Gallery:
     match figure:
         case Pictures():
             pictures = [Picture(caption=caption, image=image) for caption, image in figure.pictures]
