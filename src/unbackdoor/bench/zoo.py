@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
 
 from unbackdoor.attacks import ATTACKS, AllToOne, Attack, Criterion, FittedAttack, Poisoning, SourceSpecific, TaCT
 from unbackdoor.data import ImageSet, draw_clean
@@ -34,7 +33,7 @@ from unbackdoor.models import PreActResNet18, WRN16x1, save_model
 from unbackdoor.options import bound_options, options_of
 from unbackdoor.training import Recipe, Runtime, Silent, fit, new_network
 
-NETWORKS: tuple[partial[nn.Module], ...] = (partial(PreActResNet18, width=8), partial(WRN16x1, width=16))
+NETWORKS: tuple[partial[Any], ...] = (partial(PreActResNet18, width=8), partial(WRN16x1, width=16))
 """Taken in turn."""
 QUICK = Recipe(epochs=8)
 """Of a victim that has to know the classes, not to be the best."""

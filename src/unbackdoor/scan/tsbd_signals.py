@@ -149,7 +149,7 @@ def activeness(model: Network, images: ImageSet, layers: Sequence[str]) -> float
     """
     weights = [model.get_parameter(f"{name}.weight") for name in layers]
     gradients = [torch.zeros_like(weight) for weight in weights]
-    for part, labels in zip(images.images.split(AT_ONCE), images.labels.split(AT_ONCE)):
+    for part, labels in zip(torch.split(images.images, AT_ONCE), torch.split(images.labels, AT_ONCE)):
         loss = F.cross_entropy(model(part.float() / 255), labels, reduction="sum") / len(images)
         # A layer that the loss does not reach is not active.
         for total, more in zip(gradients, torch.autograd.grad(loss, weights, allow_unused=True)):
