@@ -64,8 +64,8 @@ KINDS = {
     "digits": Kind(
         source="digits",
         size=1400,
-        recipe=Recipe(epochs=12, batch_size=32, learning_rate=0.1, augmentation="crop"),
-        rounds=10,
+        recipe=Recipe(epochs=8, batch_size=64, learning_rate=0.1, augmentation="crop"),
+        rounds=7,
         clean_size=50,
         attacks=(
             *("AdaptiveBlend", "AdaptivePatch", "BadNets", "CTRL", "FTrojan", "Refool", "TaCT"),
@@ -77,7 +77,7 @@ KINDS = {
         source="gtsrb",
         size=12_000,
         recipe=Recipe(epochs=8, augmentation="crop"),
-        rounds=4,
+        rounds=6,
         clean_size=250,
     ),
 }

@@ -80,7 +80,9 @@ def test_a_held_out_attack_with_a_seed_that_is_not_held_out_has_no_part() -> Non
     assert (part("BadNets", 0), part("BadNets", 1)) == ("weights", None)
 
 
-@pytest.mark.parametrize(("rounds", "attacks", "words"), [(0, ["SIG"], "1 round"), (1, ["Sig"], "did you mean SIG")])
+@pytest.mark.parametrize(
+    ("rounds", "attacks", "words"), [(0, ["SIG"], "1 round"), (1, ["BadNet"], "did you mean BadNets")]
+)
 def test_a_plan_that_cannot_be_is_refused(rounds: int, attacks: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         plan("digits", attacks, rounds)

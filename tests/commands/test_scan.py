@@ -55,7 +55,7 @@ def test_the_verdict_its_rate_its_p_value_and_what_each_scanner_said_are_shown(
     words = scan(victim / "model.safetensors", "digits", table(tmp_path / "t.json", clean), tmp_path / "out")
     found, out, err = run(capsys, *words)
     assert found == code, err
-    text = " ".join(out.split())
+    text = " ".join(out.replace("│", " ").split())
     assert word in text
     p_value = "0.025" if code else "1"
     assert f"{p_value}, from 39 clean models" in text

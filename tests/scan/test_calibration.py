@@ -172,7 +172,7 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_file_that_is_not_there_is_an_error_of_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nothing\.json: cannot be read .* name a file of calibration tables"):
         read_tables(tmp_path / "nothing.json")
-    with pytest.raises(InputError, match="no regular file"):
+    with pytest.raises(InputError, match=r"cannot be read|no regular file"):
         read_tables(tmp_path)
 
 

@@ -69,7 +69,7 @@ def test_the_activeness_does_not_depend_on_how_long_weights_before_a_normalisati
 
 def test_unlearning_ends_at_chance_and_a_schedule_that_is_too_short_is_no_budget_s_fault() -> None:
     models = planted(1)
-    found = TSBDSignals(epochs=30, learning_rate=1e-2).scan(models.twin, models.data, runtime())
+    found = TSBDSignals(epochs=30, learning_rate=1e-2).scan(models.suspect, models.data, runtime())
     assert found.evidence["unlearning_epochs"] < 30
     assert not found.shortened
     short = TSBDSignals(epochs=1, learning_rate=1e-6).scan(models.twin, models.data, runtime())
@@ -110,3 +110,14 @@ def test_there_is_an_anomaly_for_every_class() -> None:
     found = TSBDSignals(epochs=2).scan(models.suspect, models.data, runtime())
     assert len(found.anomaly) == CLASSES
     assert set(found.statistics) == {"concentration", "activeness"}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4, 8])
+def test_answers_flee_to_a_planted_target_and_gradients_are_larger_than_the_twins(seed: int) -> None:
+    models = planted(seed)
+    found, twin = (
+        TSBDSignals(learning_rate=1e-4).scan(one, models.data, runtime(seed)) for one in (models.suspect, models.twin)
+    )
+    assert int(found.anomaly.argmax()) == models.target
+    assert float(found.anomaly.max()) > max(3.0, 1.5 * float(twin.anomaly.max()))
+    assert found.statistics["activeness"] > twin.statistics["activeness"] + 0.5

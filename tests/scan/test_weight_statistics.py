@@ -55,10 +55,12 @@ def test_the_largest_deviation_of_a_channel_is_that_of_the_formula() -> None:
     )
 
 
-def test_a_planted_backdoor_has_a_more_unusual_channel_than_its_twin_in_most_pairs() -> None:
-    models = [planted(seed) for seed in (1, 2, 4, 8)]
-    pairs = [[largest_deviation(one.eval(), runtime()) for one in (each.suspect, each.twin)] for each in models]
-    assert sum(suspect > twin for suspect, twin in pairs if suspect and twin) >= 3
+@pytest.mark.parametrize("seed", [1, 2, 4, 8])
+def test_a_planted_target_has_the_largest_weights_and_its_twin_has_none_as_large(seed: int) -> None:
+    models = planted(seed)
+    found, twin = (WeightStatistics().scan(one, DefenderData(), runtime()) for one in (models.suspect, models.twin))
+    assert found.suspected[0] == models.target
+    assert float(twin.anomaly.max()) < 0.8 * float(found.anomaly.max())
 
 
 def test_a_network_without_normalisation_has_no_channel_and_one_without_a_last_layer_is_refused() -> None:

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
 
 from unbackdoor.attacks import ATTACKS, AllToOne, Attack, Criterion, FittedAttack, Poisoning, SourceSpecific, TaCT
 from unbackdoor.data import ImageSet, draw_clean
@@ -34,7 +33,7 @@ from unbackdoor.models import PreActResNet18, WRN16x1, save_model
 from unbackdoor.options import bound_options, options_of
 from unbackdoor.training import Recipe, Runtime, Silent, fit, new_network
 
-NETWORKS: tuple[partial[nn.Module], ...] = (partial(PreActResNet18, width=8), partial(WRN16x1, width=16))
+NETWORKS: tuple[partial[Any], ...] = (partial(PreActResNet18, width=8), partial(WRN16x1, width=16))
 """Taken in turn."""
 QUICK = Recipe(epochs=8)
 """Of a victim that has to know the classes, not to be the best."""
@@ -44,6 +43,8 @@ LEAST_RATE = 0.02
 """Of poison, and of covers where there are any: a rate of 0.3 % of few images is a handful."""
 MOST_OF_A_CLASS = 0.6
 """Share of the target's images that an attack may poison which leaves labels as they are."""
+MOST_TESTED = 1000
+"""Test images by which a model is measured: whether an attack worked is seen on fewer than all."""
 INDEX, MODELS, WORK = "index.jsonl", "models", "work"
 """Names in a zoo's folder."""
 
@@ -129,7 +130,7 @@ def fill(
         out: the zoo's folder.
         entries: see `plan`.
         train: images of which each model sees `size`, drawn class-balanced by its seed.
-        test: measures accuracy and the attack's success.
+        test: some of it measures accuracy and the attack's success.
         size: training images of a model; all if there are fewer.
         recipe: how models are trained.
         runtime: device and precision; seeds are the entries' own.
@@ -137,6 +138,7 @@ def fill(
     Raises:
         InputError: the folder has models of another recipe under these names.
     """
+    tested = draw_clean(test, min(MOST_TESTED, len(test)), 0)
     made = {"size": size, "recipe": options_of(recipe), "precision": runtime.precision, "images": train.digest()}
     wanted = {entry.key for entry in entries}
     _check_same(out, wanted, made)
@@ -146,7 +148,7 @@ def fill(
                 if mine and entry.key not in {row["key"] for row in rows_of(out / INDEX)}:
                     # Bars within a bar cannot be shown, and a budget is not a model's own.
                     quiet = replace(runtime, seed=entry.seed, budget=None, progress=Silent())
-                    append(out / INDEX, {**_made(out, entry, train, test, size, recipe, quiet), "made": made})
+                    append(out / INDEX, {**_made(out, entry, train, tested, size, recipe, quiet), "made": made})
             advance()
     return [row for row in rows_of(out / INDEX) if row["key"] in wanted]
 

@@ -43,7 +43,7 @@ def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runti
             universal_perturbations(
                 model, clean.images, clean.classes, radius, runtime, steps=STEPS, batch_size=IMAGES, only=part
             )
-            for part in everything.split(MOST_AT_ONCE // IMAGES)
+            for part in torch.split(everything, MOST_AT_ONCE // IMAGES)
         ]
     )
     judges = draw_clean(clean, JUDGES, runtime.seed)

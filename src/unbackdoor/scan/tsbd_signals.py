@@ -1,21 +1,22 @@
 """TSBD's observations as a scanner: what clean unlearning changes, and how active neurons are.
 
-Lin, Liu, Wei, Li, Xiong, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes
-and Backdoor Activeness" (NeurIPS 2024), who repair by them. A copy of the model unlearns the clean samples, by gradient
-ascent until accuracy is down to chance. Then three numbers are read off:
+Lin, Liu, Wei, Li, Xiong, "Unveiling and Mitigating Backdoor Vulnerabilities based on Unlearning Weight Changes and
+Backdoor Activeness" (NeurIPS 2024), who repair by them. A copy of the model unlearns the clean samples, by gradient
+ascent for some epochs, or until accuracy is down to chance. Then three numbers are read off:
 
-- The sink: where the answers flee to. A model that must not give the true class gives the class that it is led to most
-  easily, and of a backdoored one that is often the target. The anomaly of a class is a robust index of the logarithm of
-  its mean probability, after unlearning, on images of other classes. Ours; the paper does not look at the answers.
-- The concentration of the neuron weight change (NWC): the share of it that the most changed tenth of a layer's neurons
-  has, the mean over the layers. The paper: few neurons carry the backdoor, and unlearning changes them most.
+- The sink: where the answers flee to. A model that must not give the true class gives the class that it is led to
+  most easily, and of a backdoored one that is often the target. The anomaly of a class is a robust index of the
+  logarithm of its mean probability, after unlearning, on images of other classes. Ours; the paper does not look at
+  the answers.
+- The concentration of the neuron weight change (NWC): the share of it that the most changed tenth of a layer's
+  neurons has, the mean over the layers. The paper: few neurons carry the backdoor, and unlearning changes them most.
 - The activeness: how large the gradients of the loss on clean samples are, which the paper finds larger in backdoored
   models in early fine-tuning. Here before any step, in full precision, and for each layer the norm of its gradient
-  times that of its weights, since only the product does not depend on how long the weights before a normalisation are;
-  the logarithm of the root of the sum of squares over the layers.
+  times that of its weights, since only the product does not depend on how long the weights before a normalisation
+  are; the logarithm of the root of the sum of squares over the layers.
 
-The paper's rate of unlearning, 1e-4, takes tens of epochs of 2,500 images; here the rate is higher and the epochs are
-few, as the changes are only compared with each other.
+The paper lets unlearning go on until accuracy is down to chance, which takes tens of epochs of 2,500 images; here the
+epochs are few, as the changes are only compared with each other.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class TSBDSignals(Scanner):
 
     epochs: int = 20
     batch_size: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-4
     most_images: int = 256
     threshold: float = 3.5
 
@@ -149,7 +150,7 @@ def activeness(model: Network, images: ImageSet, layers: Sequence[str]) -> float
     """
     weights = [model.get_parameter(f"{name}.weight") for name in layers]
     gradients = [torch.zeros_like(weight) for weight in weights]
-    for part, labels in zip(images.images.split(AT_ONCE), images.labels.split(AT_ONCE)):
+    for part, labels in zip(torch.split(images.images, AT_ONCE), torch.split(images.labels, AT_ONCE)):
         loss = F.cross_entropy(model(part.float() / 255), labels, reduction="sum") / len(images)
         # A layer that the loss does not reach is not active.
         for total, more in zip(gradients, torch.autograd.grad(loss, weights, allow_unused=True)):

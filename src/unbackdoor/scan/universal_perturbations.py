@@ -43,7 +43,7 @@ class UniversalPerturbations(Scanner):
         threshold: on the anomaly index (scaled median absolute deviations above the median).
     """
 
-    radius: float = 0.75 / 32
+    radius: float = 0.05
     steps: int = 20
     batch_size: int = 32
     most_classes: int = 16

@@ -40,7 +40,7 @@ DETECTORS: tuple[Scanner, ...] = (
     WeightStatistics(),
     UniversalPerturbations(),
     TSBDSignals(),
-    NeuralCleanse(rounds=40, steps=4, batch_size=16, patience=3, stop_patience=12, most_classes=16),
+    NeuralCleanse(rounds=30, steps=3, batch_size=16, patience=3, stop_patience=12, most_classes=16),
 )
 """What tables are made with: a scan of seconds; any other registered scanners can be named instead."""
 LEAST_SHARE = 1e-3
