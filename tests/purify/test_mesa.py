@@ -41,7 +41,7 @@ def asr_and_acc(model: Network) -> tuple[float, float]:
 
 def quick(patch: pytest.MonkeyPatch) -> None:
     """Let the repair scan as the scanner's own tests do."""
-    short = Sweep(steps=300, batch_size=32, learning_rate=5e-4, hidden=64, finalists=2)
+    short = Sweep(steps=200, batch_size=32, learning_rate=1e-3, hidden=48, finalists=2)
     patch.setattr(module, "Sweep", lambda **_: short)
 
 
