@@ -59,10 +59,10 @@ def test_stacked_training_is_separate_training() -> None:
         for name, value in plain_generator(together.generators, row).named_parameters():
             # Biases before a normalisation have no effect, and follow rounding.
             if name not in ("fc1.bias", "fc2.bias", "fc3.bias"):
-                torch.testing.assert_close(value, one.generator.get_parameter(name), rtol=2e-3, atol=5e-4)
+                torch.testing.assert_close(value, one.generator.get_parameter(name), rtol=2e-3, atol=2e-3)
                 assert not torch.allclose(value, before[row][name], atol=1e-2)
         for name, value in plain_statistics(together.statistics, row).named_parameters():
-            torch.testing.assert_close(value, one.statistics.get_parameter(name), rtol=2e-3, atol=5e-4)
+            torch.testing.assert_close(value, one.statistics.get_parameter(name), rtol=2e-3, atol=2e-3)
 
 
 def test_a_row_does_not_see_the_others() -> None:
