@@ -62,7 +62,9 @@ def test_stacked_training_is_separate_training() -> None:
                 torch.testing.assert_close(value, one.generator.get_parameter(name), rtol=2e-3, atol=2e-3)
                 assert not torch.allclose(value, before[row][name], atol=1e-2)
         for name, value in plain_statistics(together.statistics, row).named_parameters():
-            torch.testing.assert_close(value, one.statistics.get_parameter(name), rtol=2e-3, atol=2e-3)
+            # So does a shift of all values of T.
+            if name != "fc3.bias":
+                torch.testing.assert_close(value, one.statistics.get_parameter(name), rtol=2e-3, atol=2e-3)
 
 
 def test_a_row_does_not_see_the_others() -> None:
