@@ -170,6 +170,15 @@ def test_without_a_suspected_class_the_model_is_unchanged_and_the_report_says_so
     assert history.notes[-1] == f"The model is unchanged, since MESA {words}: as the test says."
 
 
+def test_a_suspected_class_without_a_distribution_is_no_reason_to_claim_a_repair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told(monkeypatch, True, 7)
+    repaired, history = MESA().purify(network(0), DATA, runtime())
+    assert same_state(state_of(repaired), state_of(network(0)))
+    assert "unchanged, since no generator was learned" in history.notes[-1]
+
+
 def test_only_the_distributions_of_suspected_classes_are_retrained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     told(monkeypatch, True, 5)
     seen: list[list[float]] = []
