@@ -62,6 +62,7 @@ OWN: dict[str, dict[str, Any]] = {
     "FCT": {"draws": 2},
     "STRIP": {"overlays": 2},
     "MCR": {"end_epochs": 2},
+    "MESA": {"betas": (0.9, 0.5)},
     "MESAPatch": {"poison_rate": 0.1},
     "NAD": {"teacher_epochs": 2},
     "RNP": {"unlearning_epochs": 2},

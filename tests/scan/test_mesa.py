@@ -16,7 +16,7 @@ from unbackdoor.scan import MESA, Finding
 from unbackdoor.scan import mesa as module
 from unbackdoor.scan.mesa import Screened, chosen_size, screen
 
-SHORT = MESA(steps=150, batch_size=32, learning_rate=2e-3, hidden=48, finalists=2)
+SHORT = MESA(steps=200, batch_size=32, learning_rate=1e-3, hidden=48, finalists=2)
 BRIEF = replace(SHORT, steps=2, batch_size=8, hidden=8)
 DATA = DefenderData(clean=pictures(200, 7))
 

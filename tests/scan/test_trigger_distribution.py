@@ -128,7 +128,7 @@ def test_the_typical_trigger_is_drawn_by_the_sub_model_with_the_largest_threshol
     made = constant(0.2, 0.8)
     torch.testing.assert_close(made.typical(draws()), torch.full(SHAPE, 0.2))
     middle = distribution()
-    triggers = middle.sample(2048, draws(8), of=0)
+    triggers = middle.sample(256, draws(8), of=0)
     nearest = (triggers - triggers.mean(0)).flatten(1).norm(dim=1).min()
     assert float((middle.typical(draws(8)) - triggers.mean(0)).norm()) == pytest.approx(float(nearest), rel=1e-4)
 

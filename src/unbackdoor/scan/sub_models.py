@@ -24,7 +24,7 @@ from unbackdoor.scan.stacked import NOISE, Generators, Statistics
 from unbackdoor.scan.trigger_distribution import TriggerDistribution, generators_of
 from unbackdoor.training import Runtime, affordable
 
-JUDGED = 1024
+JUDGED = 512
 """Pairs from which information is estimated in the end, and images at most on which success is measured."""
 
 

@@ -23,6 +23,8 @@ from unbackdoor.scan.stacked import NOISE, Generators
 
 CENTRES = 2048
 """Triggers of each sub-model around which a density is computed."""
+TYPICAL = 256
+"""Triggers of which the one in the middle is typical."""
 
 
 def staircase_weights(betas: Sequence[float], entropies: Float[Tensor, "s"]) -> Float[Tensor, "s"]:
@@ -117,7 +119,7 @@ class TriggerDistribution:
 
     def typical(self, draws: torch.Generator) -> Float[Tensor, "c p p"]:
         """Return a trigger of the sub-model with the largest threshold: the one that is nearest to their mean."""
-        triggers = self.sample(CENTRES, draws, of=max(range(len(self.betas)), key=self.betas.__getitem__))
+        triggers = self.sample(TYPICAL, draws, of=max(range(len(self.betas)), key=self.betas.__getitem__))
         return triggers[(triggers - triggers.mean(0)).flatten(1).norm(dim=1).argmin()]
 
     def only(self, number: int) -> TriggerDistribution:
