@@ -91,24 +91,27 @@ class TwinDifference(MoleculeScanner):
         counts, names = motif_counts(pairs.smiles)
         twins = near_copies(words, counts, self.alike, self.most_words)
         kinds, difference = numbered(counts[twins.copy] - counts[twins.original])
-        suspects = []
-        for phrases, kind, rows in (
-            *copied(words, twins, difference),
-            *rewritten(words, twins, difference, self.common),
-        ):
-            motifs = [names[column] for column in kinds[kind].indices]
-            smiles = [pairs.smiles[row] for row in rows]
-            suspects.append(
-                Suspect(
-                    words=phrases,
-                    # A ring has the longest name, and is what can be told best from the rest of a molecule.
-                    subgraph=grown_subgraph(smiles, max(motifs, key=lambda one: (len(one), one)), self.grown),
-                    strength=len(rows) / needed,
-                    rows=rows,
-                    evidence={"votes": float(len(rows))},
-                )
+        votes = [(*vote, self.votes) for vote in copied(words, twins, difference)]
+        votes += [(*vote, TWICE * self.votes) for vote in rewritten(words, twins, difference, self.common)]
+        suspects = [
+            Suspect(
+                words=phrases,
+                subgraph=self._named([names[column] for column in kinds[kind].indices], rows, pairs),
+                strength=len(rows) / needed,
+                rows=rows,
+                evidence={"votes": float(len(rows))},
             )
+            for phrases, kind, rows, needed in votes
+        ]
         return self.verdict(merged(suspects, len(pairs)), len(pairs), 2 * self.votes)
+
+    def _named(self, motifs: Sequence[str], rows: Int[np.ndarray, "r"], pairs: Pairs) -> str:
+        """Return the subgraph around the motifs that molecules have more, as SMILES."""
+        # A ring has the longest name, and is what can be told best from the rest of a molecule.
+        motif = max(motifs, key=lambda one: (len(one), one))
+        if len(rows) < self.votes:
+            return motif
+        return grown_subgraph([pairs.smiles[row] for row in rows], motif, self.grown)
 
 
 class Twins(NamedTuple):
