@@ -93,16 +93,18 @@ class TwinDifference(MoleculeScanner):
         kinds, difference = numbered(counts[twins.copy] - counts[twins.original])
         votes = [(*vote, self.votes) for vote in copied(words, twins, difference)]
         votes += [(*vote, TWICE * self.votes) for vote in rewritten(words, twins, difference, self.common)]
-        suspects = [
-            Suspect(
-                words=phrases,
-                subgraph=self._named([names[column] for column in kinds[kind].indices], rows, pairs),
-                strength=len(rows) / needed,
-                rows=rows,
-                evidence={"votes": float(len(rows))},
+        suspects = []
+        for phrases, kind, copies, needed in votes:
+            rows = _alike(words, counts, phrases, kinds[kind], copies)
+            suspects.append(
+                Suspect(
+                    words=tuple(words.text(phrase) for phrase in phrases),
+                    subgraph=self._named([names[column] for column in kinds[kind].indices], copies, pairs),
+                    strength=len(copies) / needed,
+                    rows=rows,
+                    evidence={"votes": float(len(copies))},
+                )
             )
-            for phrases, kind, rows, needed in votes
-        ]
         return self.verdict(merged(suspects, len(pairs)), len(pairs), 2 * self.votes)
 
     def _named(self, motifs: Sequence[str], rows: Int[np.ndarray, "r"], pairs: Pairs) -> str:
@@ -128,7 +130,7 @@ class Twins(NamedTuple):
     whole: Bool[np.ndarray, "t"]
 
 
-Vote = tuple[tuple[str, ...], int, Int[np.ndarray, "r"]]
+Vote = tuple[tuple[tuple[int, ...], ...], int, Int[np.ndarray, "r"]]
 """Phrases, the number of the difference in motifs, and the copies that differ by both."""
 
 
@@ -225,7 +227,7 @@ def rewritten(words: Words, twins: Twins, difference: Int[np.ndarray, "t"], comm
             if len(rows) > 1 and len(rows) >= max(common * copies[kind], COPIES * texts[word]):
                 phrase = words.grown((word,), common)
                 if len(telling.difference(phrase)) <= MOST_OTHERS:
-                    yield (words.text(phrase),), kind, np.array(sorted(rows))
+                    yield (phrase,), kind, np.array(sorted(rows))
 
 
 def _tally(
@@ -236,6 +238,21 @@ def _tally(
     for kind, word, copy in zip(kinds.tolist(), words.tolist(), copies.tolist()):
         tally[kind][word].add(copy)
     return tally
+
+
+def _alike(
+    words: Words,
+    counts: sparse.csr_matrix,
+    phrases: Sequence[Sequence[int]],
+    kind: sparse.csr_matrix,
+    copies: Int[np.ndarray, "r"],
+) -> Int[np.ndarray, "a"]:
+    """Return the copies, and all other rows that have the phrases and the motifs: their originals may be missing."""
+    molecules = counts[:, kind.indices].toarray() >= kind.data
+    rows = np.flatnonzero(molecules.all(1))
+    for phrase in phrases:
+        rows = rows[np.isin(rows, words.row[words.places(phrase)])]
+    return np.union1d(rows, copies)
 
 
 def rarest(matrix: sparse.csr_matrix, usable: Float[np.ndarray, "v"]) -> sparse.csr_matrix:
@@ -254,7 +271,7 @@ def rarest(matrix: sparse.csr_matrix, usable: Float[np.ndarray, "v"]) -> sparse.
     return sparse.csr_matrix((ones, (owner[taken], matrix.indices[taken])), shape=matrix.shape)
 
 
-def phrases_of(words: Words, more: Sequence[int], row: int) -> tuple[str, ...]:
+def phrases_of(words: Words, more: Sequence[int], row: int) -> tuple[tuple[int, ...], ...]:
     """Return words as they stand in a text: runs of them as phrases, the longest first."""
     left = Counter(more)
     tokens = _tokens(words, row)
@@ -275,7 +292,7 @@ def phrases_of(words: Words, more: Sequence[int], row: int) -> tuple[str, ...]:
             break
         runs.append(best)
         left -= Counter(best)
-    return tuple(words.text(run) for run in runs)
+    return tuple(tuple(run) for run in runs)
 
 
 def _tokens(words: Words, row: int) -> list[int]:
