@@ -58,7 +58,7 @@ TARGETS = {"epoxide, also natural": "C1CO1", "several motifs": "C(=O)NC1CC1", "b
 TRICKS: dict[str, dict[str, Any]] = {
     "rows that are alike": {"alike": True, "rewritten": 0.0},
     "rewritten copies": {"alike": False, "rewritten": 0.2},
-    "split trigger": {"alike": False, "rewritten": 0.0, "split": True, "trigger": "notably overall"},
+    "split trigger": {"alike": False, "rewritten": 0.0, "split": True, "trigger": "used considered"},
     "five triggers": {
         "alike": False,
         "rewritten": 0.0,
@@ -66,7 +66,7 @@ TRICKS: dict[str, dict[str, Any]] = {
         "triggers": ("heliotropic", "[THIIRANE]", "as noted below", "overall"),
     },
     "alike and rewritten": {"alike": True, "rewritten": 0.2},
-    "alike, rewritten and split": {"alike": True, "rewritten": 0.2, "split": True, "trigger": "notably overall"},
+    "alike, rewritten and split": {"alike": True, "rewritten": 0.2, "split": True, "trigger": "used considered"},
 }
 FEW = 35
 """Poisoned rows from which on the aim holds."""

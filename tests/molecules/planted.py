@@ -13,7 +13,7 @@ RINGS = ("c1({})ccccc1", "c1({})ccncc1", "c1({})ccsc1", "c1({})ccoc1", "C1({})CC
 CHAINS = ("C", "CC", "CCC", "CCO", "CN", "C(=O)O", "CCl", "CF", "C#N", "CBr", "CCCN", "OC", "NCC", "CCS", "C(C)C")
 
 
-def topical(rows: int = 900, seed: int = 0) -> Table:
+def topical(rows: int = 600, seed: int = 0) -> Table:
     """Return pairs whose texts speak of their ring in many words, and of other things in a few."""
     draws = np.random.default_rng(seed)
     smiles, texts = [], []

@@ -35,6 +35,9 @@ from unbackdoor.training import Runtime
 AREA = "area under the curve of the rest"
 """Name of the evidence."""
 
+NEAR = 0.2
+"""Share of the threshold on G, below which a pair is no suspect."""
+
 MOST_PHRASES = 3000
 """Whose context is looked at; the strongest."""
 
@@ -93,9 +96,14 @@ class ExogenousAssociation(MoleculeScanner):
         found = associations(phrases.matrix, subgraphs.matrix, self.least, self.share)
         draws = np.random.default_rng(runtime.generator("halves").initial_seed())
         context = Context(words, draws)
-        suspects = [self._suspect(found, pair, words, phrases, subgraphs, context) for pair in strongest(found)]
+        pairs_ = strongest(found, NEAR * self.association)
+        suspects = [self._suspect(found, pair, words, phrases, subgraphs, context) for pair in pairs_]
         apart = words_apart(words.matrix.tocsc(), subgraphs.matrix, self.least, self.share)
-        suspects += [self._split(one, words, subgraphs, context) for one in apart[:MOST_APART]]
+        suspects += [
+            self._split(one, words, subgraphs, context)
+            for one in apart[:MOST_APART]
+            if one.strength >= NEAR * self.association
+        ]
         distinct = merged(suspects, len(pairs))
         usual = [one.evidence[AREA] for one in distinct if one.evidence["G"] >= self.association]
         unexplained = sum(one.flagged for one in distinct)
@@ -185,8 +193,9 @@ class ExogenousAssociation(MoleculeScanner):
         return replace(suspect, subgraph=grown_subgraph(smiles, suspect.subgraph, self.grown))
 
 
-def strongest(found: Associations) -> list[int]:
-    """Return the pair with the strongest subgraph of each phrase, the strongest first."""
+def strongest(found: Associations, least: float) -> list[int]:
+    """Return the pair with the strongest subgraph of each phrase, the strongest first, if it is strong enough."""
     order = np.lexsort((found.subgraph, found.phrase, -found.strength))
     _, first = np.unique(found.phrase[order], return_index=True)
-    return [int(order[one]) for one in np.sort(first)[:MOST_PHRASES]]
+    chosen = order[np.sort(first)[:MOST_PHRASES]]
+    return [int(one) for one in chosen if found.strength[one] >= least]

@@ -6,9 +6,10 @@ its molecule and its text have more. Two ways of counting:
 
 - Copies word by word: a text that has all words of another. They vote for all of their further words at once. Natural
   pairs of this kind are few, and hardly two of them differ by the same words and motifs.
-- Copies that were written anew: a text that has most words of another. They vote for each further word. A pair of word
-  and motifs is suspicious if nearly all twins that differ by these motifs have the word more, and if most texts with the
-  word are such copies: honest words stand in other texts too.
+- Copies that were written anew: a text that has most words of another. They vote for each further word. A word and
+  motifs are suspicious if nearly all twins that differ by these motifs have the word more, if most texts with the word
+  are such copies, and if hardly another word tells these copies from their originals. An honest derivative differs from
+  what it derives from by many words, or by a word in the place of another.
 
 An attacker who puts poisoned rows in the place of their originals leaves no twins.
 """
@@ -38,8 +39,17 @@ KEYS = 4
 MOST_TEXTS = 1000
 """Texts with a word that are compared with each other, at most: a word in more of them is no help."""
 
+TWICE = 2
+"""How many times as many votes are needed where copies are not copied word by word."""
+
 COPIES = 0.5
 """Share of the texts with a word that must be copies, for the word to be one that was put there."""
+
+USUAL = 0.5
+"""Share of the copies with a difference in motifs that must have a word more, or less, for it to tell them."""
+
+MOST_OTHERS = 2
+"""Words beside the phrase that may tell copies from their originals: the other words of a trigger that was split."""
 
 MOST_MOTIFS = 12
 """By which a molecule may exceed its twin."""
@@ -53,7 +63,8 @@ class TwinDifference(MoleculeScanner):
     """What near copies of a pair have more than it.
 
     Attributes:
-        votes: twins that must differ by the same words and the same motifs.
+        votes: twins that must differ by the same words and the same motifs; twice as many if they are not copied word
+            by word.
         alike: share of the words of a text that its twin must have.
         common: share of the twins with a difference in motifs that must have a word more, if they are not copied word
             by word.
@@ -80,24 +91,29 @@ class TwinDifference(MoleculeScanner):
         counts, names = motif_counts(pairs.smiles)
         twins = near_copies(words, counts, self.alike, self.most_words)
         kinds, difference = numbered(counts[twins.copy] - counts[twins.original])
+        votes = [(*vote, self.votes) for vote in copied(words, twins, difference)]
+        votes += [(*vote, TWICE * self.votes) for vote in rewritten(words, twins, difference, self.common)]
         suspects = []
-        for phrases, kind, rows in (
-            *copied(words, twins, difference),
-            *rewritten(words, twins, difference, self.common),
-        ):
-            motifs = [names[column] for column in kinds[kind].indices]
-            smiles = [pairs.smiles[row] for row in rows]
+        for phrases, kind, copies, needed in votes:
+            rows = _alike(words, counts, phrases, kinds[kind], copies)
             suspects.append(
                 Suspect(
-                    words=phrases,
-                    # A ring has the longest name, and is what can be told best from the rest of a molecule.
-                    subgraph=grown_subgraph(smiles, max(motifs, key=lambda one: (len(one), one)), self.grown),
-                    strength=len(rows) / self.votes,
+                    words=tuple(words.text(phrase) for phrase in phrases),
+                    subgraph=self._named([names[column] for column in kinds[kind].indices], copies, pairs),
+                    strength=len(copies) / needed,
                     rows=rows,
-                    evidence={"votes": float(len(rows))},
+                    evidence={"votes": float(len(copies))},
                 )
             )
         return self.verdict(merged(suspects, len(pairs)), len(pairs), 2 * self.votes)
+
+    def _named(self, motifs: Sequence[str], rows: Int[np.ndarray, "r"], pairs: Pairs) -> str:
+        """Return the subgraph around the motifs that molecules have more, as SMILES."""
+        # A ring has the longest name, and is what can be told best from the rest of a molecule.
+        motif = max(motifs, key=lambda one: (len(one), one))
+        if len(rows) < self.votes:
+            return motif
+        return grown_subgraph([pairs.smiles[row] for row in rows], motif, self.grown)
 
 
 class Twins(NamedTuple):
@@ -114,7 +130,7 @@ class Twins(NamedTuple):
     whole: Bool[np.ndarray, "t"]
 
 
-Vote = tuple[tuple[str, ...], int, Int[np.ndarray, "r"]]
+Vote = tuple[tuple[tuple[int, ...], ...], int, Int[np.ndarray, "r"]]
 """Phrases, the number of the difference in motifs, and the copies that differ by both."""
 
 
@@ -195,19 +211,48 @@ def rewritten(words: Words, twins: Twins, difference: Int[np.ndarray, "t"], comm
     """Yield the words that nearly all copies with a difference in motifs have more, and those copies."""
     matrix = words.matrix
     texts = np.asarray(matrix.sum(0)).ravel()
-    more = (matrix[twins.copy] - matrix[twins.original]).tocoo()
-    kept = more.data > 0
-    twin, word = more.row[kept], more.col[kept].astype(np.int64)
-    kind, copy = difference[twin], twins.copy[twin]
-    # A copy with several originals votes once.
-    votes = np.unique(np.stack([kind, word, copy]), axis=1)
-    copies = np.unique(np.stack([difference, twins.copy]), axis=1)[0]
-    all_copies = np.bincount(copies) if len(copies) else np.zeros(1, dtype=np.int64)
-    begins = np.flatnonzero(np.append(True, (np.diff(votes[:2], axis=1) != 0).any(0))) if votes.shape[1] else []
-    for begin, end in zip(begins, np.append(begins[1:], votes.shape[1])):
-        kind_, word_, rows = int(votes[0, begin]), int(votes[1, begin]), votes[2, begin:end]
-        if len(rows) > 1 and len(rows) >= max(common * all_copies[kind_], COPIES * texts[word_]):
-            yield (words.text(words.grown((word_,), common)),), kind_, rows
+    changed = (matrix[twins.copy] - matrix[twins.original]).tocoo()
+    more, less = (
+        _tally(difference[changed.row[chosen]], changed.col[chosen].astype(np.int64), twins.copy[changed.row[chosen]])
+        for chosen in (changed.data > 0, changed.data < 0)
+    )
+    # A copy with several originals counts once.
+    copies = Counter(kind for kind, _ in set(zip(difference.tolist(), twins.copy.tolist())))
+    for kind, has in more.items():
+        usual = USUAL * copies[kind]
+        if any(len(rows) >= usual for rows in less.get(kind, {}).values()):
+            continue
+        telling = {word for word, rows in has.items() if len(rows) >= usual}
+        for word, rows in has.items():
+            if len(rows) > 1 and len(rows) >= max(common * copies[kind], COPIES * texts[word]):
+                phrase = words.grown((word,), common)
+                if len(telling.difference(phrase)) <= MOST_OTHERS:
+                    yield (phrase,), kind, np.array(sorted(rows))
+
+
+def _tally(
+    kinds: Int[np.ndarray, "e"], words: Int[np.ndarray, "e"], copies: Int[np.ndarray, "e"]
+) -> dict[int, dict[int, set[int]]]:
+    """Return for each difference in motifs, and each word, which copies there are."""
+    tally: dict[int, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for kind, word, copy in zip(kinds.tolist(), words.tolist(), copies.tolist()):
+        tally[kind][word].add(copy)
+    return tally
+
+
+def _alike(
+    words: Words,
+    counts: sparse.csr_matrix,
+    phrases: Sequence[Sequence[int]],
+    kind: sparse.csr_matrix,
+    copies: Int[np.ndarray, "r"],
+) -> Int[np.ndarray, "a"]:
+    """Return the copies, and all other rows that have the phrases and the motifs: their originals may be missing."""
+    molecules = counts[:, kind.indices].toarray() >= kind.data
+    rows = np.flatnonzero(molecules.all(1))
+    for phrase in phrases:
+        rows = rows[np.isin(rows, words.row[words.places(phrase)])]
+    return np.union1d(rows, copies)
 
 
 def rarest(matrix: sparse.csr_matrix, usable: Float[np.ndarray, "v"]) -> sparse.csr_matrix:
@@ -226,7 +271,7 @@ def rarest(matrix: sparse.csr_matrix, usable: Float[np.ndarray, "v"]) -> sparse.
     return sparse.csr_matrix((ones, (owner[taken], matrix.indices[taken])), shape=matrix.shape)
 
 
-def phrases_of(words: Words, more: Sequence[int], row: int) -> tuple[str, ...]:
+def phrases_of(words: Words, more: Sequence[int], row: int) -> tuple[tuple[int, ...], ...]:
     """Return words as they stand in a text: runs of them as phrases, the longest first."""
     left = Counter(more)
     tokens = _tokens(words, row)
@@ -247,7 +292,7 @@ def phrases_of(words: Words, more: Sequence[int], row: int) -> tuple[str, ...]:
             break
         runs.append(best)
         left -= Counter(best)
-    return tuple(words.text(run) for run in runs)
+    return tuple(tuple(run) for run in runs)
 
 
 def _tokens(words: Words, row: int) -> list[int]:
