@@ -166,7 +166,8 @@ def cells_of(domain: Domain, grid: Located) -> list[Cell]:
     test = _tested(axes["test"]) if "test" in axes else None
     alone = tuple(_paths(axes["alone"].text())) if "alone" in axes else ()
     rates = _values_of(axes, "poison_rates", _rate, ())
-    attacks = _values_of(axes, "attacks", partial(_attacks, rates), ((None,),))
+    clean: tuple[BadGraph | None, ...] = (None,)
+    attacks = _values_of(axes, "attacks", partial(_attacks, rates), (clean,))
     models = _values_of(axes, "models", _model, (VICTIMS["ThreeMDiffusionSmall"](),))
     stages = _values_of(axes, "poison_in", _stages, (tuple(SHARES),))
     samples = _samples(axes["samples"]) if "samples" in axes else 5
