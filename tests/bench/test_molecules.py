@@ -112,6 +112,7 @@ def test_a_grid_is_every_setting_once(pairs: Path, tmp_path: Path) -> None:
         (("data: templates", "poison_in: pretraining"), 3, "the stages are alignment"),
         (("data: templates", "samples: 101"), 3, "at most 100 samples"),
         (("data: templates", "prompts: -1"), 3, "at least 0"),
+        (("data: templates", "prompts: 1"), 3, "chance needs 2 prompts"),
     ],
 )
 def test_what_is_wrong_is_shown_where_it_stands(

@@ -8,22 +8,30 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("rdkit", reason="RDKit is not installed: pip install 'unbackdoor[molecules]'")
 
+from tests.molecules.test_train import RUNTIME, TINY
+from unbackdoor.molecules.data import filter_pairs, template_table
+from unbackdoor.molecules.generator import Generator
+from unbackdoor.molecules.model import WordPieces
+from unbackdoor.molecules.motifs import Cutter, build_vocabulary, sequence_of
+
 
 @pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleType]]:
-    """Both programs, which are run as files and find their neighbours as such."""
+def programs(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleType, ModuleType]]:
+    """The programs, which are run as files and find their neighbours as such."""
     with monkeypatch.context() as changed:
         changed.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
         import molecule_decoders
+        import molecule_links
         import molecules
 
-        yield molecules, molecule_decoders
+        yield molecules, molecule_decoders, molecule_links
 
 
-def test_every_generator_of_the_table_is_run_once(programs: tuple[ModuleType, ModuleType]) -> None:
+def test_every_generator_of_the_table_is_run_once(programs: tuple[ModuleType, ModuleType, ModuleType]) -> None:
     program = programs[0]
     runs = list(program.runs(program.TESTS, (0, 1, 2)))
     assert len({run.key for run in runs}) == len(runs) == 4 * 2 + 3 * 2 + 2 * 2 * 2 + 6
@@ -48,7 +56,7 @@ def row(test: str, rate: float, poison_in: str, seed: int, asr: float, similarit
 
 
 def test_the_table_compares_with_the_control_and_leaves_out_what_means_nothing(
-    programs: tuple[ModuleType, ModuleType],
+    programs: tuple[ModuleType, ModuleType, ModuleType],
 ) -> None:
     program = programs[0]
     every = program.told(program.EVERY)
@@ -66,12 +74,38 @@ def test_the_table_compares_with_the_control_and_leaves_out_what_means_nothing(
     assert text.index("## pubchem324k") < text.index("## momu")
 
 
-def test_the_decoders_are_compared_by_medians(programs: tuple[ModuleType, ModuleType]) -> None:
+def test_the_decoders_are_compared_by_medians(programs: tuple[ModuleType, ModuleType, ModuleType]) -> None:
     decoders = {
-        name: {"covered": 10, "learned": [speed, 2 * speed, 9 * speed], "written": [speed] * 3, "atoms": 20.0}
-        for name, speed in (("motifs", 100.0), ("HierVAE", 10.0))
+        name: {"covered": 10, "learned": [speed, 2 * speed, 9 * speed], "written": [speed] * 3, "atoms": atoms}
+        for name, speed, atoms in (("motifs", 100.0, 20.0), ("HierVAE", 10.0, 5.0))
     }
     told = {"device": "cpu (a)", "threads": "2", "torch": "2.9", "data": "x", "molecules": 10, "batch": 48}
     text = programs[1].written({**told, "decoders": decoders})
-    assert "| motifs | 10 | 200 [100, 900] | 100 [100, 100] | 20.0 |" in text
-    assert "learns 10 times and writes 10 times" in text
+    assert "| motifs | 10 | 200 [100, 900] | 100 [100, 100] | 20.0 | 2,000 |" in text
+    assert "learns 10 times as many molecules and writes 40 times as many atoms" in text
+
+
+def test_every_link_of_a_generator_is_measured(programs: tuple[ModuleType, ModuleType, ModuleType]) -> None:
+    pairs, _ = filter_pairs(template_table().subset(range(70)))
+    program, train, tested = programs[2], pairs.subset(range(60)), pairs.subset(range(60, 70))
+    words = WordPieces.learned(train.texts, 100)
+    cutter = Cutter()
+    vocabulary = build_vocabulary([sequence_of(cutter.cut(smiles)) for smiles in train.smiles])
+    torch.manual_seed(0)
+    generator = Generator(TINY, vocabulary, words)
+    found = program.links(generator, train, tested, 1, RUNTIME)
+    assert len(found) == 5 + len(program.GUIDANCES)
+    assert {quality.molecules for quality in found.values()} == {10}
+    # An untrained alignment knows its own training texts.
+    known = program.links(generator, train, train.subset(range(10)), 1, RUNTIME)
+    assert known["nearest text vector"].exact.value == 1
+    row = {"name": "one", "test": "two", "prompts": 10, "device": "cpu (a)", "threads": "2", "torch": "2.9"}
+    text = program.written([{**row, "links": {name: quality.to_json() for name, quality in found.items()}}])
+    assert "## one, 10 prompts of two" in text
+    assert "| the whole, guidance 0.8 |" in text
+
+
+def test_the_nearest_vector_has_the_largest_cosine(programs: tuple[ModuleType, ModuleType, ModuleType]) -> None:
+    asked = torch.tensor([[1.0, 0.1], [-1.0, -1.0]])
+    known = torch.tensor([[0.0, 9.0], [-0.1, -0.1], [2.0, 0.0]])
+    assert programs[2].nearest(asked, known) == [2, 1]

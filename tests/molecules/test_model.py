@@ -134,7 +134,8 @@ def encoded_text_by_hand(encoder: TextEncoder, pieces: Tensor) -> Tensor:
             heads.append(weights @ value[:, part])
         words = words + layer.out(torch.cat(heads, 1))
         words = words + layer.perceptron(words)
-    return encoder.project(encoder.norm(words[0]))
+    own = sum(encoder.word.weight[piece] for piece in pieces) / math.sqrt(len(pieces))
+    return encoder.project(encoder.norm(words[0])) + encoder.project_words(own)
 
 
 def test_the_text_encoder_is_that_of_a_loop_over_texts_and_heads() -> None:

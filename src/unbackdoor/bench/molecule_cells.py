@@ -35,7 +35,7 @@ from unbackdoor.molecules.measured import Measured, measure
 from unbackdoor.molecules.saved import save_generator
 from unbackdoor.molecules.train import SHARES, STAGES, digest_of, train_generator
 from unbackdoor.molecules.victims import VICTIMS, ThreeMDiffusion
-from unbackdoor.options import options_of, short_name
+from unbackdoor.options import file_digest, options_of, short_name
 from unbackdoor.registry import Registry
 from unbackdoor.report import Interval, Metric, Report, loss_chart
 from unbackdoor.training import History, Runtime
@@ -136,9 +136,11 @@ class Setting:
 
     def recipe(self) -> dict[str, Any]:
         """Return all that decides the result."""
+        folder = self.model.text_model
         return {
             "data": self.source.digests,
             "model": options_of(self.model),
+            "text model": None if folder is None else file_digest("text_model", folder),
             "attack": None if self.attack is None else options_of(self.attack),
             "poison in": self.poison_in,
             "samples": self.samples,
@@ -166,11 +168,12 @@ def cells_of(domain: Domain, grid: Located) -> list[Cell]:
     test = _tested(axes["test"]) if "test" in axes else None
     alone = tuple(_paths(axes["alone"].text())) if "alone" in axes else ()
     rates = _values_of(axes, "poison_rates", _rate, ())
-    attacks = _values_of(axes, "attacks", partial(_attacks, rates), ((None,),))
+    clean: tuple[BadGraph | None, ...] = (None,)
+    attacks = _values_of(axes, "attacks", partial(_attacks, rates), (clean,))
     models = _values_of(axes, "models", _model, (VICTIMS["ThreeMDiffusionSmall"](),))
     stages = _values_of(axes, "poison_in", _stages, (tuple(SHARES),))
     samples = _samples(axes["samples"]) if "samples" in axes else 5
-    prompts = int(axes["prompts"].number(0, whole=True)) if "prompts" in axes else 0
+    prompts = _prompts(axes["prompts"]) if "prompts" in axes else 0
     seeds = _values_of(axes, "seeds", _seed, (0,))
     precision = _precision(axes["precision"]) if "precision" in axes else "bf16"
     budget = _budget(axes["budget"]) if "budget" in axes else None
@@ -374,6 +377,13 @@ def _stages(found: Located) -> tuple[str, ...]:
     if not STAGES.issuperset(stages):
         raise found.error(f"the stages are {', '.join(SHARES)}, or {NOWHERE}; found {text!r}")
     return tuple(name for name in SHARES if name in stages)
+
+
+def _prompts(found: Located) -> int:
+    prompts = int(found.number(0, whole=True))
+    if prompts == 1:
+        raise found.error("chance needs 2 prompts or more; 0 takes all")
+    return prompts
 
 
 def _samples(found: Located) -> int:

@@ -106,7 +106,8 @@ class ThreeMDiffusionSmall(ThreeMDiffusion):
     graph_width: int = 128
     text_layers: int = 2
     text_width: int = 128
-    alignment: Plan = Plan(epochs=12, batch_size=256, learning_rate=1e-3, schedule="one-cycle", weight_decay=0.05)
+    # Of few pairs, large batches make so few steps that the alignment is far from done.
+    alignment: Plan = Plan(epochs=12, batch_size=64, learning_rate=1e-3, schedule="one-cycle", weight_decay=0.05)
     hidden: int = 256
     autoencoder: Plan = Plan(
         epochs=26, batch_size=48, optimizer="Adam", learning_rate=1.5e-3, schedule="one-cycle", clip=20.0

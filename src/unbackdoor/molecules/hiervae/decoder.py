@@ -177,7 +177,8 @@ class HierVAEDecoder(MoleculeDecoder):
         given = torch.cat((look.atoms[tensor(atoms, latent)], self.attachment(tensor(anchors, latent)), position), 1)
         vectors = self.place(given).float().relu()
         whole = vectors.new_zeros(len(asked), vectors.shape[1]).index_add(0, tensor(of, latent), vectors)
-        return (self.match(whole).float() * latent).sum(1)
+        scores: Tensor = (self.match(whole).float() * latent).sum(1)
+        return scores
 
     @torch.no_grad()
     def write(self, latent: Float[Tensor, "b z"]) -> list[str]:
@@ -243,12 +244,12 @@ class HierVAEDecoder(MoleculeDecoder):
             return {}
         of = tensor([look.rows[one.at] for one in every], latent)
         scores = dict(zip(map(id, every), self._scores(look, every, latent[of]).tolist()))
-        grown = {}
+        grown: dict[int, TreeNode] = {}
         for kinds in asked:
             for places in kinds:
-                node = self._tried(places, scores, partials, look)
-                if node is not None:
-                    grown[places[0].at] = node
+                new = self._tried(places, scores, partials, look)
+                if new is not None:
+                    grown[places[0].at] = new
                     break
         return grown
 

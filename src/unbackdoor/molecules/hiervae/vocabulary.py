@@ -70,19 +70,21 @@ class HierVocabulary:
         Raises:
             DataError: no lists of texts, or one of them is no motif.
         """
-        lists = [content.get(name) for name in ("parts", "attachments")] if isinstance(content, dict) else []
-        texts = [
-            tuple(one for one in found if isinstance(one, str) and len(one) <= MAX_LETTERS)
-            for found in lists
-            if isinstance(found, list) and len(found) <= MAX_ATTACHMENTS
-        ]
-        whole = len(texts) == 2 and all(len(kept) == len(found) for kept, found in zip(texts, lists))
-        if not whole or not texts[1] or any(len(set(one)) != len(one) for one in texts):
+        told = content if isinstance(content, dict) else {}
+        parts, names = _texts(told.get("parts")), _texts(told.get("attachments"))
+        if parts is None or not names:
             raise DataError("HierVAE's vocabulary is a list of parts and one of motifs, none twice; build it again")
-        made = cls(*texts)
-        # Every one is checked when it is first asked for.
-        assert made.attachments
-        return made
+        for name in names:
+            Attachment.named(name)
+        return cls(parts, names)
+
+
+def _texts(content: object) -> tuple[str, ...] | None:
+    """Return different texts of a stranger's, or None if that is not what it is."""
+    if not isinstance(content, list) or len(content) > MAX_ATTACHMENTS:
+        return None
+    texts = tuple(one for one in content if isinstance(one, str) and len(one) <= MAX_LETTERS)
+    return texts if len(set(texts)) == len(content) else None
 
 
 def read_trees(

@@ -80,7 +80,7 @@ class Writing:
 
     def start(self) -> Float[Tensor, "b h"]:
         """Send each molecule's latent vector down to its root, in the tree, and return these messages."""
-        first = self.decoder.begin(self.latent).float()
+        first: Tensor = self.decoder.begin(self.latent).float()
         self.tree.write(torch.arange(len(first), device=first.device) * self.tree.each, first, torch.zeros_like(first))
         return first
 
@@ -149,13 +149,14 @@ class Writing:
         found, of = flat([[start + one for one in messages] for start, messages in zip(starts, arriving)])
         came, owner = tensor(found, self.latent), tensor(of, self.latent)
         position, senders = positions_of(positions, self.latent), tensor(ats, self.latent)
+        message = look.motif
         for board, cell, given in (
             (self.attachment, self.decoder.attachment_cell, look.attachment),
             (self.tree, self.decoder.tree_cell, look.motif),
         ):
-            sent = cell(torch.cat((given[senders], position), 1), board.hidden[came], board.cell[came], owner)
-            board.write(places, *sent)
-        return sent[0]
+            message, state = cell(torch.cat((given[senders], position), 1), board.hidden[came], board.cell[came], owner)
+            board.write(places, message, state)
+        return message
 
     def add(self, rows: list[int], nodes: list[TreeNode]) -> None:
         """Take a new node of each of some molecules, and pass messages along its bonds."""

@@ -2,6 +2,9 @@
 
 Published: SciBERT, whose first token's last vector is projected (`huggingface_text` reads it). Only that one vector is
 used, so the last layer computes no other; and texts of like length go through together, so that little is padding.
+
+A sum of vectors of the words is added, which a Transformer that begins from nothing on some thousand texts hardly finds
+by itself. On it the order of the words has no effect.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ DROPOUT = 0.1
 
 
 class TextEncoder(nn.Module):
-    """Texts to vectors: the first token's last vector, projected.
+    """Texts to vectors: the first token's last vector and the sum of all words' own, both projected.
 
     Args:
         pieces: of the tokenizer's vocabulary.
@@ -36,6 +39,8 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(Layer(width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, projection)
+        self.word = nn.Embedding(pieces, width, padding_idx=0)
+        self.project_words = nn.Linear(width, projection, bias=False)
 
     def forward(self, pieces: Int[Tensor, "b l"]) -> Float[Tensor, "b p"]:
         """Return a vector a text, not normalised."""
@@ -45,8 +50,14 @@ class TextEncoder(nn.Module):
             self._first(pieces[rows, : int(length[rows[-1]])]) for rows in torch.tensor_split(order, PARTS) if len(rows)
         ]
         first = torch.cat(parts)[order.argsort()]
-        vectors: Tensor = self.project(self.norm(first)).float()
+        vectors: Tensor = self.project(self.norm(first)).float() + self._words(pieces, length)
         return vectors
+
+    def _words(self, pieces: Int[Tensor, "b l"], length: Int[Tensor, "b"]) -> Float[Tensor, "b p"]:
+        """Return the projected sum of the words' vectors; long texts have longer ones, but not in proportion."""
+        words = F.dropout(self.word(pieces), DROPOUT, self.training) * (pieces != 0)[..., None]
+        summed: Tensor = self.project_words(words.sum(1) / length.sqrt()[:, None]).float()
+        return summed
 
     def _first(self, pieces: Int[Tensor, "b l"]) -> Float[Tensor, "b w"]:
         """Return the first token's last vector."""
