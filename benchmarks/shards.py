@@ -232,16 +232,15 @@ def written(rows: list[dict[str, Any]]) -> str:
             speeds = [f"{row['rows'] / row['seconds']:,.0f}", beyond]
             memory = [f"{row[name]:,.0f}" for name in ("driver_mb", "worker_mb", "all_mb")]
             lines.append(f"| {' | '.join(map(str, [method, *numbers, *speeds, *memory]))} |")
-        if len(own) > 1:
-            judged.append(_judged(method, own, rates))
+        if len(rates) > 1:
+            judged.append(_judged(method, own, rates[0] / rates[-1]))
     return "\n".join([*lines, "", *judged]) + "\n"
 
 
-def _judged(method: str, rows: list[dict[str, Any]], rates: list[float]) -> str:
-    """Say whether memory is flat and time is linear."""
+def _judged(method: str, rows: list[dict[str, Any]], slower: float) -> str:
+    """Say whether memory is flat and time is linear, where a further row takes so many times as long in the end."""
     first, last = rows[0], rows[-1]
     grown = max(last[name] / first[name] for name in ("driver_mb", "worker_mb", "all_mb"))
-    slower = rates[0] / rates[-1] if rates else float("nan")
     flat, linear = ("yes" if value <= aim else "no" for value, aim in ((grown, FLAT), (slower, LINEAR)))
     return (
         f"- {method}, {first['rows']:,} to {last['rows']:,} rows: memory grew to {grown:.2f} times at most (flat, up to"

@@ -1,10 +1,10 @@
-"""Order statistics of more scores than fit into memory: exact, in two passes over them and two tables of 65,536 counts.
+"""Order statistics of more scores than fit into memory: exact, in two passes and with some tables of 65,536 counts.
 
 The bits of single-precision numbers, read as whole numbers, are in the order of the numbers themselves once the sign is
 taken care of. The first pass counts how many scores share their upper 16 bits, which tells in which of these groups a
 rank lies; the second counts the lower 16 bits of the groups that are asked for. Counts of several files add up, in any
-order, and nothing is drawn or estimated: sketches of quantiles (KLL, t-digest) take one pass, but err by a share of all
-rows that is not small beside a share of one in a hundred, and those with a proven bound draw without a seed.
+order, and nothing is drawn or estimated. Sketches of quantiles (KLL, t-digest) take one pass and estimate: their error
+is a share of all rows, and the shares that are asked for can be one in a hundred.
 """
 
 from __future__ import annotations
