@@ -68,7 +68,10 @@ def one_by_one(models: list[nn.Module], images: Tensor, labels: Tensor, runtime:
 
 
 def stacked(models: list[nn.Module], images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """Return a step of all models together, their convolutions as grouped ones."""
+    """Return a step of all models together, their convolutions as grouped ones; in full precision.
+
+    Mixed precision is none for it: PyTorch's batch normalisation refuses it within `vmap`.
+    """
     parameters, buffers = stack_module_state([copy.deepcopy(model) for model in models])
     base = models[0]
 
@@ -78,8 +81,7 @@ def stacked(models: list[nn.Module], images: Tensor, labels: Tensor) -> Callable
     gradients = vmap(grad(loss), randomness="different")
 
     def step() -> None:
-        with torch.autocast(images.device.type, torch.bfloat16):
-            found = gradients(parameters, buffers, images, labels)
+        found = gradients(parameters, buffers, images, labels)
         with torch.no_grad():
             for name, value in parameters.items():
                 value.sub_(found[name], alpha=RATE)

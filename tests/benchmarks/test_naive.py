@@ -435,7 +435,7 @@ def test_triggers_of_neural_cleanse_equal() -> None:
     model = copy.deepcopy(made.suspect).eval().requires_grad_(False)
     draws = runtime().generator("neural cleanse start")
     start = [torch.rand((1, *SHAPE[1:]), generator=draws), torch.rand(SHAPE, generator=draws)]
-    finding_masks, _, success = options._invert(model, clean, runtime())
+    finding_masks, _, success, _ = options._invert(model, clean, torch.arange(clean.classes), runtime())
     samples = common.Samples(clean, "none", CPU, 0)
     sizes = []
     for label in range(clean.classes):

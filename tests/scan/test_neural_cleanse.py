@@ -269,7 +269,7 @@ def test_a_small_mask_that_does_not_work_is_not_suspected(
     masks[3] = 0.01
     rates = torch.ones(CLASSES)
     rates[3] = success
-    inverted = (masks, torch.zeros(CLASSES, *SHAPE), rates)
+    inverted = (masks, torch.zeros(CLASSES, *SHAPE), rates, BRIEF.rounds)
     monkeypatch.setattr(NeuralCleanse, "_invert", lambda *_: inverted)
     finding = brief(network(0), pictures(40, 5))
     assert finding.suspected == suspected
@@ -284,7 +284,7 @@ def test_a_tiny_trigger_stands_out_among_sizes_that_differ_widely(
     """By the paper's index it could not: with these sizes that is never above 1.5."""
     sizes = torch.tensor([10.0, 20.0, 30.0, smallest, 45.0, 60.0, 80.0, 100.0])
     masks = (sizes / 144).view(-1, 1, 1, 1).expand(-1, 1, 12, 12)
-    inverted = (masks, torch.zeros(CLASSES, *SHAPE), torch.ones(CLASSES))
+    inverted = (masks, torch.zeros(CLASSES, *SHAPE), torch.ones(CLASSES), BRIEF.rounds)
     monkeypatch.setattr(NeuralCleanse, "_invert", lambda *_: inverted)
     finding = brief(network(0), pictures(40, 5))
     assert finding.suspected == suspected
@@ -292,7 +292,8 @@ def test_a_tiny_trigger_stands_out_among_sizes_that_differ_widely(
 
 
 def test_masks_of_no_size_at_all_give_finite_indices(monkeypatch: pytest.MonkeyPatch) -> None:
-    inverted = (torch.zeros(CLASSES, 1, 12, 12), torch.zeros(CLASSES, *SHAPE), torch.ones(CLASSES))
+    nothing = torch.zeros(CLASSES, 1, 12, 12), torch.zeros(CLASSES, *SHAPE)
+    inverted = (*nothing, torch.ones(CLASSES), BRIEF.rounds)
     monkeypatch.setattr(NeuralCleanse, "_invert", lambda *_: inverted)
     assert brief(network(0), pictures(40, 5)).anomaly.tolist() == [0.0] * CLASSES
 

@@ -88,13 +88,13 @@ def test_the_rate_of_false_alarms_is_the_users(monkeypatch: pytest.MonkeyPatch, 
     assert ("of 62" in found.reason) == (rate == 0.05), "the power was measured at that rate alone"
 
 
-def test_outside_of_its_table_it_is_not_calibrated_and_its_silence_is_inconclusive(
+def test_outside_of_its_table_it_is_inconclusive_and_names_what_stands_out_as_a_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     silent = verdict(monkeypatch, towards(3, 0.1), replace(SAYS, networks=("other",)))
     assert (silent.backdoored, silent.calibrated) == (None, False)
     alarm = verdict(monkeypatch, towards(3, 5.0), replace(SAYS, networks=("other",)))
-    assert (alarm.backdoored, alarm.suspected, alarm.calibrated) == (True, (3,), False)
+    assert (alarm.backdoored, alarm.suspected, alarm.calibrated) == (None, (3,), False)
     for found in (silent, alarm):
         assert found.evidence["calibration"]["misfits"] == ["the network planted"]
         assert "not calibrated for this scan, which has the network planted" in found.reason

@@ -37,7 +37,7 @@ def test_the_anomaly_is_the_index_of_the_mean_weights() -> None:
 
 
 def test_the_largest_deviation_of_a_channel_is_that_of_the_formula() -> None:
-    model = network(0).eval()
+    model = network(0).eval().requires_grad_(False)
     with torch.no_grad():
         model.body[1].weight[5] = 40.0
     convolution, norm = model.body[0], model.body[1]

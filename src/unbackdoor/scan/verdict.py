@@ -12,9 +12,9 @@ that lies just beyond; both give scanners that tell nothing the same say as thos
 that two scanners point at the same class. What the regression gets wrong costs power, never the false-alarm rate,
 which the comparison keeps.
 
-Where no table fits the model, nobody knows how often the verdict is wrong, and the finding says so (`calibrated` is
-false). The nearest table then only gives a hint: its alarms are told as such, and its silence is inconclusive, since
-no one has measured what it would have missed.
+Where no table fits the model, nobody knows how often the verdict is wrong: the finding says so (`calibrated` is
+false), and its answer is inconclusive. Compared with the nearest table, the classes that would be suspected are named
+as a hint, and no more: numbers of the whole model mean little on another kind of model.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Verdict(Scanner):
         suspected = tuple(int(c) for c in scores.argsort(descending=True) if float(scores[c]) > threshold)
         p_value = table.p_value(float(scores.max()))
         return Finding(
-            backdoored=bool(suspected) if suspected or not misfits else None,
+            backdoored=None if misfits else bool(suspected),
             suspected=suspected,
             calibrated=not misfits,
             anomaly=scores.float(),
@@ -147,13 +147,13 @@ class Verdict(Scanner):
         count = len(table.clean_scores)
         if misfits:
             answer = (
-                f"its numbers would be unusual among clean models (p = {p_value:.3g})"
+                f"class {suspected[0]} stands out (p = {p_value:.3g})"
                 if suspected
-                else "no scanner's numbers are far from those of clean models, which proves little"
+                else f"no class stands out (p = {p_value:.3g})"
             )
             return (
-                f"{answer}; not calibrated for this scan, which has {', '.join(misfits)}: compared with the nearest"
-                f" kind of model that there is a table for ({table.name})"
+                f"{answer}, which proves little: not calibrated for this scan, which has {', '.join(misfits)}; compared"
+                f" with the nearest kind of model that there is a table for ({table.name})"
             )
         if suspected:
             return (
