@@ -1,0 +1,37 @@
+"""The page of a scan knows the attack: the attacker's own patch stands among the triggers that were learned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.scan.test_trigger_distribution import distribution
+from unbackdoor.attacks import AllToOne, SavedAttack
+from unbackdoor.attacks.mesa_patch import Scattered
+from unbackdoor.bench.pages import scan_page
+from unbackdoor.report import render
+from unbackdoor.scan import MESA, Finding
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_attackers_patch_is_drawn_where_it_is_known(known: bool) -> None:
+    finding = Finding(
+        backdoored=True,
+        suspected=(2,),
+        calibrated=False,
+        anomaly=torch.tensor([0.1, 0.2, 0.9]),
+        threshold=0.5,
+        distributions=(distribution(),),
+    )
+    attack = SavedAttack(
+        trigger=Scattered(torch.rand(3, 2, 2)),
+        criterion=AllToOne(target=2),
+        kinds=torch.zeros(4, dtype=torch.uint8),
+        original_labels=torch.zeros(4, dtype=torch.int64),
+        image_shape=(3, 12, 12),
+        options={"name": "MESAPatch"},
+        sha256="",
+    )
+    page = render(scan_page("t", MESA(), finding, ("a", "b", "c"), attack if known else None, {}))
+    assert ("the original trigger" in page) is known
+    assert "Triggers that were learned" in page
