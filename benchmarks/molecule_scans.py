@@ -21,7 +21,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -86,18 +86,24 @@ class Cell:
 
 
 def cells(seeds: Sequence[int]) -> Iterator[Cell]:
-    """Yield all cells, the first seed first."""
+    """Yield all cells, the first seed first: clean ones, then poisoned ones in an order that the seed draws.
+
+    What is done of an unfinished grid is a fair sample then.
+    """
     for seed in seeds:
         for kind in ("all pairs", "one half", "the other half"):
             yield Cell(group="clean", kind=kind, rate=0.0, seed=seed)
-        for rate, kind, position, mode in itertools.product(RATES, TRIGGERS, POSITIONS, MODES):
-            yield Cell(group="grid", kind=kind, rate=rate, position=position, mode=mode, seed=seed)
+        poisoned = [
+            Cell(group="grid", kind=kind, rate=rate, position=position, mode=mode, seed=seed)
+            for rate, kind, position, mode in itertools.product(RATES, TRIGGERS, POSITIONS, MODES)
+        ]
         for target, rate, position, mode in itertools.product(TARGETS, (0.01, 0.05, 0.15), ("front", "random"), MODES):
-            yield Cell(
-                group="targets", kind=target, rate=rate, position=position, mode=mode, target=TARGETS[target], seed=seed
-            )
+            shared: dict[str, Any] = {"rate": rate, "position": position, "mode": mode, "seed": seed}
+            poisoned.append(Cell(group="targets", kind=target, target=TARGETS[target], **shared))
         for trick, rate, mode in itertools.product(TRICKS, (0.01, 0.05, 0.15), MODES):
-            yield Cell(group="adaptive", kind=trick, rate=rate, position="random", mode=mode, seed=seed)
+            poisoned.append(Cell(group="adaptive", kind=trick, rate=rate, position="random", mode=mode, seed=seed))
+        random.Random(seed).shuffle(poisoned)
+        yield from poisoned
 
 
 class Bench:
@@ -219,10 +225,9 @@ def main() -> None:
     begun = time.monotonic()
     rows = Rows(HERE / "results" / "molecule_scans.jsonl")
     if not arguments.table:
-        names = list(Cell.__dataclass_fields__)
-        done = {tuple(row[name] for name in names) for row in rows.read()}
+        done = {cell_of(row) for row in rows.read()}
         wanted = [one for one in cells(arguments.seeds) if one.group in arguments.groups]
-        left = [one for one in wanted if tuple(asdict(one).values()) not in done]
+        left = [one for one in wanted if one not in done]
         bench = Bench(arguments.data) if left else None
         for cell in left:
             if time.monotonic() - begun > 60 * arguments.minutes:
@@ -240,6 +245,9 @@ def written(rows: list[dict[str, Any]]) -> str:
     """Return all rows as Markdown."""
     lines = [
         "# Scans of molecule pairs",
+        "",
+        f"{len({cell_of(row) for row in rows})} of {sum(1 for _ in cells(sorted({row['seed'] for row in rows})))} cells"
+        " are done, in a random order.",
         "",
         "Made by `python benchmarks/molecule_scans.py`. A cell is one poisoned set; a rate is the share of poisoned"
         " rows among all that are learned from. First: the true pair of trigger and target stands first among the"
@@ -272,6 +280,11 @@ def written(rows: list[dict[str, Any]]) -> str:
         lines += [f"### {title}", "", *table([row for row in rows if row["group"] == group], by), ""]
     lines += ["## The aim", "", *aim(rows), ""]
     return "\n".join(lines)
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    """Return the cell that a row is about."""
+    return Cell(**{field.name: row[field.name] for field in fields(Cell)})
 
 
 def scanners(rows: Sequence[dict[str, Any]]) -> list[str]:

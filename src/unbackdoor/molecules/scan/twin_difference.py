@@ -148,7 +148,8 @@ def near_copies(words: Words, motifs: sparse.csr_matrix, alike: float, most_word
     # A word that is in one text alone leads nowhere, one that is in very many to everything.
     keys = rarest(matrix, np.where((held > 1) & (held <= MOST_TEXTS), held, np.inf))
     index, size = matrix.tocsc().T, np.diff(matrix.indptr)
-    found = [(np.empty(0, dtype=np.int64),) * 3]
+    nothing = np.empty(0, dtype=np.int64)
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [(nothing, nothing, nothing)]
     for begin in range(0, len(words), TURN):
         candidates = (keys[begin : begin + TURN] @ index).tocoo()
         first, second = candidates.row.astype(np.int64) + begin, candidates.col.astype(np.int64)
