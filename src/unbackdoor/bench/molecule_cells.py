@@ -342,15 +342,15 @@ def source_of(data: tuple[str, ...], test: str | None, alone: tuple[str, ...]) -
     return Source(data, test, alone, table.name, pairs.name, digests)
 
 
+@lru_cache(maxsize=2)
 def _of(data: tuple[str, ...], test: str | None, alone: tuple[str, ...]) -> tuple[Table, Pairs, Alone]:
+    """Read pairs once for all cells of a process."""
     table, tested = training_rows(data, test)
     pairs, _ = filter_pairs(table)
     return table, tested, molecules_alone(alone, pairs, tested)
 
 
-@lru_cache(maxsize=2)
 def _read(source: Source) -> tuple[Table, Pairs, Alone]:
-    """Read pairs once for all cells of a process."""
     table, tested, alone = _of(source.data, source.test, source.alone)
     if (table.digest(), tested.digest(), digest_of(alone.smiles)) != source.digests:
         raise InputError(f"{source.name} has other pairs here than where the grid was read")
