@@ -53,8 +53,10 @@ chromium:
 	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } || \
 	  echo "no Chromium here: the browser tests will be skipped"
 
+# One process a core, one thread each: small networks gain little from a second thread. A file stays in one process, as
+# its tests share models that they train once.
 test: lint chromium
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 8 --dist loadfile
 
 docs: $(VENV)/docs
 	$(BIN)/python docs/make_pictures.py
