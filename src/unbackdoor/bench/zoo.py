@@ -4,7 +4,8 @@ Everything that decides a model is its data, its network, its attack and its see
 has. So is the part that a model plays, see `Entry.part`: which attacks and which seeds are held out follows from
 their names and numbers, and nobody can choose it after looking.
 
-Models are trained one by one, each by one process: several processes may work on one zoo, and share it by locks.
+Models are trained one by one, each by one process: as one stacked problem (`torch.func.vmap`) several take longer on a
+processor, see `benchmarks/zoo_speed.py`. Several processes may work on one zoo, and share it by locks.
 """
 
 from __future__ import annotations
