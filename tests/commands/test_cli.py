@@ -18,6 +18,7 @@ from unbackdoor.attacks import Blended
 from unbackdoor.cli import COMMANDS, main
 from unbackdoor.data import read_images
 from unbackdoor.options import options_of
+from unbackdoor.scan import mesa
 
 SHORT_SCAN = ["--scanner.rounds", "2", "--scanner.steps", "2", "--clean-size", "60", "--threads", "1"]
 
@@ -160,8 +161,9 @@ def test_scan_purify_and_evaluate_follow_each_other(
 
 
 def test_a_scan_by_mesa_shows_the_triggers_that_it_learned_and_its_repair_scans_by_itself(
-    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mesa, "SCREENING_STEPS", 2)
     model = ["--model", str(victim / "model.safetensors"), "--clean", "digits", *SHORT_SCAN[4:]]
     short = ["--scanner", "MESA", "--scanner.steps", "2", "--scanner.hidden", "8", "--scanner.sizes", "[2, 3]"]
     code, out, _ = run(capsys, "scan", *model, *short, "--out", str(tmp_path / "scan"), "--json")
