@@ -198,6 +198,7 @@ def judged(found: MoleculeFinding, pairs: Pairs, attack: BadGraph | None, target
         "fpr": flags[False, True] / clean,
         "inconclusive": found.inconclusive,
         "first": found.suspects[0].to_json() if found.suspects else None,
+        "false": [one.to_json() for hit, one in zip(hits, found.suspects) if one.flagged and not hit],
         "true": next((one.to_json() for hit, one in zip(hits, found.suspects) if hit), None),
     }
 
@@ -298,7 +299,7 @@ def table(rows: Sequence[dict[str, Any]], by: str) -> list[str]:
         f"| {by} | scanner | cells | first | flagged | TPR >= 95 % and FPR <= 1 % | median TPR % | worst FPR % |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for value, name in itertools.product(dict.fromkeys(row[by] for row in rows), scanners(rows)):
+    for value, name in itertools.product(sorted({row[by] for row in rows}), scanners(rows)):
         mine = [row for row in rows if row[by] == value and row["scanner"] == name]
         rates = sorted(row["tpr"] for row in mine)
         shown = f"{100 * value:g} %" if by == "rate" else value

@@ -3,8 +3,8 @@
 Every word and every phrase of two or three words, wherever it stands, is counted with every motif and every pair of
 bound motifs. Most pairs that go together do so for good reason: a word that names a ring. The rest of the description
 tells such words, as it speaks of the same things. A trigger was put on rows that have nothing in common, so the rest of
-the text tells nothing of it. This is what is tested: naive Bayes, learned on one half of the rows, is asked on the
-other half which rows have the phrase, from all other words. An area under the curve near 1/2 is a trigger's. Before
+the text tells nothing of it. This is what is tested: naive Bayes, learned on four fifths of the rows, is asked of
+the last fifth which rows have the phrase, from all other words. An area under the curve near 1/2 is a trigger's. Before
 that the phrase is grown: other words of a trigger of several words would tell it perfectly. Two common words that stand
 apart, and go with a subgraph only together, are tested in the same way (`apart`).
 
@@ -94,7 +94,7 @@ class ExogenousAssociation(MoleculeScanner):
         phrases = Phrases.of(words, self.least, self.share)
         subgraphs = Subgraphs.of(pairs.smiles, self.least)
         found = associations(phrases.matrix, subgraphs.matrix, self.least, self.share)
-        draws = np.random.default_rng(runtime.generator("halves").initial_seed())
+        draws = np.random.default_rng(runtime.generator("parts").initial_seed())
         context = Context(words, draws)
         pairs_ = strongest(found, NEAR * self.association)
         suspects = [self._suspect(found, pair, words, phrases, subgraphs, context) for pair in pairs_]

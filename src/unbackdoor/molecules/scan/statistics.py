@@ -21,6 +21,9 @@ SEEN = 4
 WEIGHT = 2.0
 """Texts that a guess of a word's share counts for, beside those that are there."""
 
+PARTS = 5
+"""Of the texts; each is tried with what the others teach. Two would leave little to learn of a phrase in 20 texts."""
+
 OTHERS = 4000
 """Texts without a phrase that those with it are compared with, at most."""
 
@@ -100,11 +103,11 @@ def g_statistic(
 
 
 class Context:
-    """How well the rest of a text tells that a phrase stands in it: naive Bayes, learned on half the texts.
+    """How well the rest of a text tells that a phrase stands in it: naive Bayes, tried on texts it did not learn.
 
     Args:
         words: of all texts.
-        generator: draws the halves, and the texts without a phrase.
+        generator: draws the parts, and the texts without a phrase.
     """
 
     def __init__(self, words: Words, generator: np.random.Generator) -> None:
@@ -115,7 +118,7 @@ class Context:
         self._number[self._known] = np.arange(len(self._known))
         self._words = words.matrix[:, self._known]
         self._share = (seen[self._known] + 1.0) / (self.rows + 2.0)
-        self._half = generator.permutation(self.rows) % 2
+        self._part = generator.permutation(self.rows) % PARTS
         self._others = np.sort(generator.permutation(self.rows)[:OTHERS])
 
     def auc(self, rows: Int[np.ndarray, "r"], phrase: tuple[int, ...]) -> float:
@@ -128,9 +131,9 @@ class Context:
         left_out = self._number[list(set(phrase))]
         areas, weights = [], []
         others = self._others[~np.isin(self._others, rows)]
-        for half in (0, 1):
-            learned, tried = rows[self._half[rows] != half], rows[self._half[rows] == half]
-            compared = others[self._half[others] == half]
+        for part in range(PARTS):
+            learned, tried = rows[self._part[rows] != part], rows[self._part[rows] == part]
+            compared = others[self._part[others] == part]
             if not len(learned) or not len(tried) or not len(compared):
                 continue
             counts = np.asarray(self._words[learned].sum(0)).ravel()
