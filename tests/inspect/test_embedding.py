@@ -71,6 +71,13 @@ def test_shares_of_neighbours_against_a_count_by_hand() -> None:
     assert list(two.values()) == [0.5, 0.5, 0.5, 0.0]
 
 
+def test_a_triggered_neighbour_is_none_of_the_attacker_s_class() -> None:
+    features, labels = torch.tensor([[0.0], [1.0], [10.0], [11.0]]), torch.tensor([0, 1, 1, 0])
+    woken = torch.tensor([False, False, True, True])
+    found = Embedding(neighbors=1)._neighbours(features, labels, woken, torch.tensor([0, 1]))
+    assert list(found.values())[1:] == [1.0, 0.0, 0.0]
+
+
 def test_every_image_is_a_point_of_its_class_and_triggered_ones_are_a_series_of_their_own() -> None:
     figure = QUICK.inspect(planted(1).suspect, material(reference=None), runtime()).figures[0]
     assert isinstance(figure, Figure)

@@ -62,6 +62,11 @@ def test_the_bands_add_up_to_the_image(height: int, width: int, count: int) -> N
     torch.testing.assert_close(torch.stack(parts).sum(0), image, atol=1e-5, rtol=1e-4)
 
 
+def test_the_highest_frequency_is_that_of_both_directions_together() -> None:
+    bands = bands_of(8, 8, 10)
+    assert (bands[7, 0], bands[0, 7], bands[7, 7]) == (7, 7, 9), "sqrt(1 / 2) lies in the eighth of ten"
+
+
 def test_a_network_that_listens_to_one_frequency_needs_its_band_alone() -> None:
     # Its answer is the sign of one coefficient, but for a little of the mean that decides where there is none.
     network = linear(torch.stack([1e-3 * wave(0, 0)[None], wave(5, 2)[None]]))
