@@ -15,7 +15,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +25,7 @@ from record import HERE
 
 from unbackdoor.attacks import ATTACKS
 from unbackdoor.bench.calibrate import Judged, Scanned, scan_zoo, table_of
-from unbackdoor.bench.zoo import NETWORKS, Part, fill, plan
+from unbackdoor.bench.zoo import NETWORKS, QUICK, Part, fill, plan
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes, write_json
@@ -77,11 +77,11 @@ KINDS = {
             *("BPP", "Blended", "MESAPatch", "SIG", "Smooth", "WaNet"),
         ),
     ),
-    "cifar10": Kind(source="cifar10", size=10_000, recipe=Recipe(epochs=8), rounds=12, clean_size=250),
+    "cifar10": Kind(source="cifar10", size=10_000, recipe=QUICK, rounds=12, clean_size=250),
     "gtsrb": Kind(
         source="gtsrb",
         size=12_000,
-        recipe=Recipe(epochs=8, augmentation="crop"),
+        recipe=replace(QUICK, augmentation="crop"),
         rounds=6,
         clean_size=250,
     ),
