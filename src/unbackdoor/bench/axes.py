@@ -118,35 +118,36 @@ def read_axes(grid: Located) -> Axes:
         raise grid.error("the grid has no 'data', which it needs")
     if not {"attacks", "models"} & set(axes):
         raise grid.error("the grid has no 'attacks' and no 'models'; it needs at least one of them")
-    sources = _values(axes["data"], _source)
+    sources = read_values(axes["data"], _source)
     most = min(source.rows for source in sources)
-    rates = _values_of(axes, "poison_rates", _rate, ())
+    rates = values_of(axes, "poison_rates", read_rate, ())
     data_needed = [name for name in ("sift", "secure") if name in axes]
-    attacks = _values_of(axes, "attacks", partial(_attacks, sources, rates, data_needed), ())
+    attacks = values_of(axes, "attacks", partial(_attacks, sources, rates, data_needed), ())
     return Axes(
         sources=sources,
-        networks=_values_of(axes, "networks", partial(_network, sources), (partial(NETWORKS["PreActResNet18"]),)),
+        networks=values_of(axes, "networks", partial(_network, sources), (partial(NETWORKS["PreActResNet18"]),)),
         attacks=tuple(itertools.chain(*attacks)),
-        models=_values_of(axes, "models", partial(_model, sources, data_needed), ()),
+        models=values_of(axes, "models", partial(_model, sources, data_needed), ()),
         recipe=_recipe(axes["recipe"]) if "recipe" in axes else Recipe(),
-        scan=_values_of(axes, "scan", partial(_method, SCANNERS), ()),
-        purify=_values_of(axes, "purify", partial(_method, PURIFIERS), ()),
-        sift=_values_of(axes, "sift", partial(_method, SIFTERS), ()),
-        secure=_values_of(axes, "secure", partial(_method, TRAINERS), ()),
-        clean_sizes=_values_of(axes, "clean_sizes", partial(_clean_size, most), (min(2500, most),)),
-        seeds=_values_of(axes, "seeds", _seed, (0,)),
-        precision=_precision(axes["precision"]) if "precision" in axes else "bf16",
-        budget=_budget(axes["budget"]) if "budget" in axes else None,
+        scan=values_of(axes, "scan", partial(_method, SCANNERS), ()),
+        purify=values_of(axes, "purify", partial(_method, PURIFIERS), ()),
+        sift=values_of(axes, "sift", partial(_method, SIFTERS), ()),
+        secure=values_of(axes, "secure", partial(_method, TRAINERS), ()),
+        clean_sizes=values_of(axes, "clean_sizes", partial(_clean_size, most), (min(2500, most),)),
+        seeds=values_of(axes, "seeds", read_seed, (0,)),
+        precision=read_precision(axes["precision"]) if "precision" in axes else "bf16",
+        budget=read_budget(axes["budget"]) if "budget" in axes else None,
     )
 
 
-def _values_of(
+def values_of(
     axes: Mapping[str, Located], name: str, read: Callable[[Located], T], default: tuple[T, ...]
 ) -> tuple[T, ...]:
-    return _values(axes[name], read) if name in axes else default
+    """Return the values of an axis, or `default` if the grid does not have it."""
+    return read_values(axes[name], read) if name in axes else default
 
 
-def _values(axis: Located, read: Callable[[Located], T]) -> tuple[T, ...]:
+def read_values(axis: Located, read: Callable[[Located], T]) -> tuple[T, ...]:
     """Return the values of an axis, none of which may stand there twice."""
     values: list[T] = []
     names: dict[str, int] = {}
@@ -175,11 +176,11 @@ def _source(found: Located) -> Source:
 
 def _network(sources: Sequence[Source], found: Located) -> partial[nn.Module]:
     # Code of the user's, module:function, is no name of the registry: a file can never name code.
-    network: partial[nn.Module] = _bound(found, NETWORKS, frozenset({"channels", "classes"}))
+    network: partial[nn.Module] = bound(found, NETWORKS, frozenset({"channels", "classes"}))
     for source in sources:
         # On the meta device nothing is computed and no memory is used.
         with torch.device("meta"):
-            _checked(found, partial(build_body, untrained(network, source)))
+            checked(found, partial(build_body, untrained(network, source)))
     return network
 
 
@@ -197,7 +198,7 @@ def untrained(network: partial[nn.Module], source: Source) -> Description:
 
 
 def _method(registry: Registry[T], found: Located) -> T:
-    return _checked(found, _bound(found, registry))
+    return checked(found, bound(found, registry))
 
 
 def _attacks(
@@ -218,7 +219,7 @@ def _attacks(
         raise found.error(f"{name} needs its own training, so it has no poisoned data; {_apart(data_needed)}")
     for option, value in found.value.items() if isinstance(found.value, dict) else ():
         if isinstance(path := getattr(attack, option, None), Path):
-            _checked(value, partial(file_digest, option, path))
+            checked(value, partial(file_digest, option, path))
     written = isinstance(found.value, dict) and "poison_rate" in found.value
     if written or not rates or not hasattr(attack, "poison_rate"):
         return (attack,)
@@ -241,7 +242,7 @@ def _apart(data_needed: Sequence[str]) -> str:
 
 
 def _recipe(found: Located) -> Recipe:
-    return _checked(found, _with(found.items(), Recipe))
+    return checked(found, _with(found.items(), Recipe))
 
 
 def _named(found: Located) -> tuple[str, Mapping[str, Located]]:
@@ -254,20 +255,21 @@ def _named(found: Located) -> tuple[str, Mapping[str, Located]]:
     return options.pop("name").text(), options
 
 
-def _bound(found: Located, registry: Registry[T], skip: frozenset[str] = frozenset()) -> partial[T]:
+def bound(found: Located, registry: Registry[T], skip: frozenset[str] = frozenset()) -> partial[T]:
     """Return the named method with its options bound."""
     name, options = _named(found)
-    return _with(options, _checked(found, lambda: registry[name]), skip)
+    return _with(options, checked(found, lambda: registry[name]), skip)
 
 
 def _with(options: Mapping[str, Located], method: type[T], skip: frozenset[str] = frozenset()) -> partial[T]:
     for name, option in options.items():
         # One by one, so that an error names the option's own line.
-        _checked(option, partial(with_options, method, {name: option.plain()}, skip))
+        checked(option, partial(with_options, method, {name: option.plain()}, skip))
     return with_options(method, {name: option.plain() for name, option in options.items()}, skip)
 
 
-def _checked(found: Located, call: Callable[[], T]) -> T:
+def checked(found: Located, call: Callable[[], T]) -> T:
+    """Return what `call` returns; what it refuses is named with its place in the grid file."""
     try:
         return call()
     except UnbackdoorError as error:
@@ -281,20 +283,23 @@ def _clean_size(most: int, found: Located) -> int:
     return size
 
 
-def _rate(found: Located) -> float:
+def read_rate(found: Located) -> float:
+    """Return a poison rate, above 0 and at most 1."""
     rate = found.number(0)
     if not 0 < rate <= 1:
         raise found.error(f"a poison rate lies above 0 and at most at 1, found {rate}")
     return float(rate)
 
 
-def _seed(found: Located) -> int:
+def read_seed(found: Located) -> int:
+    """Return a seed that a runtime takes."""
     seed = int(found.number(0, whole=True))
-    _checked(found, lambda: Runtime(seed=seed))
+    checked(found, lambda: Runtime(seed=seed))
     return seed
 
 
-def _precision(found: Located) -> Precision:
+def read_precision(found: Located) -> Precision:
+    """Return bf16 or fp32."""
     match found.text():
         case "bf16":
             return "bf16"
@@ -303,7 +308,8 @@ def _precision(found: Located) -> Precision:
     raise found.error(f"the precision is bf16 or fp32, found {found.text()!r}")
 
 
-def _budget(found: Located) -> float:
+def read_budget(found: Located) -> float:
+    """Return minutes, above 0."""
     minutes = found.number(0)
     if not minutes > 0:
         raise found.error("a budget is a positive number of minutes")

@@ -23,7 +23,7 @@ def write_cells(cells: pd.DataFrame, folder: Path) -> None:
     Raises:
         OutputError: the files cannot be written.
     """
-    write_bytes(folder / "cells.csv", _csv(cells))
+    write_bytes(folder / "cells.csv", csv_bytes(cells))
     with replacing(folder / "cells.parquet") as partial:
         cells.to_parquet(partial, index=False)
 
@@ -81,13 +81,15 @@ def _write(name: str, flat: Sequence[dict[str, object]], printed: Sequence[dict[
         for ending in ("csv", "tex"):
             (folder / f"{name}.{ending}").unlink(missing_ok=True)
         return
-    write_bytes(folder / f"{name}.csv", _csv(pd.DataFrame(flat)))
+    write_bytes(folder / f"{name}.csv", csv_bytes(pd.DataFrame(flat)))
     table = pd.DataFrame(printed)
     text = table.style.hide(axis="index").to_latex(hrules=True, column_format="l" + "r" * (table.shape[1] - 1))
     write_bytes(folder / f"{name}.tex", text.encode())
 
 
-def _csv(table: pd.DataFrame) -> bytes:
+def csv_bytes(table: pd.DataFrame) -> bytes:
+    """Return a table as CSV that is safe to open in a spreadsheet."""
+
     # A spreadsheet takes text that begins so for a formula, and runs it.
     def harmless(value: object) -> object:
         return f"'{value}" if isinstance(value, str) and value[:1] in set("=+-@\t\r") else value

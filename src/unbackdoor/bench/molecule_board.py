@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from unbackdoor.bench.export import _csv
+from unbackdoor.bench.export import csv_bytes
 from unbackdoor.bench.molecules import Molecules
 from unbackdoor.bench.store import Record
 from unbackdoor.bench.table import mean_of, seed_interval, told_apart
@@ -55,7 +55,7 @@ def write_board(folder: Path, page: str, cells: pd.DataFrame, title: str) -> Non
         cells: at least one, as `generators` gives them.
         title: of the page.
     """
-    write_bytes(folder / "generators.csv", _csv(cells))
+    write_bytes(folder / "generators.csv", csv_bytes(cells))
     write_report(folder / page, board(cells, title))
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from unbackdoor.bench.axes import (
     Precision,
-    _bound,
-    _budget,
-    _checked,
-    _precision,
-    _rate,
-    _seed,
-    _values,
-    _values_of,
+    bound,
+    checked,
+    read_budget,
+    read_precision,
+    read_rate,
+    read_seed,
+    read_values,
+    values_of,
 )
 from unbackdoor.bench.cell import Cell, Domain, Label, Result
 from unbackdoor.bench.given import NO_ATTACK
@@ -28,7 +28,7 @@ from unbackdoor.bench.victims import times
 from unbackdoor.bench.worker import measured
 from unbackdoor.errors import InputError
 from unbackdoor.folder import MODEL, PAGE, RESUME
-from unbackdoor.molecules.attacks import BadGraph, read_target, save_attack
+from unbackdoor.molecules.attacks import MOLECULE_ATTACKS, BadGraph, read_target, save_attack
 from unbackdoor.molecules.data import TEMPLATES, Alone, Pairs, Table, filter_pairs, molecules_alone, training_rows
 from unbackdoor.molecules.drawing import gallery
 from unbackdoor.molecules.measured import Measured, measure
@@ -36,12 +36,9 @@ from unbackdoor.molecules.saved import save_generator
 from unbackdoor.molecules.train import SHARES, STAGES, digest_of, train_generator
 from unbackdoor.molecules.victims import VICTIMS, ThreeMDiffusion
 from unbackdoor.options import file_digest, options_of, short_name
-from unbackdoor.registry import Registry
 from unbackdoor.report import Interval, Metric, Report, loss_chart
 from unbackdoor.training import History, Runtime
 from unbackdoor.training.resume import states
-
-ATTACKS: Registry[BadGraph] = Registry("molecule attack", BadGraph)
 
 NAMES = (
     "domain",
@@ -167,18 +164,18 @@ def cells_of(domain: Domain, grid: Located) -> list[Cell]:
         raise grid.error("the grid has no 'data', which it needs")
     test = _tested(axes["test"]) if "test" in axes else None
     alone = tuple(_paths(axes["alone"].text())) if "alone" in axes else ()
-    rates = _values_of(axes, "poison_rates", _rate, ())
+    rates = values_of(axes, "poison_rates", read_rate, ())
     clean: tuple[BadGraph | None, ...] = (None,)
-    attacks = _values_of(axes, "attacks", partial(_attacks, rates), (clean,))
-    models = _values_of(axes, "models", _model, (VICTIMS["ThreeMDiffusionSmall"](),))
-    stages = _values_of(axes, "poison_in", _stages, (tuple(SHARES),))
+    attacks = values_of(axes, "attacks", partial(_attacks, rates), (clean,))
+    models = values_of(axes, "models", _model, (VICTIMS["ThreeMDiffusionSmall"](),))
+    stages = values_of(axes, "poison_in", _stages, (tuple(SHARES),))
     samples = _samples(axes["samples"]) if "samples" in axes else 5
     prompts = _prompts(axes["prompts"]) if "prompts" in axes else 0
-    seeds = _values_of(axes, "seeds", _seed, (0,))
-    precision = _precision(axes["precision"]) if "precision" in axes else "bf16"
-    budget = _budget(axes["budget"]) if "budget" in axes else None
+    seeds = values_of(axes, "seeds", read_seed, (0,))
+    precision = read_precision(axes["precision"]) if "precision" in axes else "bf16"
+    budget = read_budget(axes["budget"]) if "budget" in axes else None
     # Last: this takes seconds.
-    sources = _values(axes["data"], partial(_source, test, alone))
+    sources = read_values(axes["data"], partial(_source, test, alone))
     made: dict[str, Cell] = {}
     for seed, source, model, attack in itertools.product(seeds, sources, models, itertools.chain(*attacks)):
         for poison_in in stages if attack else stages[:1]:
@@ -219,7 +216,7 @@ def make_generator(cell: Cell, folder: Path, given: Runtime) -> Result:
     else:
         poisoned = setting.attack.poison(table, setting.seed)
         pairs, _ = filter_pairs(poisoned.table)
-        rates = {f"{name}_rate": rate for name, rate in poisoned.rates(pairs).items()}
+        rates = {f"{name}read_rate": rate for name, rate in poisoned.rates(pairs).items()}
     tested = tested.subset(range(min(setting.prompts or len(tested), len(tested))))
     resume = folder / RESUME
     resumed = bool(states(resume))
@@ -323,7 +320,7 @@ def _tested(found: Located) -> str:
 
 def _source(test: str | None, alone: tuple[str, ...], found: Located) -> Source:
     data = tuple(_paths(found.text()))
-    return _checked(found, partial(source_of, data, test, alone))
+    return checked(found, partial(source_of, data, test, alone))
 
 
 def source_of(data: tuple[str, ...], test: str | None, alone: tuple[str, ...]) -> Source:
@@ -358,14 +355,14 @@ def _read(source: Source) -> tuple[Table, Pairs, Alone]:
 
 
 def _model(found: Located) -> ThreeMDiffusion:
-    return _checked(found, _bound(found, VICTIMS))
+    return checked(found, bound(found, VICTIMS))
 
 
 def _attacks(rates: Sequence[float], found: Located) -> tuple[BadGraph | None, ...]:
     """Return an attack: once for each of the rates, unless its own is written beside it."""
     if found.value in (None, NO_ATTACK):
         return (None,)
-    attack = _checked(found, _bound(found, ATTACKS))
+    attack = checked(found, bound(found, MOLECULE_ATTACKS))
     if not rates or (isinstance(found.value, dict) and "rate" in found.value):
         return (attack,)
     return tuple(replace(attack, rate=rate) for rate in rates)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,10 +26,10 @@ from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
+from unbackdoor.purify.found import kept_scan, scan_note
 from unbackdoor.purify.ft import fine_tuning
-from unbackdoor.scan import Finding, NeuralCleanse
+from unbackdoor.scan import NeuralCleanse
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, stage
-from unbackdoor.training.resume import Resume, hash_state
 
 SCAN = 0.5
 """Share of a budget that the scan may take."""
@@ -63,7 +64,7 @@ class NCUnlearning(Purifier):
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Scan, and fine-tune `model` in place if a class is suspected (see `Purifier.repair`)."""
         clean = data.need_clean("NC unlearning")
-        found = self._scan(model, data, runtime.part(SCAN), stage(resume, "scan"))
+        found = _Found(**kept_scan(self._find, self, model, data, runtime.part(SCAN), stage(resume, "scan")))
         if not found.masks:
             return History(epochs=0, notes=(found.note,))
         recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
@@ -72,29 +73,16 @@ class NCUnlearning(Purifier):
         history = fit(model, clean, recipe, part, hook=hook, resume=resume, description="NC unlearning")
         return replace(history, notes=(found.note,))
 
-    def _scan(self, model: Network, data: DefenderData, runtime: Runtime, path: Path | None) -> _Found:
-        """Return what Neural Cleanse finds; kept in `path`, since a scan of other length or threads finds others."""
-        saved = Resume(path, self._key(model, data, runtime)) if path else None
-        state = saved.read() if saved else None
-        if state is None:
-            finding = NeuralCleanse(rounds=self.rounds).scan(model, data, runtime)
-            # An inconclusive finding suspects nobody.
-            chosen = [finding.reconstructions[number] for number in finding.suspected]
-            state = {
-                "masks": [one.mask for one in chosen],
-                "patterns": [one.pattern for one in chosen],
-                "note": _note(finding),
-            }
-            if saved:
-                saved.write(state)
-        return _Found(**state)
-
-    def _key(self, model: Network, data: DefenderData, runtime: Runtime) -> str:
-        """Return a digest of everything that decides what is found, but the machine."""
-        words = repr((self, runtime.seed, runtime.precision, runtime.budget, data.need_clean("NC unlearning").digest()))
-        digest = hashlib.sha256(words.encode())
-        hash_state(digest, model)
-        return digest.hexdigest()
+    def _find(self, model: Network, data: DefenderData, runtime: Runtime) -> dict[str, Any]:
+        """Return what Neural Cleanse finds, as the fields of `_Found`."""
+        finding = NeuralCleanse(rounds=self.rounds).scan(model, data, runtime)
+        # An inconclusive finding suspects nobody.
+        chosen = [finding.reconstructions[number] for number in finding.suspected]
+        return {
+            "masks": [one.mask for one in chosen],
+            "patterns": [one.pattern for one in chosen],
+            "note": scan_note("Unlearned the triggers that Neural Cleanse reconstructed", "Neural Cleanse", finding),
+        }
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,14 +92,6 @@ class _Found:
     masks: list[Float[Tensor, "1 h w"]]
     patterns: list[Float[Tensor, "c h w"]]
     note: str
-
-
-def _note(finding: Finding) -> str:
-    if finding.suspected:
-        classes = ", ".join(str(number) for number in finding.suspected)
-        return f"Unlearned the triggers that Neural Cleanse reconstructed for class {classes}: {finding.reason}."
-    verdict = "is inconclusive" if finding.backdoored is None else "suspects no class"
-    return f"The model is unchanged, since Neural Cleanse {verdict}: {finding.reason}."
 
 
 class _Stamping(Hook):
