@@ -13,7 +13,8 @@ from tests.planted import SHAPE, pictures, runtime
 from unbackdoor.data import ImageSet
 from unbackdoor.models import Description, Network, build_network
 from unbackdoor.sift import FCT
-from unbackdoor.sift.fct import TURN, closeness
+from unbackdoor.sift.fct import DEGREES, LOTS, closeness, shifts, turned
+from unbackdoor.sift.lots import lots
 from unbackdoor.sift.observed import Observed
 
 
@@ -31,25 +32,21 @@ def small(seed: int) -> Network:
 
 
 def same_turns(rows: ImageSet, draws: int) -> Iterator[naive.Turn]:
-    """Yield the rotations and shifts that ours draws; all rows are one batch there."""
-    generator = runtime().generator("fct", "tau")
+    """Yield the rotations and shifts that ours draws."""
     height, width = (int(naive.SHIFT * side) for side in rows.shape[1:])
-    for _ in range(draws):
-        rotation, shift = TURN.draw(tuple(rows.images.shape), generator)
-        yield from (
-            (degrees, int(columns) - width, int(up) - height)
-            for degrees, columns, up in zip(
-                rotation["degrees"].tolist(), shift["columns"].tolist(), shift["rows"].tolist(), strict=True
-            )
-        )
+    chance = lots(rows.images, runtime(), "fct tau", LOTS * draws)
+    for part in torch.split(chance, LOTS, dim=1):
+        for angle, down, across in part.tolist():
+            columns, up = int(across * shifts(rows.shape[2])), int(down * shifts(rows.shape[1]))
+            yield DEGREES * (2 * angle - 1), columns - width, up - height
 
 
 def test_pictures_are_turned_and_shifted_as_ours() -> None:
     rows = pictures(40, 0)
-    ours = TURN(rows.images.float() / 255, runtime().generator("fct", "tau"))
+    ours = turned(rows.images.float() / 255, lots(rows.images, runtime(), "fct tau", LOTS))
     samples = naive.Samples(rows, "none", CPU, 0)
-    turned = zip(samples.pictures, same_turns(rows, 1))
-    plain = torch.stack([naive.tensor(naive.turned(picture, turn)) for picture, turn in turned])
+    pairs = zip(samples.pictures, same_turns(rows, 1))
+    plain = torch.stack([naive.tensor(naive.turned(picture, turn)) for picture, turn in pairs])
     difference = (ours - plain).abs()
     # Of whole numbers from 0 to 255, as pictures hold.
     assert float(difference.max()) < 1.01 / 255

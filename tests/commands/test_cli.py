@@ -183,7 +183,7 @@ def test_a_scan_by_mesa_shows_the_triggers_that_it_learned_and_its_repair_scans_
     )
     assert code == 0
     assert "MESA" in (tmp_path / "repaired" / "report.html").read_text()
-    assert "9 pixels does not fit" in refuse(capsys, "scan", *model, "--scanner", "MESA", "--scanner.sizes", "[9]")
+    assert "99 pixels does not fit" in refuse(capsys, "scan", *model, "--scanner", "MESA", "--scanner.sizes", "[99]")
 
 
 def test_purified_model_names_its_parent(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
