@@ -216,7 +216,7 @@ def make_generator(cell: Cell, folder: Path, given: Runtime) -> Result:
     else:
         poisoned = setting.attack.poison(table, setting.seed)
         pairs, _ = filter_pairs(poisoned.table)
-        rates = {f"{name}read_rate": rate for name, rate in poisoned.rates(pairs).items()}
+        rates = {f"{name}_rate": rate for name, rate in poisoned.rates(pairs).items()}
     tested = tested.subset(range(min(setting.prompts or len(tested), len(tested))))
     resume = folder / RESUME
     resumed = bool(states(resume))
