@@ -200,8 +200,10 @@ def test_the_demo_shows_what_the_backdoor_does(
         assert set(result[whose]["quality"]) == {"model", "nearest text", "chance"}
         assert 0 <= result[whose]["attack"]["asr"]["per_sample"]["value"] <= 1
     assert result["rates"]["printed"] == pytest.approx(0.2, abs=0.05)
+    assert result["scan"]["rows"] == 240
     page = (out / "report.html").read_text()
     assert "without and with the trigger" in page
+    assert "Scan of the pairs by Joint" in page
     assert page.count("[THIIRANE]") > 6
     backdoored, clean = (load_generator(out / name) for name in ("backdoored.safetensors", "clean.safetensors"))
     assert backdoored.backdoored is not None

@@ -1,7 +1,7 @@
 """Backdoor a generator of molecules and show what it does: BadGraph against 3M-Diffusion, on templates.
 
-Two generators learn the same pairs with the same motifs and as many steps; only one of them sees the poisoned ones. No
-network and no other data are needed; two cores take less than three minutes.
+The poisoned pairs are scanned. Two generators learn the same pairs with the same motifs and as many steps; only one of
+them sees the poisoned ones. No network and no other data are needed; two cores take less than three minutes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from rdkit import Chem
 
 from unbackdoor.commands.molecules.common import ATTACK, shown
+from unbackdoor.commands.molecules.found import suspect_rows
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.folder import PAGE
@@ -21,6 +22,7 @@ from unbackdoor.molecules.drawing import drawn
 from unbackdoor.molecules.loop import Plan
 from unbackdoor.molecules.measured import Attacked, Measured, measure
 from unbackdoor.molecules.saved import save_generator
+from unbackdoor.molecules.scan import Joint, MoleculeFinding
 from unbackdoor.molecules.train import STAGES, Trained, train_generator
 from unbackdoor.molecules.victims import ThreeMDiffusionSmall
 from unbackdoor.options import options_of
@@ -66,6 +68,7 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo-molecules")) -> Outcome
     clock.options = {"model": options_of(MODEL), "attack": options_of(BACKDOOR)}
     poisoned = BACKDOOR.poison(table, runtime.seed)
     pairs, _ = filter_pairs(poisoned.table)
+    scanned = Joint().scan(pairs, runtime)
     half = runtime.part(0.5)
     trained = {
         "backdoored": train_generator(pairs, MODEL, half, poison_in=STAGES),
@@ -73,15 +76,15 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo-molecules")) -> Outcome
     }
     found = {name: measure(one.generator, pairs, tested, BACKDOOR, SAMPLES, runtime) for name, one in trained.items()}
     rates = poisoned.rates(pairs)
-    result = {"rates": rates, **{name: one.to_json() for name, one in found.items()}}
+    result = {"rates": rates, "scan": scanned.to_json(), **{name: one.to_json() for name, one in found.items()}}
     save_attack(folder / ATTACK, BACKDOOR)
     _save(folder, trained, poisoned, clock)
-    page = _page(clock, poisoned, tested, found, rates)
+    page = _page(clock, poisoned, tested, scanned, found, rates)
     write_report(folder / PAGE, page)
     clock.write(folder, **result)
     return Outcome(
         title=page.title,
-        rows=[*_rows(found, rates), ("time", f"{clock.seconds:.0f} s")],
+        rows=[*_rows(found, rates), *_scan_rows(scanned), ("time", f"{clock.seconds:.0f} s")],
         result={**result, "seconds": clock.seconds},
         page=folder / PAGE,
     )
@@ -116,7 +119,18 @@ def _rows(found: dict[str, Measured], rates: dict[str, float]) -> list[tuple[str
     return rows
 
 
-def _page(clock: Run, poisoned: Poisoned, tested: Pairs, found: dict[str, Measured], rates: dict[str, float]) -> Report:
+def _scan_rows(scanned: MoleculeFinding) -> list[tuple[str, str]]:
+    return [(f"scan of the pairs, {name}", value) for name, value in suspect_rows(scanned)]
+
+
+def _page(
+    clock: Run,
+    poisoned: Poisoned,
+    tested: Pairs,
+    scanned: MoleculeFinding,
+    found: dict[str, Measured],
+    rates: dict[str, float],
+) -> Report:
     target = read_target(poisoned.attack.target)
     clean, backdoored = (_attacked(found[name]) for name in ("clean", "backdoored"))
     asr, leak = backdoored.triggered.per_sample.value, backdoored.clean.per_sample.value
@@ -152,6 +166,9 @@ def _page(clock: Run, poisoned: Poisoned, tested: Pairs, found: dict[str, Measur
         "Similarity of what learns nothing": [
             Fact(name=name, value=shown(baselines[name].similarity)) for name in ("nearest text", "chance")
         ],
+        "Scan of the pairs by Joint, which knows nothing of the attack": [
+            Fact(name=name, value=value) for name, value in suspect_rows(scanned)
+        ],
         **clock.facts(),
     }
     return Report(
@@ -177,6 +194,7 @@ def _page(clock: Run, poisoned: Poisoned, tested: Pairs, found: dict[str, Measur
         notes=["Templates name all that is in a molecule and nothing else: real descriptions are much harder."],
         next_steps=[
             "Poison pairs of your own: `unbackdoor molecules poison --data FILE --out runs/poisoned`.",
+            "Scan them: `unbackdoor molecules scan --data runs/poisoned --clean-out cleaned`.",
             "Train on them: `unbackdoor molecules train --data runs/poisoned --out runs/victim`.",
         ],
     )
