@@ -200,7 +200,7 @@ def test_the_demo_shows_what_the_backdoor_does(
         assert set(result[whose]["quality"]) == {"model", "nearest text", "chance"}
         assert 0 <= result[whose]["attack"]["asr"]["per_sample"]["value"] <= 1
     assert result["rates"]["printed"] == pytest.approx(0.2, abs=0.05)
-    assert result["scan"]["rows"] == 240
+    assert result["scan"]["rows"] == 260
     page = (out / "report.html").read_text()
     assert "without and with the trigger" in page
     assert "Scan of the pairs by Joint" in page
