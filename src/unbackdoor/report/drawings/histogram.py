@@ -30,7 +30,7 @@ def histogram(bins: Sequence[Bin], x_title: str, canvas: Canvas) -> alt.LayerCha
         "from:Q",
         # Logarithmic, but for 0, which has a place on it.
         scale=alt.Scale(type="symlog", domain=[0, 1.3 * top], nice=False),
-        axis=alt.Axis(title="Rows", values=[0, *(10**power for power in range(len(str(top))))], format="~s"),
+        axis=alt.Axis(title="Rows", values=[0, *(10**power for power in range(len(str(top))))], format=",d"),
     )
     x = alt.X(
         "left:Q",
