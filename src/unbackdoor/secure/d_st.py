@@ -98,18 +98,7 @@ class DST(SecureTrainer):
 
     def _recipes(self) -> tuple[Recipe, Recipe]:
         """Return the recipes of the two stages."""
-        contrasting = Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            nesterov=False,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            label_smoothing=0.0,
-            ema=0.0,
-            augmentation="none",
-            low_resolution=0.0,
-        )
+        contrasting = contrasting_recipe(self.epochs, self.batch_size, self.learning_rate, self.weight_decay)
         classifying = replace(
             contrasting,
             epochs=self.head_epochs,
@@ -144,6 +133,22 @@ class DST(SecureTrainer):
         history = fit(frozen, given, classifying, part, hook=head, resume=resume, description="DST: classifier")
         note = f"DST held {len(held_clean)} of {len(untrusted)} images clean and {len(held_poisoned)} poisoned."
         return Trained(network=model, history=replace(history, notes=(note,)))
+
+
+def contrasting_recipe(epochs: int, batch_size: int, learning_rate: float, weight_decay: float) -> Recipe:
+    """Return the recipe of learning features by `Contrast`, which makes the two views of an image itself."""
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        nesterov=False,
+        weight_decay=weight_decay,
+        schedule="cosine",
+        label_smoothing=0.0,
+        ema=0.0,
+        augmentation="none",
+        low_resolution=0.0,
+    )
 
 
 class Projected(nn.Module):

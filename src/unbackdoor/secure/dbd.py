@@ -37,7 +37,7 @@ from unbackdoor.data.augment import AUGMENTATIONS
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.secure.base import SecureTrainer, Trained
-from unbackdoor.secure.d_st import Contrast, Projected
+from unbackdoor.secure.d_st import Contrast, Projected, contrasting_recipe
 from unbackdoor.secure.frozen import FrozenStem
 from unbackdoor.secure.isolation import lowest
 from unbackdoor.sift.base import check_share
@@ -105,18 +105,7 @@ class DBD(SecureTrainer):
 
     def _recipes(self) -> tuple[Recipe, Recipe, Recipe]:
         """Return the recipes of the three stages."""
-        contrasting = Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            nesterov=False,
-            weight_decay=self.weight_decay,
-            schedule="cosine",
-            label_smoothing=0.0,
-            ema=0.0,
-            augmentation="none",
-            low_resolution=0.0,
-        )
+        contrasting = contrasting_recipe(self.epochs, self.batch_size, self.learning_rate, self.weight_decay)
         classifying = replace(
             contrasting,
             epochs=self.head_epochs,
