@@ -661,6 +661,7 @@ def test_defaults_are_those_of_the_paper() -> None:
     weights = (method.clean_weight, method.keep_weight, method.other_weight, method.guess_weight)
     assert weights == (1.0, 0.4, 0.4, 0.4)
     assert (method.plug, method.residual, method.before) == ("convbn", False, "")
+    assert (method.sign, method.train_mode) == (True, False)
 
 
 def test_without_clean_samples_it_says_what_to_give() -> None:
