@@ -35,7 +35,7 @@ from unbackdoor.attacks import AllToOne, load_attack
 from unbackdoor.bench.worker import Device
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.evaluate import evaluate
-from unbackdoor.models import Network, load_model
+from unbackdoor.models import load_model
 from unbackdoor.options import options_of
 from unbackdoor.purify import NPD, SAU
 from unbackdoor.training import Runtime, Silent, stage
@@ -191,9 +191,7 @@ class Tracer:
         threads: of the processor.
     """
 
-    def __init__(
-        self, train: ImageSet, test: ImageSet, rows: Rows, work: Path, device: Device, threads: int
-    ) -> None:
+    def __init__(self, train: ImageSet, test: ImageSet, rows: Rows, work: Path, device: Device, threads: int) -> None:
         self.train, self.test, self.rows = train, test, rows
         self.work, self.device, self.threads = work, device, threads
         self.some = test.subset(torch.linspace(0, len(test) - 1, min(TESTED, len(test))).long())
@@ -246,8 +244,14 @@ class Tracer:
         row = self.rows.append(
             {
                 **{name: told[name] for name in ("device", "threads", "unbackdoor", "torch", "python")},
-                **{"key": run.key, "method": run.name, "victim": run.victim, "kind": run.kind, "budget": run.budget},
-                **{"seed": run.seed, "options": options_of(run.method), "filters": filter_norms(victim)},
+                "key": run.key,
+                "method": run.name,
+                "victim": run.victim,
+                "kind": run.kind,
+                "budget": run.budget,
+                "seed": run.seed,
+                "options": options_of(run.method),
+                "filters": filter_norms(victim),
                 "before": {name: before[name]["value"] for name in SHARES},
                 "after": shares(self.test),
                 "epochs": looked,

@@ -17,9 +17,7 @@ from .common import Samples, norms
 from .outliers import prune_outliers
 
 
-def repair(
-    method: EP, model: Network, clean: ImageSet, seed: int, device: torch.device, untrusted: ImageSet
-) -> None:
+def repair(method: EP, model: Network, clean: ImageSet, seed: int, device: torch.device, untrusted: ImageSet) -> None:
     """Prune in place."""
     rows = torch.randperm(len(untrusted), generator=torch.Generator().manual_seed(seed))[: method.images]
     found = largest_values(model, Samples(untrusted.subset(rows), "none", device, seed))

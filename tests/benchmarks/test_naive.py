@@ -204,8 +204,10 @@ def test_entropies_of_ep_equal_where_a_channel_does_not_vary_too() -> None:
 
 
 def test_fp_removes_the_same_channels_and_keeps_them_out() -> None:
-    model, clean = staged("PreActResNet18"), pictures(120, 0)
-    method = FP(tolerance=0.5, epochs=4, batch_size=120, learning_rate=0.05, augmentation="none")
+    clean = pictures(120, 0)
+    learning = FT(epochs=12, batch_size=40, learning_rate=0.1, augmentation="none")
+    model, _ = learning.purify(staged("PreActResNet18"), DefenderData(clean=clean), runtime())
+    method = FP(tolerance=0.3, epochs=4, batch_size=120, learning_rate=0.05, augmentation="none")
     ours, naive = both(method, model, clean)
     off = (ours.body.get_submodule("linear").weight == 0).all(0)
     assert 0 < int(off.sum()) < len(off), "some are removed and some are not, or this test shows little"

@@ -285,7 +285,7 @@ def test_in_training_mode_each_pass_has_its_own_statistics_and_clean_images_move
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     for name, value in state_of(plug_of(scene.model)).items():
         torch.testing.assert_close(value, moved[name], msg=name)
-    assert not any(module.training for module in scene.model.modules())
+    assert not any(module.training for module in plug_of(scene.model).modules())
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in plug_of(scene.model).parameters())
 
