@@ -1,4 +1,6 @@
-"""Every purifier beside a plain one that takes the same steps as published code takes them (see `naive/`).
+"""Purifiers, each beside a plain one that takes the same steps as published code takes them (see `naive/`).
+
+All but Auto, D-BR, MESA and PixelSpace.
 
 On one kept victim, with the same short schedule, in turns, each run in a process of its own:
 
