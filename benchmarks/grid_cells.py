@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -46,13 +48,22 @@ class GridCells:
         work: folder for the states of interrupted cells, and for the files of cells that others need.
         device: to compute on.
         threads: of the processor.
+        minutes: after which the cell in work is interrupted, to go on with the next time; None: when all are done.
     """
 
     def __init__(
-        self, grid: Path, kinds: Collection[str], written: Written, work: Path, device: Device, threads: int
+        self,
+        grid: Path,
+        kinds: Collection[str],
+        written: Written,
+        work: Path,
+        device: Device,
+        threads: int,
+        minutes: float | None = None,
     ) -> None:
         self.grid, self.kinds, self.written = grid, kinds, written
         self.work, self.device, self.threads = work, device, threads
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
         name = grid.stem if device == "cpu" else f"{grid.stem}_{device}"
         self.rows, self.table = Rows(HERE / "results" / f"{name}.jsonl"), HERE / "results" / f"{name}.md"
 
@@ -99,7 +110,8 @@ class GridCells:
     def _perform(self, cell: Cell, given: Mapping[str, bytes]) -> CellOutcome:
         # A process of its own: the peak of memory is this cell's alone.
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            outcome = pool.submit(perform, cell, given, self.work, self.device, self.threads).result()
+            left = None if self.end is None else max(0.1, self.end - time.monotonic())
+            outcome = pool.submit(in_time, left, cell, given, self.work, self.device, self.threads).result()
         if outcome.trace:
             raise SystemExit(f"{cell.title}: {outcome.error}\n{outcome.trace}")
         if outcome.error:
@@ -111,6 +123,30 @@ class GridCells:
         keys = {cell.key for cell in self.cells}
         rows = [row for row in self.rows.read() if row["key"] in keys]
         self.table.write_text(self.written(self.grid.name, len(self.cells), rows))
+
+
+class TimeIsUp(BaseException):
+    """The minutes are over; like an interruption by hand, nothing of the work may take it for a failure."""
+
+
+def in_time(seconds: float | None, *arguments: Any) -> CellOutcome:
+    """Do a cell (see `perform`), and interrupt it after so many seconds: what it has saved lets it go on.
+
+    Raises:
+        TimeIsUp: it was interrupted.
+    """
+    if seconds is None:
+        return perform(*arguments)
+
+    def stop(*_: object) -> None:
+        raise TimeIsUp
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return perform(*arguments)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Refused(Exception):
@@ -132,13 +168,25 @@ def run_grid(description: str | None, kinds: Collection[str], written: Written, 
     parser.add_argument("--work", type=Path, default=Path(work), help="states of interrupted cells")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, help="stop after these; the next call goes on")
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
-    cells = GridCells(arguments.grid, kinds, written, arguments.work, arguments.device, arguments.threads)
+    machine = (arguments.device, arguments.threads)
+    cells = GridCells(arguments.grid, kinds, written, arguments.work, *machine, arguments.minutes)
     if not arguments.table:
-        for cell in cells.left():
-            cells.run(cell)
-            print(cell.title, flush=True)
-            cells.write()
+        do_all(cells)
     cells.write()
     print(cells.table)
+
+
+def do_all(cells: GridCells) -> None:
+    """Do the cells that are missing, one after the other, as long as there is time."""
+    left = cells.left()
+    for done, cell in enumerate(left):
+        try:
+            cells.run(cell)
+        except TimeIsUp:
+            print(f"time is up, {len(left) - done} of {len(cells.cells)} cells are left", flush=True)
+            return
+        print(cell.title, flush=True)
+        cells.write()

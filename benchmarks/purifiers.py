@@ -1,10 +1,11 @@
 """Every purifier on the kept victims: the cells of a grid, one process each, whatever the session that does them.
 
 Writes one line of JSON a finished cell to results/NAME.jsonl and the table results/NAME.md, where NAME is the grid's.
-A finished cell is not done again, though the store of `unbackdoor bench` be lost:
+A finished cell is not done again, though the store of `unbackdoor bench` be lost, and an interrupted one goes on:
 
     python benchmarks/purifiers.py benchmarks/grids/purify-small.yaml
     python benchmarks/purifiers.py benchmarks/grids/purify-small.yaml --table     # only write the table
+    python benchmarks/purifiers.py benchmarks/grids/purify-full.yaml --device cuda --minutes 8    # eight minutes of it
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ def written(grid: str, wanted: int, rows: Sequence[dict[str, Any]]) -> str:
         " at the victim's ACC would give. Seconds are of the wall clock without measuring; CPU seconds tell whether a"
         " row was disturbed: undisturbed, they are close to twice as many on two threads. Peak MB is the whole process"
         " with data and libraries.",
+        *_poison(rows),
+        *_in_all(rows),
         "",
         *machines(list(rows)),
         "",
@@ -47,6 +50,28 @@ def written(grid: str, wanted: int, rows: Sequence[dict[str, Any]]) -> str:
     if refused:
         lines += ["", *(f"- {row['method']} on {row['attack']}: {row['error']}." for row in refused)]
     return "\n".join(lines) + "\n"
+
+
+def _poison(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a paragraph on how much of the training data was poisoned."""
+    rates: dict[float, list[str]] = {}
+    for attack, rate in sorted({(row["attack"], row["poison_rate"]) for row in rows if row["poison_rate"]}):
+        rates.setdefault(rate, []).append(attack)
+    if rates:
+        groups = [f"{100 * rate:g} % ({', '.join(names)})" for rate, names in sorted(rates.items(), reverse=True)]
+        yield ""
+        yield f"Poisoned of all training images: {'; '.join(groups)}. SIG poisons images of its own class alone."
+
+
+def _in_all(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a paragraph on the time of all repairs together."""
+    done = [row for row in rows if "error" not in row]
+    timed = [row["seconds"] for row in done if "seconds" in row]
+    if timed:
+        rest = len(done) - len(timed)
+        beside = f", {rest} more of unknown length not counted" if rest else ""
+        yield ""
+        yield f"{len(timed)} repairs took {sum(timed) / 60:.1f} minutes in all{beside}."
 
 
 def _group(row: dict[str, Any]) -> tuple[str, str, str, int]:

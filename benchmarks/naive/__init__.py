@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from unbackdoor.data import ImageSet
 from unbackdoor.models import Network
+from unbackdoor.purify import Purifier
 
-from . import anp, bnp, clp, ft, ft_init, ft_sam, i_bau, mcr, nad, nc_unlearning, npd, rnp, sau, tsbd
+from . import anp, bnp, clp, ep, fp, ft, ft_init, ft_sam, i_bau, mcr, nad, nc_unlearning, npd, rnp, sau, tsbd
 
-Repair = Callable[[Any, Network, ImageSet, int, torch.device], float | None]
-"""Options of ours, the network that is repaired in place, clean samples, seed and device, to the seconds that
-ours does not owe."""
+Repair = Callable[..., float | None]
+"""Options of ours, the network that is repaired in place, clean samples, seed, device and, where the method needs them,
+the training data as found, to the seconds that ours does not owe."""
 
 NAIVE: dict[str, Repair] = {
     "ANP": anp.repair,
     "BNP": bnp.repair,
     "CLP": clp.repair,
+    "EP": ep.repair,
+    "FP": fp.repair,
     "FT": ft.repair,
     "FTInit": ft_init.repair,
     "FTSAM": ft_sam.repair,
@@ -42,7 +44,14 @@ NAIVE: dict[str, Repair] = {
 """The plain purifiers, by the names of ours."""
 
 
-def purify(method: Any, model: Network, clean: ImageSet, seed: int, device: torch.device) -> tuple[Network, float]:
+def purify(
+    method: Purifier,
+    model: Network,
+    clean: ImageSet,
+    seed: int,
+    device: torch.device,
+    untrusted: ImageSet | None = None,
+) -> tuple[Network, float]:
     """Return a repaired copy of the model, and the seconds of work that gave other models, which ours does not make.
 
     Args:
@@ -51,8 +60,10 @@ def purify(method: Any, model: Network, clean: ImageSet, seed: int, device: torc
         clean: samples.
         seed: of everything that is drawn.
         device: to compute on.
+        untrusted: the training data as found, for a method that needs them.
     """
     torch.manual_seed(seed)
     repaired = copy.deepcopy(model).float().to(device, memory_format=torch.contiguous_format).requires_grad_(True)
-    others = NAIVE[type(method).__name__](method, repaired, clean, seed, device)
+    found = (untrusted,) if "untrusted" in method.needs else ()
+    others = NAIVE[type(method).__name__](method, repaired, clean, seed, device, *found)
     return repaired.eval(), others or 0.0

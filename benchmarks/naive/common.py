@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from unbackdoor.data import ImageSet
 PADDING = 4
 
 Batches = list[tuple[Tensor, Tensor]]
+
+Epochs = Callable[[int, nn.Module, torch.optim.Optimizer, "Samples"], Iterable[int]]
+"""Gives the numbers of the epochs of a stage, and may look at its model, optimiser and samples between them."""
 
 
 class Samples:
@@ -60,6 +63,11 @@ class Samples:
             self.draws.shuffle(rows)
         for start in range(0, len(rows), size):
             yield self.batch(rows[start : start + size])
+
+
+def plainly(count: int, *_: object) -> Iterable[int]:
+    """Return the numbers of the epochs, and look at nothing."""
+    return range(count)
 
 
 def train(

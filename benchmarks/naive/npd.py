@@ -12,18 +12,20 @@ from unbackdoor.data import ImageSet
 from unbackdoor.models import Network
 from unbackdoor.purify import NPD
 
-from .common import Samples
+from .common import Epochs, Samples, plainly
 
 FOOLED = 0.6
 
 
-def repair(method: NPD, model: Network, clean: ImageSet, seed: int, device: torch.device) -> None:
+def repair(
+    method: NPD, model: Network, clean: ImageSet, seed: int, device: torch.device, epochs: Epochs = plainly
+) -> None:
     """Hook the layer in and train it."""
     samples = Samples(clean, "none", device, seed)
     plug = insert(model, device)
     model.eval()
     optimizer = torch.optim.SGD(plug.parameters(), 1e-4)
-    for _ in range(method.warm_up_epochs):
+    for _ in epochs(method.warm_up_epochs, model, optimizer, samples):
         for images, labels in samples.batches(method.batch_size):
             plug.train()
             optimizer.zero_grad()
@@ -33,7 +35,7 @@ def repair(method: NPD, model: Network, clean: ImageSet, seed: int, device: torc
             plug.eval()
             loss.item()
     optimizer = torch.optim.SGD(plug.parameters(), method.learning_rate, momentum=0.9, weight_decay=5e-4)
-    for _ in range(method.epochs):
+    for _ in epochs(method.epochs, model, optimizer, samples):
         for images, labels in samples.batches(method.batch_size):
             optimizer.zero_grad()
             loss = polarizer_loss(method, model, images, labels)

@@ -12,16 +12,18 @@ from unbackdoor.data import ImageSet
 from unbackdoor.models import Network
 from unbackdoor.purify import SAU
 
-from .common import Samples
+from .common import Epochs, Samples, plainly
 
 
-def repair(method: SAU, model: Network, clean: ImageSet, seed: int, device: torch.device) -> None:
+def repair(
+    method: SAU, model: Network, clean: ImageSet, seed: int, device: torch.device, epochs: Epochs = plainly
+) -> None:
     """Unlearn in place."""
     samples = Samples(clean, "none", device, seed)
     suspect = copy.deepcopy(model).eval()
     model.eval()
     optimizer = torch.optim.Adam(model.parameters(), method.learning_rate, amsgrad=True)
-    for _ in range(method.rounds):
+    for _ in epochs(method.rounds, model, optimizer, samples):
         for images, labels in samples.batches(method.batch_size):
             changed = search(method, model, suspect, images, labels)
             optimizer.zero_grad()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import pickle
+import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
+from unbackdoor.bench import axes
+from unbackdoor.bench.axes import Source
+from unbackdoor.bench.grid import read_grid
+from unbackdoor.bench.located import Located
 from unbackdoor.bench.worker import CellOutcome
 
 Load = Callable[[str], ModuleType]
@@ -118,6 +125,23 @@ def test_the_table_of_trainers_sets_each_beside_the_victim_of_its_attack_and_see
     assert sum(len(line) == 13 for line in lines) == 2 + 7
 
 
+def repaired(attack: str, method: str, asr: float, **changes: Any) -> dict[str, Any]:
+    shares_after = shares(acc=0.85, asr=asr, ra=0.5)
+    beside = {"before": {"acc": 0.9, "asr": 1.0}, "der": (2 - asr - 0.05) / 2, "clean_size": 2500, "rounds": 3.0}
+    return {"kind": "purify", **labels(method, attack=attack), **shares_after, **beside, **COST, **MACHINE, **changes}
+
+
+def test_the_table_of_purifiers_tells_the_poison_and_the_time_of_all(program: Load) -> None:
+    resumed = {name: value for name, value in repaired("SIG", "NPD", 0.5).items() if "seconds" not in name}
+    rows = [repaired("BadNets", "SAU", 0.1), {**resumed, "poison_rate": 0.05}, repaired("LF", "SAU", 0.3, seconds=90.0)]
+    text = program("purifiers").written("g.yaml", 5, rows)
+    assert "Poisoned of all training images: 10 % (BadNets, LF); 5 % (SIG)." in text
+    assert "2 repairs took 2.5 minutes in all, 1 more of unknown length not counted." in text
+    means = {line[0]: line for line in tables(text) if len(line) == 13}
+    assert means["SAU"][5:8] == ["5.00", "20.00", "30.00 (LF)"]
+    assert means["NPD"][11] == ""
+
+
 GRID = """
 data: digits
 networks: {name: PreActResNet18, width: 4}
@@ -167,6 +191,79 @@ def test_what_several_cells_need_is_done_once_and_kept(
     again = cells()
     again.run(again.left()[0])
     assert done[5:] == [], "the victim was kept"
+
+
+class Here:
+    """Does what is submitted at once, where it is submitted."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        return SimpleNamespace(result=lambda: work(*arguments))
+
+
+def test_after_so_many_minutes_the_cell_in_work_is_interrupted_and_left_for_the_next_time(
+    program: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = program("grid_cells")
+    monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(module, "ProcessPoolExecutor", Here)
+    (tmp_path / "tiny.yaml").write_text(GRID)
+    slow = "secure"
+
+    def instead(cell: Any, *_: Any) -> CellOutcome:
+        if cell.kind == slow:
+            time.sleep(30)
+        return CellOutcome(metrics={"acc": 0.5}, files={"made": b""}, started=0.0, machine=MACHINE)
+
+    monkeypatch.setattr(module, "perform", instead)
+
+    def cells(minutes: float | None) -> Any:
+        kinds = ["victim", "secure", "sift"]
+        grid = tmp_path / "tiny.yaml"
+        return module.GridCells(grid, kinds, lambda *told: repr(told[:2]), tmp_path / "w", "cpu", 1, minutes)
+
+    start = time.monotonic()
+    first = cells(1 / 60)
+    module.do_all(first)
+    assert time.monotonic() - start < 20
+    assert [row["kind"] for row in first.rows.read()] == ["victim", "sift"]
+    assert [cell.kind for cell in first.left()] == ["secure"]
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    slow = ""
+    again = cells(None)
+    module.do_all(again)
+    assert again.left() == []
+    assert isinstance(pickle.loads(pickle.dumps(module.TimeIsUp())), module.TimeIsUp), "it crosses processes"
+
+
+DATA = {"cifar10": (10, 32, 50_000), "gtsrb": (43, 32, 39_209), "tiny_imagenet": (200, 64, 10_000)}
+
+
+@pytest.mark.parametrize("grid", ["full", "gtsrb", "tiny", "vgg"])
+def test_the_grids_of_other_data_and_networks_can_be_done(grid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the images is read: methods, options and networks are checked."""
+
+    def source(found: Located) -> Source:
+        name = Path(found.text()).name
+        classes, side, rows = DATA[name]
+        return Source(name, name, ("0", "1"), tuple(map(str, range(classes))), (3, side, side), rows)
+
+    monkeypatch.setattr(axes, "_source", source)
+    cells = read_grid(Path(__file__).parents[2] / "benchmarks" / "grids" / f"purify-{grid}.yaml")
+    victims = 10 if grid == "full" else 3
+    assert [cell.kind for cell in cells].count("victim") == victims
+    repairs = [cell.recipe["method"] for cell in cells if cell.kind == "purify"]
+    assert len(repairs) == victims * (10 if grid == "full" else 4)
+    if grid in ("gtsrb", "tiny"):
+        assert all(not method.get("augmentation", "").endswith("flip") for method in repairs), "signs are not mirrored"
 
 
 def test_a_cell_is_done_by_the_bench_itself(program: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.naive import NAIVE, anp, bnp, clp, common, ft_sam, i_bau, masks, mcr, nad, nc_unlearning, npd, sau, tsbd
+from benchmarks.naive import (
+    NAIVE,
+    anp,
+    bnp,
+    clp,
+    common,
+    ep,
+    ft_sam,
+    i_bau,
+    masks,
+    mcr,
+    nad,
+    nc_unlearning,
+    npd,
+    sau,
+    tsbd,
+)
 from benchmarks.naive import purify as plainly
 from benchmarks.naive import rnp as plain_rnp
 from tests.planted import NAMES, SHAPE, network, pictures, planted, runtime
@@ -26,6 +42,8 @@ from unbackdoor.purify import (
     ANP,
     BNP,
     CLP,
+    EP,
+    FP,
     FT,
     FTSAM,
     IBAU,
@@ -42,6 +60,7 @@ from unbackdoor.purify import sau as our_sau
 from unbackdoor.purify.anp import _Adversarial
 from unbackdoor.purify.bnp import clean_statistics, divergence
 from unbackdoor.purify.channels import norm_layers
+from unbackdoor.purify.ep import entropies
 from unbackdoor.purify.frozen import Frozen
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.masked import MaskedNetwork, mask_recipe, prune_by_mask
@@ -160,6 +179,40 @@ def test_pruning_by_outliers_switches_off_the_same_channels(method: Purifier) ->
     assert made.data.clean is not None
     ours, naive = both(method, made.suspect, made.data.clean)
     nearly(ours, naive, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", [EP(choose=False, u=1.5), EP(allowance=0.1), EP(width=0.3)], ids=repr)
+def test_ep_switches_off_the_same_channels(method: EP) -> None:
+    made = planted(1)
+    assert made.data.clean is not None
+    untrusted = made.fitted.train
+    given = DefenderData(clean=made.data.clean, untrusted=untrusted)
+    ours, history = method.purify(made.suspect, given, runtime())
+    naive, _ = plainly(method, made.suspect, made.data.clean, 0, CPU, untrusted)
+    nearly(ours, naive, rtol=0, atol=0)
+    if not method.choose:
+        assert moved(ours, made.suspect) > 0
+        assert "EP switched off" in history.notes[-1]
+
+
+def test_entropies_of_ep_equal_where_a_channel_does_not_vary_too() -> None:
+    values = torch.randn(5, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values[2] = 3.0
+    found = ep.entropies(values, 0.1)
+    torch.testing.assert_close(found, entropies(values, 0.1))
+    assert float(found[2]) == pytest.approx(float(found[[0, 1, 3, 4]].mean()))
+
+
+def test_fp_removes_the_same_channels_and_keeps_them_out() -> None:
+    clean = pictures(120, 0)
+    learning = FT(epochs=12, batch_size=40, learning_rate=0.1, augmentation="none")
+    model, _ = learning.purify(staged("PreActResNet18"), DefenderData(clean=clean), runtime())
+    method = FP(tolerance=0.3, epochs=4, batch_size=120, learning_rate=0.05, augmentation="none")
+    ours, naive = both(method, model, clean)
+    off = (ours.body.get_submodule("linear").weight == 0).all(0)
+    assert 0 < int(off.sum()) < len(off), "some are removed and some are not, or this test shows little"
+    nearly(ours, naive, rtol=0.01, atol=1e-4)
+    assert moved(ours, model) > 1e-3
 
 
 def test_a_pruning_that_is_compared_prunes() -> None:

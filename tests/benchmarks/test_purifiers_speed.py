@@ -13,7 +13,7 @@ import torch
 from benchmarks.naive import NAIVE
 from unbackdoor.data import ImageSet
 from unbackdoor.options import options_of
-from unbackdoor.purify import CLP, TSBD
+from unbackdoor.purify import CLP, EP, TSBD
 
 
 @pytest.fixture
@@ -72,6 +72,24 @@ def test_the_table_tells_ratios_aims_and_whether_both_are_worth_the_same(program
     assert (alike["FT"], alike["NPD"]) == ("yes", "no")
 
 
+@pytest.mark.parametrize(("naive", "alike"), [((0.90, 0.92), "yes"), ((0.913, 0.913), "no"), ((0.88, 0.94), "yes")])
+def test_both_are_worth_the_same_if_their_means_differ_by_no_more_than_the_wider_spread(
+    program: ModuleType, naive: tuple[float, float], alike: str
+) -> None:
+    """One point more is no difference only where the seeds differ as much."""
+    rows = [row(program, "FT", [run(10, acc=0.895), run(10, acc=0.905)], [run(30, acc=acc) for acc in naive])]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in program.written(rows).splitlines()]
+    (worth,) = [line for line in lines if len(line) == 6 and line[0] == "FT"]
+    assert worth[-1] == alike
+    rows = [row(program, "FT", [run(10, acc=0.90)], [run(30, acc=0.91)])]
+    assert "| no |" in program.written(rows)
+
+
+def test_a_method_that_needs_the_training_data_is_given_them(program: ModuleType) -> None:
+    found = program.run(EP(images=20), True, 0, images(20, 0), images(40, 1), "cpu", 1, images(30, 2))
+    assert 0 <= found["acc"] <= 1
+
+
 def test_a_method_is_done_if_it_was_measured_with_the_same_schedule(
     program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,4 +102,4 @@ def test_a_method_is_done_if_it_was_measured_with_the_same_schedule(
     bench.rows.append(other)
     assert [one["method"] for one in bench.done()] == ["TSBD"]
     bench.write()
-    assert "1 of 14 methods" in (tmp_path / "results" / "purifiers_speed.md").read_text()
+    assert "1 of 16 methods" in (tmp_path / "results" / "purifiers_speed.md").read_text()

@@ -138,7 +138,7 @@ def searched_plainly(scene: Scene) -> tuple[Tensor, list[float]]:
             d = delta[i : i + 1].clone().requires_grad_(True)
             loss = F.cross_entropy(scene.model((x[i : i + 1] + d).clamp(0, 1)), scene.guesses[i : i + 1])
             (gradient,) = torch.autograd.grad(loss, d)
-            moved = delta[i] - o.step_size * gradient[0].sign()
+            moved = delta[i] - o.step_size * (gradient[0].sign() if o.sign else gradient[0] / len(x))
             if o.norm == "Linf":
                 delta[i] = moved.clamp(-o.bound, o.bound)
             else:
@@ -158,6 +158,7 @@ def searched_plainly(scene: Scene) -> tuple[Tensor, list[float]]:
         ({"bound": 0.3, "step_size": 0.01, "steps": 3}, 3),
         ({"bound": 2.0, "step_size": 0.02, "steps": 12}, None),
         ({"norm": "Linf", "bound": 0.02, "step_size": 0.044, "steps": 4}, 4),
+        ({"sign": False, "bound": 0.2, "step_size": 20.0, "steps": 3}, 3),
     ],
     ids=str,
 )
@@ -222,6 +223,18 @@ def test_without_steps_the_images_are_where_the_search_starts() -> None:
     assert torch.equal(scene.hook.search(scene.batch.images, scene.guesses)[0], expected)
 
 
+def test_along_the_gradient_itself_the_step_is_that_of_the_mean_over_the_batch() -> None:
+    scene = Scene(sign=False, steps=1, step_size=1e-3)
+    images = scene.batch.images.clone().requires_grad_(True)
+    loss = F.cross_entropy(scene.model(images), scene.guesses)
+    (gradient,) = torch.autograd.grad(loss, images)
+    inside = (scene.batch.images > 0) & (scene.batch.images < 1)
+    found, _ = scene.hook.search(scene.batch.images, scene.guesses)
+    moved = (found - scene.batch.images)[inside]
+    assert float(moved.abs().max()) > 0
+    torch.testing.assert_close(moved, -1e-3 * gradient[inside], rtol=1e-3, atol=1e-9)
+
+
 def test_the_search_computes_no_gradient_of_weights() -> None:
     scene = Scene()
     scene.hook.search(scene.batch.images, scene.guesses)
@@ -253,6 +266,41 @@ def test_the_loss_and_its_gradient_equal_the_specification(weights: tuple[float,
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     for found, gradient in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters)):
         torch.testing.assert_close(found, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_in_training_mode_each_pass_has_its_own_statistics_and_clean_images_move_the_running_ones() -> None:
+    scene = Scene(train_mode=True, bound=1.0, step_size=0.05)
+    x, y = scene.batch.images, scene.batch.targets
+    answers = scene.model(x).argmax(1)
+    changed, _ = scene.hook.search(x, scene.guesses)
+    reference = copy.deepcopy(scene.model)
+    plug_of(reference).train()
+    first = reference(x)
+    moved = state_of(plug_of(reference))
+    logits = reference(changed)
+    other, guess = lowered(logits, y, scene.guesses)
+    expected = F.cross_entropy(first, y) + 0.4 * (F.cross_entropy(logits, answers) + other + guess)
+    assert not same_state(moved, state_of(plug_of(scene.model)))
+    loss = scene.hook.loss(scene.model, scene.batch)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, value in state_of(plug_of(scene.model)).items():
+        torch.testing.assert_close(value, moved[name], msg=name)
+    assert not any(module.training for module in plug_of(scene.model).modules())
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and bool((p.grad != 0).any()) for p in plug_of(scene.model).parameters())
+
+
+def test_a_single_image_has_no_statistics_of_its_own() -> None:
+    scene = Scene(count=1, train_mode=True)
+    before = state_of(plug_of(scene.model))
+    assert bool(scene.hook.loss(scene.model, scene.batch).isfinite())
+    assert same_state(before, state_of(plug_of(scene.model)))
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_a_repair_in_training_mode_moves_the_running_statistics_in_the_main_stage(train_mode: bool) -> None:
+    plug = plug_of(repair(planted(1).suspect, warm_up_epochs=0, epochs=2, train_mode=train_mode))
+    assert bool((state_of(plug)["layers.1.running_mean"] != 0).any()) == train_mode
 
 
 def test_wrong_answers_are_kept_on_adversarial_images_as_in_the_published_code() -> None:
@@ -524,12 +572,12 @@ def test_clean_images_pass_the_frozen_layers_once() -> None:
 
 def test_in_mixed_precision_the_loss_reaches_every_weight_of_the_plug() -> None:
     mixed = Runtime(device="cpu", precision="bf16", threads=1)
-    for stage in (_WarmUp, _Polarizing):
+    for stage, method in ((_WarmUp, NPD()), (_Polarizing, NPD()), (_Polarizing, NPD(train_mode=True))):
         model, clean = staged(), pictures(24, 3)
         place = "block3.layer.1.conv1"
         model.requires_grad_(False)
         plug = insert_plug(model, Edit(kind="convbn", before=place))
-        hook = stage(NPD(), Frozen.of(model, place, clean, mixed))
+        hook = stage(method, Frozen.of(model, place, clean, mixed))
         hook.begin(model, Recipe(), mixed)
         with mixed.autocast():
             batch = Batch(images=clean.images.float() / 255, targets=clean.labels, rows=torch.arange(24))
@@ -613,6 +661,7 @@ def test_defaults_are_those_of_the_paper() -> None:
     weights = (method.clean_weight, method.keep_weight, method.other_weight, method.guess_weight)
     assert weights == (1.0, 0.4, 0.4, 0.4)
     assert (method.plug, method.residual, method.before) == ("convbn", False, "")
+    assert (method.sign, method.train_mode) == (True, False)
 
 
 def test_without_clean_samples_it_says_what_to_give() -> None:

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -31,6 +31,7 @@ from unbackdoor.purify.sau import (
     search_objective,
     unlearning_loss,
     within_length,
+    within_sum,
 )
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime
@@ -165,6 +166,21 @@ class Scene:
         return self.hook.search(self.model, self.batch, own, self.hook.answers[self.batch.rows])
 
 
+def begun_plainly(scene: Scene) -> Tensor:
+    """Return the changes that the search begins with, image by image, from values of the published code."""
+    o, x = scene.options, scene.batch.images
+    torch.manual_seed(5)
+    value = {"max": torch.full_like(x, o.bound), "min": -torch.full_like(x, o.bound), "zero": torch.zeros_like(x)}
+    delta = torch.rand_like(x) if o.start == "random" else value[o.start]
+    for i in range(len(x)):
+        if o.norm == "linf":
+            delta[i] = delta[i].clamp(-o.bound, o.bound)
+        size = {"l1": delta[i].abs().sum(), "l2": delta[i].norm()}.get(o.norm)
+        if size is not None and float(size) > o.bound:
+            delta[i] *= o.bound / size
+    return delta
+
+
 def searched_plainly(scene: Scene) -> tuple[Tensor, list[int]]:
     """Do the search of the specification on the whole batch, nothing left out.
 
@@ -173,7 +189,7 @@ def searched_plainly(scene: Scene) -> tuple[Tensor, list[int]]:
     """
     o, x, y = scene.options, scene.batch.images, scene.batch.targets
     own, suspects = scene.model(x).argmax(1), scene.suspect(x).argmax(1)
-    delta, counts = torch.full_like(x, o.bound if o.norm == "linf" else o.bound / x[0].numel() ** 0.5), []
+    delta, counts = begun_plainly(scene), []
     for _ in range(o.steps):
         changed = (x + delta).requires_grad_(True)
         ours, theirs = scene.model(changed), scene.suspect(changed)
@@ -195,6 +211,12 @@ def searched_plainly(scene: Scene) -> tuple[Tensor, list[int]]:
         (gradient,) = torch.autograd.grad(o.fool_weight * adversarial + o.share_weight * divergence, changed)
         if o.norm == "linf":
             delta = (delta - o.step_size * gradient.sign()).clamp(-o.bound, o.bound)
+            continue
+        if o.norm in ("l1", "none"):
+            delta = delta - o.step_size * gradient.sign()
+            for i in range(len(x)):
+                if o.norm == "l1" and float(delta[i].abs().sum()) > o.bound:
+                    delta[i] *= o.bound / delta[i].abs().sum()
             continue
         for i in range(len(x)):
             if float(gradient[i].norm()):
@@ -256,6 +278,42 @@ def test_a_search_by_length_equals_a_plain_one_image_by_image() -> None:
     same = ((found - expected).abs() < 1e-3).flatten(1).all(1)
     assert int(same.sum()) >= 46
     assert float((found - scene.batch.images).flatten(1).norm(dim=1).max()) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"norm": "l1", "bound": 15.0, "step_size": 0.03},
+        {"norm": "none", "bound": 0.05, "step_size": 0.02},
+        {"start": "min", "bound": 0.07, "step_size": 0.02},
+        {"start": "zero", "bound": 0.07, "step_size": 0.02},
+        {"start": "random", "bound": 0.07, "step_size": 0.02},
+        {"start": "random", "norm": "l2", "bound": 1.0, "step_size": 0.25},
+    ],
+    ids=str,
+)
+def test_other_bounds_and_starts_equal_a_plain_search(options: dict[str, Any]) -> None:
+    scene = Scene(steps=6, **options)
+    expected, counts = searched_plainly(scene)
+    torch.manual_seed(5)
+    found = scene.search()
+    same = ((found - expected).abs() < 1e-3).flatten(1).all(1)
+    assert int(same.sum()) >= 46
+    assert len(counts) > 1, "it takes steps"
+    torch.manual_seed(5)
+    assert float((found - scene.batch.images - begun_plainly(scene)).abs().max()) > 1e-3, "and they lead somewhere"
+
+
+def test_without_a_bound_changes_grow_with_the_steps() -> None:
+    scene = Scene(norm="none", bound=0.01, step_size=0.05, steps=4, share_weight=0.0)
+    scene.hook.stops_early = False
+    delta = scene.search() - scene.batch.images
+    assert 0.1 < float(delta.abs().max()) <= 0.01 + 4 * 0.05 + 1e-9
+
+
+def test_a_change_is_scaled_down_to_a_sum_of_its_values() -> None:
+    delta = torch.tensor([3.0, -1.0, 0.0, 0.0, 0.5, -0.25, 0.0, 0.0]).view(2, 1, 2, 2)
+    assert within_sum(delta, 1.0).flatten(1).tolist() == [[0.75, -0.25, 0.0, 0.0], [0.5, -0.25, 0.0, 0.0]]
 
 
 @given(st.integers(0, 10**6), st.floats(0.01, 10.0), st.floats(0.0, 10.0))
@@ -422,7 +480,7 @@ def test_defaults_are_those_of_the_paper() -> None:
     expected = SAU(rounds=100, batch_size=256, learning_rate=1e-4, bound=0.2, step_size=0.2, steps=5)
     assert SAU() == expected
     assert (SAU().fool_weight, SAU().share_weight, SAU().clean_weight, SAU().unlearn_weight) == (0.01, 1.0, 1.0, 1.0)
-    assert (SAU().norm, SAU().adversarial_weight, SAU().train_mode) == ("linf", 0.0, False)
+    assert (SAU().norm, SAU().start, SAU().adversarial_weight, SAU().train_mode) == ("linf", "max", 0.0, False)
 
 
 def test_all_rounds_see_whole_images() -> None:
@@ -433,6 +491,7 @@ def test_all_rounds_see_whole_images() -> None:
     "options",
     [
         {"norm": "l2", "bound": 2.0, "step_size": 1.0},
+        {"start": "zero"},
         {"train_mode": True},
         {"adversarial_weight": 0.1},
     ],
@@ -468,9 +527,12 @@ def test_a_planted_backdoor_is_unlearned_and_accuracy_kept(seed: int) -> None:
     assert defense_effectiveness(before, nothing) == 0.5
 
 
-def test_an_interrupted_repair_goes_on_with_the_suspect_that_it_began_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["max", "random"])
+def test_an_interrupted_repair_goes_on_with_the_suspect_that_it_began_with(
+    start: Literal["max", "random"], tmp_path: Path
+) -> None:
     suspect, path = planted(1).suspect, tmp_path / "resume.pt"
-    data, method = DefenderData(clean=pictures(24, 3)), SAU(rounds=4, batch_size=12, learning_rate=1e-3)
+    data, method = DefenderData(clean=pictures(24, 3)), SAU(rounds=4, batch_size=12, learning_rate=1e-3, start=start)
     stopping = Runtime(device="cpu", precision="fp32", threads=1, progress=Stops(5))
     with pytest.raises(KeyboardInterrupt):
         method.purify(suspect, data, stopping, resume=path)
@@ -508,7 +570,8 @@ def test_without_clean_samples_it_says_what_to_give() -> None:
         {"steps": -1},
         {"clean_weight": math.nan},
         {"adversarial_weight": -1.0},
-        {"norm": "l1"},
+        {"norm": "l3"},
+        {"start": "middle"},
     ],
     ids=str,
 )

@@ -11,7 +11,7 @@ suspect's answers to clean samples are computed once, the model's are those of t
 computed in the search, and samples that are shared already leave it (their loss is zero, and with frozen statistics the
 samples do not touch each other).
 
-Off by default, as there: changes bounded by their length (L2), batches' own statistics in the outer step, and a loss
+Off by default, as there: other bounds and starts of a change, batches' own statistics in the outer step, and a loss
 that teaches the true class on changed images. In L2 the published code still steps along the gradient's sign; ours
 steps along the gradient, which is the steepest direction of that norm. The search always runs on running statistics.
 """
@@ -46,9 +46,12 @@ class SAU(Purifier):
         rounds: passes over the clean samples; the paper uses 100 (20 on Tiny-ImageNet).
         batch_size: images a step.
         learning_rate: of Adam, constant.
-        norm: by which a change is bounded: "linf", its largest value; "l2", its length over all pixels of the image.
+        norm: by which a change is bounded: "linf", its largest value; "l2", its length over all pixels of the image;
+            "l1", the sum of its values without signs; "none", nothing ("Reg" in the published code).
         bound: largest change in the search by that norm, pixel units, above 0; the default is meant for "linf".
-        step_size: of the search, by that norm, pixel units, above 0.
+        step_size: of the search, pixel units, above 0: of the change's length with "l2", otherwise of each pixel.
+        start: where the search begins, before it is brought within the bound: "max" or "min", at plus or minus `bound`
+            in every pixel; "zero", at no change; "random", in each pixel uniformly between 0 and 1, as published.
         steps: of the search, 0 or more.
         valid_pixels: whether changed images are kept within [0, 1]; the published code does not.
         fool_weight: of "fool each model" in the search (beta_1; lambda_3 in the paper).
@@ -64,9 +67,10 @@ class SAU(Purifier):
     rounds: int = 100
     batch_size: int = 256
     learning_rate: float = 1e-4
-    norm: Literal["linf", "l2"] = "linf"
+    norm: Literal["linf", "l2", "l1", "none"] = "linf"
     bound: float = 0.2
     step_size: float = 0.2
+    start: Literal["max", "min", "zero", "random"] = "max"
     steps: int = 5
     valid_pixels: bool = False
     fool_weight: float = 0.01
@@ -83,7 +87,9 @@ class SAU(Purifier):
                 f" found {self.bound}, {self.step_size} and {self.steps}"
             )
         if self.norm not in NORMS:
-            raise InputError(f"SAU: the norm is linf or l2, found {self.norm!r}")
+            raise InputError(f"SAU: the norm is linf, l2, l1 or none, found {self.norm!r}")
+        if self.start not in STARTS:
+            raise InputError(f"SAU: the start is max, min, zero or random, found {self.start!r}")
         search = (self.fool_weight, self.share_weight)
         weights = (*search, self.clean_weight, self.unlearn_weight, self.adversarial_weight)
         if not all(0 <= weight < math.inf for weight in weights):
@@ -181,7 +187,7 @@ class _Unlearning(Hook):
         """
         options = self.options
         step, project = NORMS[options.norm]
-        delta = project(torch.full_like(batch.images, options.bound), options.bound)
+        delta = project(STARTS[options.start](batch.images, options.bound), options.bound)
         active = torch.arange(len(batch.images), device=batch.images.device)
         for _ in range(options.steps):
             changed = self.runtime.layout(batch.images[active] + delta[active]).requires_grad_(True)
@@ -211,18 +217,26 @@ class _Unlearning(Hook):
         return changed.clamp(0, 1) if self.options.valid_pixels else changed
 
 
-def within_length(delta: Float[Tensor, "b c h w"], bound: float) -> Float[Tensor, "b c h w"]:
-    """Return each image's change, shortened to this length over all its pixels if it is longer."""
-    length = lengths(delta)
-    return torch.where(length > bound, delta * (bound / length.clamp_min(torch.finfo(delta.dtype).tiny)), delta)
-
-
 def directions(gradient: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """Return each image's gradient at length 1; 0 for an image without gradient."""
     # By its largest value first: squares of the small gradients of a sure model would all be 0.
     largest = gradient.abs().amax((1, 2, 3), keepdim=True)
     scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
     return scaled / lengths(scaled).clamp_min(1)
+
+
+def within_length(delta: Float[Tensor, "b c h w"], bound: float) -> Float[Tensor, "b c h w"]:
+    """Return each image's change, scaled down to this length over all its pixels if it is longer."""
+    return _scaled_down(delta, lengths(delta), bound)
+
+
+def within_sum(delta: Float[Tensor, "b c h w"], bound: float) -> Float[Tensor, "b c h w"]:
+    """Return each image's change, scaled down until its values without signs add up to this, if they are more."""
+    return _scaled_down(delta, delta.abs().sum((1, 2, 3), keepdim=True), bound)
+
+
+def _scaled_down(delta: Tensor, size: Float[Tensor, "b 1 1 1"], bound: float) -> Tensor:
+    return torch.where(size > bound, delta * (bound / size.clamp_min(torch.finfo(delta.dtype).tiny)), delta)
 
 
 def lengths(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 1 1"]:
@@ -239,8 +253,18 @@ def within_range(delta: Float[Tensor, "b c h w"], bound: float) -> Float[Tensor,
 NORMS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, float], Tensor]]] = {
     "linf": (torch.sign, within_range),
     "l2": (directions, within_length),
+    "l1": (torch.sign, within_sum),
+    "none": (torch.sign, lambda delta, bound: delta),
 }
-"""Of each norm, the steepest direction of size 1 for a gradient, and the nearest change within a bound."""
+"""Of each norm, the direction of a step for a gradient, and how a change is brought within a bound."""
+
+STARTS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "max": torch.full_like,
+    "min": lambda images, bound: torch.full_like(images, -bound),
+    "zero": lambda images, bound: torch.zeros_like(images),
+    "random": lambda images, bound: torch.rand_like(images),
+}
+"""Changes of these images with which a search begins, before they are brought within the bound."""
 
 
 def search_objective(
