@@ -8,7 +8,7 @@ recovered from the first victim of each kind, the attacker's trigger in it. A fi
 and an interrupted training goes on:
 
     python benchmarks/mesa.py --data ../shared/data                                # the small stand-in
-    python benchmarks/mesa.py --data ../shared/data --device cuda --width 64 --patterns 51 --colors 10 --gtsrb 10
+    python benchmarks/mesa.py --device cuda --width 64 --patterns 51 --colors 10 --gtsrb 10 --repeats 10
     python benchmarks/mesa.py --speed                                              # beside one-by-one training
     python benchmarks/mesa.py --table                                              # only write the table
 
@@ -22,7 +22,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,6 +83,8 @@ PAPER = {
 """ASR in percent on CIFAR-10: mean and worst of 51 black-and-white triggers, and mean of random colours."""
 
 DEFENSES = (*PAPER, "ensemble by density", "ensemble, known target")
+COMPARED = ("none", "ideal", "pixel space", "ensemble", "ensemble, known target")
+"""Trigger by trigger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,50 +203,57 @@ class Bench:
         fit(network, train, FINE_TUNING, self.runtime, hook=hook, resume=state, description=victim.name)
         return network
 
-    def run(self, victim: Victim, setting: Setting, defenses: Sequence[str]) -> None:
-        """Add the rows of a victim that are missing."""
+    def run(self, victim: Victim, setting: Setting, defenses: Sequence[str], repeats: int = 1) -> None:
+        """Add the rows of a victim that are missing, each defence with so many seeds."""
         done = {row["key"] for row in self.rows.read()}
-        left = [name for name in defenses if self.key(victim, setting, name) not in done]
+        wanted = [(name, repeat) for name in defenses for repeat in range(1 if name == "none" else repeats)]
+        left = [(name, repeat) for name, repeat in wanted if self.key(victim, setting, name, repeat) not in done]
         if not left:
             return
         model, (train, test) = self.victim(victim), self.images(victim.data)
         clean = draw_clean(train, setting.support, self.runtime.seed)
         patch = victim.patch(train.shape[0])
-        for name in left:
+        for name, repeat in left:
             with measured() as cost:
-                repaired, told = self.defend(name, model, clean, victim, setting)
+                repaired, told = self.defend(name, model, clean, victim, setting, repeat)
             found = evaluate(repaired, test, self.runtime, Scattered(patch), AllToOne(target=victim.target)).to_json()
             row = {**self.runtime.describe(), **vars(victim), "support": setting.support, "sizes": setting.sizes}
-            row |= {"key": self.key(victim, setting, name), "defense": name, "width": self.width, **told, **found}
+            row |= {"key": self.key(victim, setting, name, repeat), "defense": name, "repeat": repeat}
+            row |= {"width": self.width, **told, **found}
             row |= {"sweep": options_of(self.sweep), "retraining": options_of(self.retraining)}
             self.rows.add(row, cost)
-            print(victim.name, setting, name, f"ASR {100 * found['asr']['value']:.2f} %", flush=True)
+            print(victim.name, setting, name, repeat, f"ASR {100 * found['asr']['value']:.2f} %", flush=True)
 
-    def key(self, victim: Victim, setting: Setting, defense: str) -> str:
-        """Return what tells a row from the others."""
+    def key(self, victim: Victim, setting: Setting, what: str, repeat: int = 0) -> str:
+        """Return what tells a row, or a file of what was found, from the others."""
         # Without a defence there is none of it.
-        how = "" if defense == "none" else f"{self.sweep} {self.retraining}"
-        return repr((victim, setting, defense, self.width, self.epochs, self.runtime.seed, how))
+        how = "" if what == "none" else f"{self.sweep} {self.retraining}"
+        return repr((victim, setting, what, repeat, self.width, self.epochs, self.runtime.seed, how))
 
     def defend(
-        self, name: str, model: Network, clean: ImageSet, victim: Victim, setting: Setting
+        self, name: str, model: Network, clean: ImageSet, victim: Victim, setting: Setting, repeat: int
     ) -> tuple[Network, dict[str, Any]]:
-        """Return the model that a defence leaves, and what to keep of it."""
+        """Return the model that a defence leaves, and what to keep of it.
+
+        The sweep of a victim, which is long, is done once. Its retraining, and all of the pixel-space baseline, have
+        the repeat's seed.
+        """
         if name == "none":
             return model, {}
+        runtime = replace(self.runtime, seed=self.runtime.seed + repeat)
         if name == "pixel space":
             options = {one: getattr(self.retraining, one) for one in vars(self.retraining)}
             method = PixelSpace(size=setting.sizes[0], **options)
-            repaired, history = method.purify(model, DefenderData(clean=clean), self.runtime)
+            repaired, history = method.purify(model, DefenderData(clean=clean), runtime)
             return repaired, {"notes": history.notes}
         if name == "ideal":
-            return self._retrained(model, clean, FixedPatches(victim.patch(clean.shape[0])[None])), {}
+            return self._retrained(model, clean, FixedPatches(victim.patch(clean.shape[0])[None]), runtime), {}
         found = self.swept(model, clean, victim, setting)
         told = {key: value for key, value in found.items() if key != "distributions"}
         distributions = [TriggerDistribution.from_state(state) for state in found["distributions"]]
         if name == "ensemble, known target":
             chosen = [one for one in distributions if one.target == victim.target]
-            chosen = chosen or self._learned(model, clean, victim.target, found["size"])
+            chosen = chosen or self._learned(model, clean, victim, setting, found["size"])
         else:
             chosen = [one for one in distributions if one.target in found["suspected"]]
         if name.startswith("beta "):
@@ -253,17 +262,15 @@ class Bench:
         if not chosen:
             return model, told
         draw = "density" if name == "ensemble by density" else "cycle"
-        return self._retrained(model, clean, Recovered(chosen, draw)), told
+        return self._retrained(model, clean, Recovered(chosen, draw), runtime), told
 
     def swept(self, model: Network, clean: ImageSet, victim: Victim, setting: Setting) -> dict[str, Any]:
         """Return what the sweep of a victim found, from a file if it was done before."""
-        key = self.key(victim, setting, "sweep")
-        saved = Resume(self.work / f"sweep-{sha256(key.encode())[:16]}.pt", key)
-        state = saved.read()
-        if state is None:
+
+        def sweep() -> dict[str, Any]:
             start = time.perf_counter()
             finding = replace(self.sweep, sizes=setting.sizes).scan(model, DefenderData(clean=clean), self.runtime)
-            state = {
+            return {
                 "suspected": list(finding.suspected),
                 "anomaly": finding.anomaly.tolist(),
                 "size": finding.evidence["trigger_side"],
@@ -272,18 +279,36 @@ class Bench:
                 "sweep_seconds": round(time.perf_counter() - start, 1),
                 "distributions": [one.state() for one in finding.distributions],
             }
+
+        return self._kept("sweep", victim, setting, sweep)
+
+    def _learned(
+        self, model: Network, clean: ImageSet, victim: Victim, setting: Setting, size: int
+    ) -> list[TriggerDistribution]:
+        """Return the distribution for the target, which is told, from a file if it was learned before."""
+
+        def learn() -> dict[str, Any]:
+            frozen = self.runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
+            ordered = clean.in_canonical_order().to(self.runtime.place)
+            found, _ = self.sweep.distributions(frozen, ordered, [victim.target], size, self.runtime)
+            return {"distributions": [one.state() for one in found]}
+
+        kept = self._kept("target", victim, setting, learn)
+        return [TriggerDistribution.from_state(state) for state in kept["distributions"]]
+
+    def _kept(self, what: str, victim: Victim, setting: Setting, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return what is made of a victim, from a file if it was made before."""
+        key = self.key(victim, setting, what)
+        saved = Resume(self.work / f"{what}-{sha256(key.encode())[:16]}.pt", key)
+        state = saved.read()
+        if state is None:
+            state = make()
             saved.write(state)
         return state
 
-    def _learned(self, model: Network, clean: ImageSet, target: int, size: int) -> list[TriggerDistribution]:
-        """Return the distribution for a class that is told."""
-        frozen = self.runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
-        ordered = clean.in_canonical_order().to(self.runtime.place)
-        return self.sweep.distributions(frozen, ordered, [target], size, self.runtime)
-
-    def _retrained(self, model: Network, clean: ImageSet, triggers: Triggers) -> Network:
+    def _retrained(self, model: Network, clean: ImageSet, triggers: Triggers, runtime: Runtime) -> Network:
         repaired = copy.deepcopy(model)
-        self.retraining.fit(repaired, clean, triggers, self.runtime, None)
+        self.retraining.fit(repaired, clean, triggers, runtime, None)
         return repaired.eval()
 
     def page(self, victim: Victim, path: Path) -> None:
@@ -351,6 +376,7 @@ def main() -> None:
     parser.add_argument("--patterns", type=int, default=12, help="black-and-white triggers, up to 51")
     parser.add_argument("--colors", type=int, default=4, help="triggers of random colours")
     parser.add_argument("--gtsrb", type=int, default=2, help="triggers of random colours and targets on GTSRB")
+    parser.add_argument("--repeats", type=int, default=3, help="seeds of each defence; the paper takes 10")
     parser.add_argument("--studied", type=int, default=2, help="victims of the studies of support and size")
     parser.add_argument("--steps", type=int, default=MESA.steps, help="of the generators")
     parser.add_argument("--stamped", type=float, default=Retraining.stamped, help="share of images in the repairs")
@@ -379,19 +405,19 @@ def main() -> None:
         if arguments.speed:
             bench.speed(wanted[0])
         else:
-            do(bench, wanted, arguments.studied, table)
+            do(bench, wanted, arguments.repeats, arguments.studied, table)
     table.write_text(written(rows.read()))
     print(table)
 
 
-def do(bench: Bench, wanted: Sequence[Victim], studied: int, table: Path) -> None:
+def do(bench: Bench, wanted: Sequence[Victim], repeats: int, studied: int, table: Path) -> None:
     """Do all defences on all victims, then the studies on the first of each kind on CIFAR-10."""
-    plan = [(victim, Setting(), DEFENSES) for victim in wanted]
+    plan = [(victim, Setting(), DEFENSES, repeats) for victim in wanted]
     for victim in _first(wanted, studied):
-        plan += [(victim, Setting(support=support), ("ensemble",)) for support in SUPPORTS]
-        plan += [(victim, Setting(sizes=sizes), ("ensemble",)) for sizes in WRONG_SIZES]
-    for victim, setting, defenses in plan:
-        bench.run(victim, setting, defenses)
+        plan += [(victim, Setting(support=support), ("ensemble",), 1) for support in SUPPORTS]
+        plan += [(victim, Setting(sizes=sizes), ("ensemble",), 1) for sizes in WRONG_SIZES]
+    for victim, setting, defenses, count in plan:
+        bench.run(victim, setting, defenses, count)
         table.write_text(written(bench.rows.read()))
     for victim in {(one.data, one.kind): one for one in reversed(wanted)}.values():
         bench.page(victim, table.with_name(f"{table.stem}-{victim.name}.html"))
@@ -419,19 +445,31 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
         f" {100 * POISONED:g} % of each batch poisoned by a patch of {SIZE} x {SIZE} pixels at random places; the"
         f" defender has {SUPPORT} training images. ASR of test images that are not of the target class. The ideal"
         ' defence knows the trigger, and "known target" the class; all other rows find the class by the sweep, and'
-        " leave the model as it is where it names none. The paper's figures are of ResNet18 of width 64, support sets"
-        " of test images, a known target, all 51 black-and-white patterns and ten of random colours.",
+        " leave the model as it is where it names none. With several runs a trigger's ASR is their mean; the sweep of a"
+        " victim is done once, and each run has its own seed in the retraining and in the search of the pixel-space"
+        " baseline. The paper's figures are of ResNet18 of width 64, support sets of test images, a known target, all"
+        " 51 black-and-white patterns and ten of random colours, and averages of 10 rounds.",
         "",
         *machines([*rows, *speeds]),
         "",
-        "| data | trigger | width | defence | victims | ASR mean % | worst % | ACC mean % | ACC fell by | target named"
-        " | paper: mean | worst |",
-        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| data | trigger | width | defence | victims | runs | ASR mean % | worst % | ACC mean % | ACC fell by"
+        " | target named | paper: mean | worst |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         *_means(usual),
+        "",
+        "## Trigger by trigger",
+        "",
+        "ASR in percent: the mean of the runs, and their standard deviation.",
+        "",
+        *_below(usual),
+        "",
+        f"| victim | width | {' | '.join(COMPARED)} |",
+        f"|---|---:|{'---:|' * len(COMPARED)}",
+        *_triggers(usual),
         "",
         "## The number of clean images, and what a wrong size costs",
         "",
-        "The ensemble; the first line of each victim is the usual setting. Several sizes are swept.",
+        "The first run of the ensemble; the first line of each victim is the usual setting. Several sizes are swept.",
         "",
         "| victim | width | clean images | sizes | size chosen | ASR % | ACC % | target named |",
         "|---|---:|---:|---|---:|---:|---:|---|",
@@ -452,31 +490,77 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _groups(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[tuple[str, str, int], dict[str, list[dict[str, Any]]]]]:
+    """Yield data set, kind of trigger and width, and the rows of each defence there."""
+
+    def group(row: dict[str, Any]) -> tuple[str, str, int]:
+        return row["data"], row["kind"], row["width"]
+
+    for one in sorted({group(row) for row in rows}):
+        of_group = [row for row in rows if group(row) == one]
+        some = {name: [row for row in of_group if row["defense"] == name] for name in DEFENSES}
+        yield one, {name: found for name, found in some.items() if found}
+
+
+def _seeds(rows: Sequence[dict[str, Any]], what: str) -> dict[int, list[float]]:
+    """Return a rate in percent with every seed, for each trigger, in the order of their numbers."""
+    found: dict[int, list[float]] = {row["number"]: [] for row in sorted(rows, key=lambda row: row["number"])}
+    for row in rows:
+        found[row["number"]].append(100 * row[what]["value"])
+    return found
+
+
+def _of_triggers(rows: Sequence[dict[str, Any]], what: str) -> dict[int, float]:
+    """Return a rate in percent for each trigger, the mean over seeds."""
+    return {number: statistics.mean(values) for number, values in _seeds(rows, what).items()}
+
+
 def _means(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    groups = sorted({(row["data"], row["kind"], row["width"]) for row in rows})
-    for data, kind, width in groups:
-        of_group = [row for row in rows if (row["data"], row["kind"], row["width"]) == (data, kind, width)]
-        before = {row["number"]: row["acc"]["value"] for row in of_group if row["defense"] == "none"}
-        for name in DEFENSES:
-            some = [row for row in of_group if row["defense"] == name]
-            if not some:
-                continue
-            asr, acc = ([100 * row[key]["value"] for row in some] for key in ("asr", "acc"))
-            fell = [100 * (before[row["number"]] - row["acc"]["value"]) for row in some if row["number"] in before]
-            named = [row["target"] in row["suspected"] for row in some if "suspected" in row]
+    for (data, kind, width), defenses in _groups(rows):
+        before = _of_triggers(defenses.get("none", ()), "acc")
+        for name, some in defenses.items():
+            asr, acc = (_of_triggers(some, what) for what in ("asr", "acc"))
+            fell = [before[number] - value for number, value in acc.items() if number in before]
+            # A sweep is done once, whatever the number of seeds.
+            named = {row["number"]: row["target"] in row["suspected"] for row in some if "suspected" in row}
             told = name != "ensemble, known target" and named
             paper = PAPER.get(name, (None, None, None)) if data == "cifar10" else (None, None, None)
             theirs = paper[:2] if kind == _KINDS[0] else (paper[2], None)
             # Without a defence the worst trigger is the weakest one.
-            worst = min(asr) if name == "none" else max(asr)
+            worst = min(asr.values()) if name == "none" else max(asr.values())
             fields = [
-                *(data, kind, str(width), name, str(len(some))),
-                *(f"{value:.2f}" for value in (statistics.mean(asr), worst, statistics.mean(acc))),
+                *(data, kind, str(width), name, str(len(asr)), str(len(some))),
+                *(f"{value:.2f}" for value in (statistics.mean(asr.values()), worst, statistics.mean(acc.values()))),
                 f"{statistics.mean(fell):.2f}" if fell else "",
-                f"{sum(named)} of {len(named)}" if told else "",
+                f"{sum(named.values())} of {len(named)}" if told else "",
                 *("" if value is None else f"{value:g}" for value in theirs),
             ]
             yield f"| {' | '.join(fields)} |"
+
+
+def _triggers(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for (data, kind, width), defenses in _groups(rows):
+        seeds = {name: _seeds(defenses.get(name, ()), "asr") for name in COMPARED}
+        for number in sorted({number for of_defense in seeds.values() for number in of_defense}):
+            rates = [seeds[name].get(number, []) for name in COMPARED]
+            yield f"| {data}, {kind} {number} | {width} | {' | '.join(map(_spread, rates))} |"
+
+
+def _spread(rates: Sequence[float]) -> str:
+    """Return the mean, and the standard deviation of several."""
+    if len(rates) < 2:
+        return "".join(f"{rate:.2f}" for rate in rates)
+    return f"{statistics.mean(rates):.2f} ± {statistics.stdev(rates):.2f}"
+
+
+def _below(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield on how many triggers the ensemble's mean is below that of the baseline."""
+    for (data, kind, width), defenses in _groups(rows):
+        ours, theirs = (_of_triggers(defenses.get(name, ()), "asr") for name in ("ensemble", "pixel space"))
+        both = ours.keys() & theirs.keys()
+        if both:
+            fewer = sum(ours[number] < theirs[number] for number in both)
+            yield f"- {data}, {kind}, width {width}: ensemble below pixel space on {fewer} of {len(both)}"
 
 
 def _studies(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -486,7 +570,7 @@ def _studies(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     def usual(row: dict[str, Any]) -> bool:
         return row["support"] == SUPPORT and row["sizes"] == [SIZE]
 
-    ensemble = [row for row in rows if row["defense"] == "ensemble"]
+    ensemble = [row for row in rows if row["defense"] == "ensemble" and not row["repeat"]]
     studied = {name(row) for row in ensemble if not usual(row)}
     some = [row for row in ensemble if name(row) in studied]
     for row in sorted(some, key=lambda row: (name(row), not usual(row), row["sizes"], row["support"])):

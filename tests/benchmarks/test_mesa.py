@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,9 +84,10 @@ def test_every_defence_has_a_row_and_no_row_is_done_twice(
     setting = program.Setting
     monkeypatch.setattr(program, "Setting", lambda support=80, sizes=(3,): setting(support=support, sizes=sizes))
     wanted, table = list(program.victims(1, 1, 0)), tmp_path / "table.md"
-    program.do(bench, wanted, 1, table)
+    program.do(bench, wanted, 2, 1, table)
     rows = bench.rows.read()
-    assert len(rows) == 2 * len(program.DEFENSES) + 2
+    # Two seeds of each defence, but there is one way to do without.
+    assert len(rows) == 2 * (2 * len(program.DEFENSES) - 1) + 2
     assert {row["defense"] for row in rows} == set(program.DEFENSES)
     assert all(0 <= row["asr"]["value"] <= 1 for row in rows)
     studied = [row for row in rows if (row["support"], tuple(row["sizes"])) != (80, (3,))]
@@ -102,10 +103,11 @@ def test_every_defence_has_a_row_and_no_row_is_done_twice(
         raise AssertionError("done again")
 
     monkeypatch.setattr(program.Bench, "defend", never)
-    program.do(bench, wanted, 1, table)
+    program.do(bench, wanted, 2, 1, table)
     assert len(bench.rows.read()) == len(rows)
     text = table.read_text()
-    assert "| cifar10 | black and white | 4 | ensemble | 1 |" in text
+    assert "| cifar10 | black and white | 4 | ensemble | 1 | 2 |" in text
+    assert "| cifar10, black and white 0 | 4 | " in text.split("## Trigger by trigger")[1]
     assert "| cifar10, black and white 0 | 4 | 40 | 3 | 3 |" in text
 
 
@@ -121,16 +123,66 @@ def test_speeds_are_of_the_same_steps_in_turns(
     assert "## Batched training" in program.written([row])
 
 
-def test_means_worst_and_what_the_paper_says(program: ModuleType) -> None:
-    def row(defense: str, number: int, asr: float, **more: Any) -> dict[str, Any]:
+@pytest.fixture
+def row(program: ModuleType) -> Callable[..., dict[str, Any]]:
+    """What makes a row of a defence."""
+
+    def made(defense: str, number: int, asr: float, repeat: int = 0, **more: Any) -> dict[str, Any]:
         machine = {"device": "cpu", "threads": "2", "torch": "2"}
         what = {"data": "cifar10", "kind": "black and white", "number": number, "target": 0, "width": 16}
-        setting = {"support": program.SUPPORT, "sizes": [3], "defense": defense, "key": f"{defense} {number}"}
-        return {**machine, **what, **setting, "asr": {"value": asr}, "acc": {"value": 0.9 - asr / 100}, **more}
+        setting = {"support": program.SUPPORT, "sizes": [3], "defense": defense, "repeat": repeat}
+        rates = {"asr": {"value": asr}, "acc": {"value": 0.9 - asr / 100}}
+        return {**machine, **what, **setting, "key": f"{defense} {number} {repeat}", **rates, **more}
 
+    return made
+
+
+def cells(text: str) -> list[list[str]]:
+    """Return the tables' lines."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+
+
+def test_means_worst_and_what_the_paper_says(program: ModuleType, row: Callable[..., dict[str, Any]]) -> None:
     rows = [row("none", 0, 0.98), row("none", 1, 0.9)]
     rows += [row("ensemble", 0, 0.02, suspected=[0], size=3), row("ensemble", 1, 0.08, suspected=[4], size=3)]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in program.written(rows).splitlines()]
-    found = {line[3]: line[4:] for line in lines if len(line) == 12}
-    assert found["none"] == ["2", "94.00", "90.00", "89.06", "0.00", "", "98.7", ""]
-    assert found["ensemble"] == ["2", "5.00", "8.00", "89.95", "-0.89", "1 of 2", "3.6", "8.2"]
+    found = {line[3]: line[4:] for line in cells(program.written(rows)) if len(line) == 13}
+    assert found["none"] == ["2", "2", "94.00", "90.00", "89.06", "0.00", "", "98.7", ""]
+    assert found["ensemble"] == ["2", "2", "5.00", "8.00", "89.95", "-0.89", "1 of 2", "3.6", "8.2"]
+
+
+def test_several_seeds_of_a_trigger_are_one_mean_and_the_triggers_are_compared_by_it(
+    program: ModuleType, row: Callable[..., dict[str, Any]]
+) -> None:
+    """On trigger 0 the ensemble is better by the mean, and worse with the first seed."""
+    rows = [row("none", 0, 0.98), row("none", 4, 0.9)]
+    for number, ours, theirs in ((0, (0.2, 0.04), (0.1, 0.5)), (4, (0.3, 0.1), (0.1, 0.1))):
+        for repeat in range(2):
+            rows.append(row("ensemble", number, ours[repeat], repeat, suspected=[0], size=3))
+            rows.append(row("pixel space", number, theirs[repeat], repeat))
+    text = program.written(rows)
+    found = {line[3]: line[4:8] for line in cells(text) if len(line) == 13}
+    assert found["ensemble"] == ["2", "4", "16.00", "20.00"]
+    assert found["pixel space"] == ["2", "4", "20.00", "30.00"]
+    assert "cifar10, black and white, width 16: ensemble below pixel space on 1 of 2" in text
+    each = {line[0]: line[1:] for line in cells(text) if len(line) == 7}
+    assert each["cifar10, black and white 0"] == ["16", "98.00", "", "30.00 ± 28.28", "12.00 ± 11.31", ""]
+    assert each["cifar10, black and white 4"] == ["16", "90.00", "", "10.00 ± 0.00", "20.00 ± 14.14", ""]
+
+
+def test_seeds_differ_in_the_retraining_and_share_the_sweep(
+    program: ModuleType, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "SUPPORT", 80)
+    defenses = ("none", "ensemble, known target", "pixel space")
+    sweeps, seeds = [], []
+    scan, fit = MESA.scan, Retraining.fit
+    monkeypatch.setattr(MESA, "scan", lambda *given: sweeps.append(given[3].seed) or scan(*given))
+    monkeypatch.setattr(Retraining, "fit", lambda *given: seeds.append(given[4].seed) or fit(*given))
+    bench.run(next(program.victims(1, 0, 0)), program.Setting(support=80), defenses, 3)
+    assert [(row["defense"], row["repeat"]) for row in bench.rows.read()] == [
+        ("none", 0),
+        *(("ensemble, known target", repeat) for repeat in range(3)),
+        *(("pixel space", repeat) for repeat in range(3)),
+    ]
+    assert sweeps == [0]
+    assert seeds[:3] == [0, 1, 2]

@@ -503,7 +503,7 @@ def test_triggers_of_neural_cleanse_equal() -> None:
 def test_the_step_of_neural_cleanse_has_the_same_gradients() -> None:
     made, clean = planted(0), pictures(64, 6)
     model = copy.deepcopy(made.suspect).eval().requires_grad_(False)
-    search = _Search(NeuralCleanse(), model, clean, runtime())
+    search = _Search(NeuralCleanse(), model, clean, torch.arange(clean.classes), runtime())
     raw = [one.detach().clone() for one in (search.mask_raw, search.pattern_raw)]
     rows = torch.arange(16)
     search.step(torch.arange(clean.classes), rows)

@@ -12,14 +12,17 @@ import pytest
 import torch
 
 from tests.planted import CLASSES, network, pictures, planted, runtime
+from tests.scan.test_screening import many
 from unbackdoor.data import DefenderData, hold_out
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify import Auto, Purifier
 from unbackdoor.purify import auto as module
+from unbackdoor.purify import probes as probing
 from unbackdoor.purify.choice import accuracy_on
 from unbackdoor.purify.probes import Probes, answers_to, find_probes, power, standing_out, successes
+from unbackdoor.scan import NeuralCleanse
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import History, Runtime
 
@@ -50,6 +53,15 @@ def test_probes_do_what_their_answers_say_and_leave_the_suspect_alone() -> None:
             assert torch.equal(model(images).argmax(1), probes.answers.flatten(0, 1)[number])
     norms = probes.changes.flatten(1).norm(dim=1)
     assert float(norms.max()) <= 0.75 / 32 * 12 * (1 + 1e-5)
+
+
+def test_every_class_has_a_trigger_of_its_own_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan by itself searches fewer of many classes, and gives the others all the same trigger."""
+    monkeypatch.setattr(probing, "ROUNDS", 1)
+    model, data = many(NeuralCleanse().most_classes + 2)
+    kept, held = hold_out(data.need_clean("Test"), 0)
+    masks = find_probes(model, kept, held, runtime()).masks  # type: ignore[arg-type]
+    assert len({mask.numpy().tobytes() for mask in masks}) == len(masks) == NeuralCleanse().most_classes + 2
 
 
 def test_success_counts_images_of_other_classes_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,11 @@ from tests.patched import SIZE, TARGET, patched
 from tests.planted import CLASSES, NAMES, SHAPE, network, pictures, runtime
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
-from unbackdoor.scan import MESA, Finding
+from unbackdoor.options import options_of, with_options
+from unbackdoor.scan import MESA, SCANNERS, Finding
 from unbackdoor.scan import mesa as module
 from unbackdoor.scan.mesa import Screened, chosen_size, screen
+from unbackdoor.scan.verdict import DETECTORS
 
 SHORT = MESA(steps=200, batch_size=32, learning_rate=1e-3, hidden=48, finalists=2)
 BRIEF = replace(SHORT, steps=2, batch_size=8, hidden=8)
@@ -120,13 +123,14 @@ def test_where_patches_lead_to_most_classes_the_answer_is_inconclusive(
     shares: list[float], verdict: bool | None, suspected: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     success = torch.tensor(shares)
-    given = Screened(size=3, patches=torch.rand(CLASSES, 3, 3, 3), success=success, tried={3: success})
+    patches = torch.rand(CLASSES, 3, 3, 3)
+    given = Screened(size=3, patches=patches, success=success, tried={3: success}, shortened=False)
     monkeypatch.setattr(module, "screen", lambda *_: given)
     learned = MESA.distributions
 
     def as_given(self: MESA, model: Any, clean: Any, targets: list[int], size: int, runtime: Any) -> Any:
-        made = learned(self, model, clean, targets, size, runtime)
-        return [replace(one, success=torch.full((3,), shares[one.target])) for one in made]
+        made, steps = learned(self, model, clean, targets, size, runtime)
+        return [replace(one, success=torch.full((3,), shares[one.target])) for one in made], steps
 
     monkeypatch.setattr(MESA, "distributions", as_given)
     finding = BRIEF.scan(network(0), DATA, runtime())
@@ -158,7 +162,7 @@ def test_few_images_and_two_classes_will_do() -> None:
         {"betas": ()},
         {"steps": 0},
         {"batch_size": 1},
-        {"finalists": 0},
+        {"finalists": -1},
         {"noise": 0.0},
         {"alpha": float("nan")},
         {"learning_rate": -1.0},
@@ -179,3 +183,53 @@ def test_a_trigger_larger_than_the_images_is_refused() -> None:
 def test_without_clean_samples_it_says_what_it_needs() -> None:
     with pytest.raises(InputError, match="MESA needs clean samples"):
         BRIEF.scan(network(0), DefenderData(), runtime())
+
+
+@pytest.fixture(scope="module")
+def searched() -> tuple[Finding, Finding]:
+    one, other = (MESA(finalists=0).scan(patched(strength), DATA, runtime()) for strength in (2.0, 0.0))
+    return one, other
+
+
+def test_the_search_alone_finds_a_backdoor_and_says_nothing_of_the_model_without_it(
+    searched: tuple[Finding, Finding],
+) -> None:
+    assert searched[0].backdoored is True
+    assert searched[0].suspected == (TARGET,)
+    assert (searched[1].backdoored, searched[1].suspected) == (False, ())
+    for finding in searched:
+        assert (finding.distributions, finding.reconstructions) == ((), ())
+        assert finding.to_json()["distributions"] == []
+
+
+def test_it_has_a_number_of_the_whole_model_for_the_verdict(searched: tuple[Finding, Finding]) -> None:
+    for finding in searched:
+        lead = finding.anomaly.max() - finding.anomaly.quantile(0.5)
+        assert finding.statistics == {"lead": pytest.approx(float(lead))}
+    assert searched[0].statistics["lead"] > 0.5 > searched[1].statistics["lead"]
+
+
+def test_the_verdict_asks_the_search_alone_and_its_tables_can_name_it() -> None:
+    (detector,) = (one for one in DETECTORS if isinstance(one, MESA))
+    assert detector.finalists == 0
+    options = json.loads(json.dumps(options_of(detector)))
+    assert with_options(SCANNERS[options.pop("name")], options)() == detector
+
+
+@pytest.mark.parametrize(
+    ("screening_steps", "options"),
+    [(10**7, {"finalists": 0}), (10**7, {"finalists": 2}), (1, {"finalists": 2, "steps": 10**7})],
+    ids=["search alone", "search", "training"],
+)
+def test_a_budget_that_cuts_a_stage_short_is_told_of(
+    screening_steps: int, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SCREENING_STEPS", screening_steps)
+    finding = replace(BRIEF, **options).scan(network(0), DATA, replace(runtime(), budget=1e-4))
+    assert finding.shortened
+
+
+def test_without_a_budget_nothing_is_cut_short(
+    found: tuple[Finding, Finding], searched: tuple[Finding, Finding]
+) -> None:
+    assert not any(finding.shortened for finding in (*found, *searched))

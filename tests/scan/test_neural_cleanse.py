@@ -139,7 +139,8 @@ def search(classes: int = 4, **options: Any) -> _Search:
     names = tuple("abcdefgh"[:classes])
     clean = pictures(16, 5)
     clean = ImageSet(images=clean.images, labels=clean.labels % classes, class_names=names)
-    return _Search(NeuralCleanse(**options), network(0).eval().requires_grad_(False), clean, runtime())
+    model, every = network(0).eval().requires_grad_(False), torch.arange(classes)
+    return _Search(NeuralCleanse(**options), model, clean, every, runtime())
 
 
 def test_all_classes_start_from_the_same_mask_and_pattern() -> None:

@@ -18,7 +18,8 @@ def starts(count: int) -> Tensor:
 
 def test_all_targets_together_take_the_steps_of_sgd_with_momentum_on_each_alone() -> None:
     model, clean = network(0).eval().requires_grad_(False), pictures(40, 5)
-    found, _ = search_patches(model, clean, torch.tensor([1, 6]), starts(2), runtime(), steps=3, batch_size=8)
+    found, _, steps = search_patches(model, clean, torch.tensor([1, 6]), starts(2), runtime(), steps=3, batch_size=8)
+    assert steps == 3
     for number, target in enumerate((1, 6)):
         draws = runtime().generator("patch search", SIZE)
         patch = starts(1)[0].clone().requires_grad_(True)
@@ -39,7 +40,7 @@ def test_a_backdoor_is_found_and_the_other_classes_have_no_such_patch() -> None:
     model, clean = patched(2.0).requires_grad_(False), pictures(200, 7)
     targets = torch.arange(CLASSES).repeat(4)
     begun = torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)).repeat_interleave(CLASSES, 0)
-    patches, success = search_patches(model, clean, targets, begun, runtime(), steps=40, batch_size=16)
+    patches, success, _ = search_patches(model, clean, targets, begun, runtime(), steps=40, batch_size=16)
     assert 0 <= float(patches.min()) <= float(patches.max()) <= 1
     best = int(success.argmax())
     assert targets[best] == TARGET

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.planted import CLASSES, SHAPE, network, pictures, runtime
-from unbackdoor.scan import patches as module
+from unbackdoor.scan import passes
 from unbackdoor.scan.patches import answers_to, draw_places, patch_gradients, stamped, success
 
 
@@ -46,7 +46,7 @@ def rows_of_patches() -> tuple[Tensor, Tensor, Tensor]:
 def test_gradients_and_answers_are_those_of_one_image_after_another(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(module.AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(passes.PLACES, "cpu", at_once * 12 * 12)
     model = network(0).eval().requires_grad_(False)
     images, patches, places = rows_of_patches()
 

@@ -10,6 +10,7 @@ from tests.planted import CLASSES, network, pictures, planted, runtime
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.scan import NeuralCleanse, Scanner, UniversalPerturbations
+from unbackdoor.scan.neural_cleanse import _Search
 from unbackdoor.scan.screening import for_all, worth_searching
 from unbackdoor.scan.universal import log_odds
 
@@ -64,27 +65,30 @@ def many(classes: int) -> tuple[nn.Module, DefenderData]:
 
 
 @pytest.mark.parametrize(
-    "scanner",
+    ("scanner", "few", "most"),
     [
-        UniversalPerturbations(steps=40, batch_size=16, most_classes=5),
-        NeuralCleanse(rounds=20, steps=2, batch_size=16, most_classes=5),
+        (UniversalPerturbations(steps=40, batch_size=16, most_classes=5), 5, 4.0),
+        (NeuralCleanse(rounds=20, steps=2, batch_size=16, most_classes=5), 5, 4.0),
+        (UniversalPerturbations(steps=40), 16, 2.0),
+        (NeuralCleanse(rounds=10, steps=5), 16, 2.0),
     ],
-    ids=lambda scanner: type(scanner).__name__,
+    ids=["UniversalPerturbations", "NeuralCleanse", "UniversalPerturbations by default", "NeuralCleanse by default"],
 )
-def test_ten_times_the_classes_cost_much_less_than_ten_times_as_much(scanner: Scanner) -> None:
+def test_ten_times_the_classes_cost_much_less_than_ten_times_as_much(scanner: Scanner, few: int, most: float) -> None:
     counts = []
 
     def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
         counts[-1] += len(inputs[0])
 
-    for classes in (5, 50):
+    for classes in (few, 10 * few):
         model, data = many(classes)
         counts.append(0)
         # The scanner's copy has the hook too.
         model.body[0].register_forward_hook(count)
         found = scanner.scan(model, data, runtime())  # type: ignore[arg-type]
         assert len(found.anomaly) == classes
-    assert counts[1] < 4 * counts[0]
+        assert found.evidence["searched"] == few
+    assert counts[1] < most * counts[0]
 
 
 def test_neural_cleanse_inverts_triggers_for_the_chosen_classes_only() -> None:
@@ -107,3 +111,16 @@ def test_too_few_classes_to_compare_are_refused(most: int) -> None:
     for scanner in (NeuralCleanse, UniversalPerturbations):
         with pytest.raises(InputError, match="3"):
             scanner(most_classes=most)
+
+
+def test_neural_cleanse_keeps_no_state_of_classes_that_it_does_not_search() -> None:
+    model, rows = network(0).eval().requires_grad_(False), torch.tensor([2, 5])
+    search = _Search(NeuralCleanse(), model, pictures(40, 5), rows, runtime())
+    assert {len(one) for one in (search.mask_raw, search.pattern_raw, search.best_mask, search.best_pattern)} == {2}
+    search.step(search.active(), torch.arange(20))
+    search.reconsider(torch.arange(2), torch.tensor([1.0, 0.0]))
+    masks, patterns, success = search.best()
+    assert success.tolist() == [0.0, 0.0, 1.0] + [0.0] * (CLASSES - 3)
+    for number in range(CLASSES):
+        assert torch.equal(masks[number], masks[0]) is (number not in (2, 5))
+        assert torch.equal(patterns[number], patterns[0]) is (number not in (2, 5))

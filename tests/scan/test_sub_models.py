@@ -77,7 +77,7 @@ def test_a_row_does_not_see_the_others() -> None:
 def train(*targets: int, steps: int = 5, seed: int = 0) -> list:
     model = network(0).eval().requires_grad_(False)
     schedule = Schedule(**{**vars(SCHEDULE), "steps": steps})
-    return train_sub_models(model, pictures(40, 5), targets, schedule, runtime(seed))
+    return train_sub_models(model, pictures(40, 5), targets, schedule, runtime(seed))[0]
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -109,7 +109,7 @@ def test_where_beta_is_reached_entropy_spreads_the_triggers() -> None:
     usual = {**vars(SCHEDULE), "betas": (1e-9,), "steps": 150, "batch_size": 32, "learning_rate": 2e-3, "hidden": 48}
     spread, information = [], []
     for alpha in (1.0, 0.0):
-        (found,) = train_sub_models(model, clean, [1], Schedule(**{**usual, "alpha": alpha}), runtime())
+        (found,), _ = train_sub_models(model, clean, [1], Schedule(**{**usual, "alpha": alpha}), runtime())
         spread.append(float(found.sample(300, draws(1), of=0).std(0).mean()))
         information.append(float(found.information))
     assert spread[0] > 0.2 > 0.12 > spread[1]
@@ -119,7 +119,8 @@ def test_where_beta_is_reached_entropy_spreads_the_triggers() -> None:
 def test_triggers_of_a_backdoor_do_what_the_distribution_says() -> None:
     model, clean = patched(2.0).requires_grad_(False), pictures(200, 7)
     quick = {**vars(SCHEDULE), "steps": 200, "batch_size": 32, "learning_rate": 1e-3, "hidden": 48}
-    (found,) = train_sub_models(model, clean, [TARGET], Schedule(**quick), runtime())
+    (found,), steps = train_sub_models(model, clean, [TARGET], Schedule(**quick), runtime())
+    assert steps == 200
     assert found.success.min() > 0.7
     for number in range(2):
         triggers = found.sample(200, draws(1), of=number)
@@ -133,5 +134,7 @@ def test_a_budget_shortens_the_training() -> None:
     counted = Runtime(device="cpu", precision="fp32", threads=1, budget=1e-5)
     model = network(0).eval().requires_grad_(False)
     schedule = Schedule(**{**vars(SCHEDULE), "steps": 10**6})
-    assert train_sub_models(model, pictures(40, 5), [0], schedule, counted)[0].betas == BETAS
+    (found,), steps = train_sub_models(model, pictures(40, 5), [0], schedule, counted)
+    assert found.betas == BETAS
+    assert 1 <= steps < 10**6
     assert CLASSES > 1

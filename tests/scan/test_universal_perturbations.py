@@ -70,3 +70,11 @@ def test_two_classes_cannot_be_compared() -> None:
     with pytest.raises(InputError, match="at least 3"):
         UniversalPerturbations().inspect(planted(1).twin, DefenderData(clean=two), runtime())
     assert CLASSES > 2
+
+
+def test_two_clean_images_will_do() -> None:
+    """One is searched on and the other judges."""
+    two = DefenderData(clean=pictures(2, 5))
+    found = UniversalPerturbations(steps=2, batch_size=4).scan(planted(1).twin, two, runtime())
+    assert len(found.anomaly) == CLASSES
+    assert found.anomaly.isfinite().all()

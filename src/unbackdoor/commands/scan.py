@@ -32,6 +32,8 @@ from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import Runtime
 
 CHOICES = {"scanner": Choice(SCANNERS, "NeuralCleanse")}
+FEW_IMAGES, CUT_SHORT = "clean images", "the budget"
+"""Words of the misfits that more clean images, or more time, would mend (see `Table.misfits` and `Verdict`)."""
 
 
 def run(
@@ -75,6 +77,7 @@ def run(
             *([("mark", mark)] if mark else []),
             ("verdict", verdict_word(finding)),
             *calibration_rows(finding),
+            *search_rows(finding),
             ("suspected", ", ".join(f"{c} ({names[c]})" for c in finding.suspected) or "no class"),
             *trigger_rows(finding, loaded.network.description.image_shape),
             ("largest anomaly", f"{float(finding.anomaly.max()):.2f} (threshold {finding.threshold:.4g})"),
@@ -123,9 +126,17 @@ def scan_page(clock: Run, name: str, loaded: LoadedModel, scanner: Scanner, find
     )
 
 
+def search_rows(finding: Finding) -> list[tuple[str, str]]:
+    """Return that a budget cut a search short, if it did."""
+    if not finding.shortened:
+        return []
+    return [("search", "cut short by the budget: its numbers are not those of the full one")]
+
+
 def said_facts(finding: Finding) -> dict[str, list[Fact]]:
     """Return what stands behind the verdict, as groups for the page."""
-    groups = {"How sure": calibration_rows(finding), "What each scanner said": said_rows(finding)}
+    sure = [*calibration_rows(finding), *search_rows(finding)]
+    groups = {"How sure": sure, "What each scanner said": said_rows(finding)}
     return {title: [Fact(name=name, value=value) for name, value in rows] for title, rows in groups.items() if rows}
 
 
@@ -139,9 +150,29 @@ def next_steps(finding: Finding, name: str) -> list[str]:
             "Ask where the model and its training data come from.",
         ]
     if finding.backdoored is None:
-        return ["Scan again with more clean images or a larger --budget; `--scanner` chooses another scanner."]
+        return undecided_steps(finding)
     return [
         "Scan again with another --seed, or other clean images, to see whether the answer holds; no scanner sees every"
         " backdoor.",
         "Ask where the model and its training data come from.",
     ]
+
+
+def undecided_steps(finding: Finding) -> list[str]:
+    """Return what may bring an answer after an inconclusive scan, by what it lacked, the first thing first."""
+    misfits: list[str] = finding.evidence.get("calibration", {}).get("misfits", [])
+    few = [misfit for misfit in misfits if FEW_IMAGES in misfit]
+    # Neither more images nor more time helps where there is no table for such a model.
+    other = [misfit for misfit in misfits if misfit not in few and CUT_SHORT not in misfit]
+    steps = []
+    if other:
+        steps.append(
+            f"No calibration table covers this scan, which has {', '.join(other)}: name one from a zoo of such models"
+            " (`unbackdoor zoo`) by `--scanner.table`, or ask a scanner that needs none, such as `--scanner"
+            " NeuralCleanse`, whose answer is not calibrated."
+        )
+    if few:
+        steps.append(f"Scan again with more clean images: this scan has {', '.join(few)}.")
+    if finding.shortened:
+        steps.append("Scan again with a larger --budget, or without one: it cut the search short.")
+    return steps or ["Scan again as the sentence of the verdict says, or choose another scanner by `--scanner`."]

@@ -92,7 +92,7 @@ class PixelSpace(Purifier):
         start = torch.rand(1, channels, self.size, self.size, generator=runtime.generator("pixel space"))
         starts = start.repeat(clean.classes, 1, 1, 1)
         targets = torch.arange(clean.classes)
-        patches, success = search_patches(frozen, clean, targets, starts, runtime, self.steps, self.batch_size)
+        patches, success, _ = search_patches(frozen, clean, targets, starts, runtime, self.steps, self.batch_size)
         target = int(success.argmax())
         share = f"{100 * float(success[target]):.0f} % of the other images to class {target}"
         if float(success[target]) <= self.threshold:

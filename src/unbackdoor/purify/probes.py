@@ -76,7 +76,9 @@ def find_probes(suspect: Network, kept: ImageSet, held: ImageSet, runtime: Runti
     Raises:
         InputError: fewer than three classes, which the scanner cannot compare.
     """
-    finding = NeuralCleanse(rounds=ROUNDS).scan(suspect, DefenderData(clean=kept), runtime)
+    # Every class has a probe. The scan itself refuses fewer than three classes.
+    scanner = NeuralCleanse(rounds=ROUNDS, most_classes=max(3, kept.classes))
+    finding = scanner.scan(suspect, DefenderData(clean=kept), runtime)
     model = runtime.settle(copy.deepcopy(suspect)).eval().requires_grad_(False)
     radius = RADIUS * math.sqrt(kept.shape[1] * kept.shape[2])
     some = draw_clean(held, max(2, min(MOST_IMAGES, MOST_PROBES // held.classes)), runtime.seed).to(runtime.place)

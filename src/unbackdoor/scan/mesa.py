@@ -6,9 +6,9 @@ beta a generator with as much entropy as it can have while its triggers reach be
 these (see `trigger_distribution`). Entropy is estimated by mutual information (see `information`). A class is suspected
 if the triggers drawn for it lead images of the other classes there.
 
-All thresholds and all classes that are looked at are trained together. Where there are more classes than `finalists`, a
-short search for one patch a class comes before (see `patch_search`), so that cost hardly grows with their number. It
-also chooses among several sizes of the trigger.
+All thresholds and all classes that are looked at are trained together. A short search for one patch a class comes first
+(see `patch_search`). It chooses the `finalists` that are looked at, and among several sizes of the trigger. Its cost
+grows with the number of classes; that of the training does not.
 
 Where the authors' code differs: it sweeps the classes one after the other; its clean samples are test images, ours the
 defender's; each batch has one place for all triggers, and never the last row and column, here each image has its own;
@@ -58,7 +58,8 @@ class MESA(Scanner):
         alpha: weight of the entropy, 0 or more.
         noise: standard deviation of the noise on triggers in training, pixel units, above 0.
         hidden: features of a layer of the networks.
-        finalists: classes for which generators are trained, the most suspicious ones of a short search.
+        finalists: classes for which generators are trained, the most suspicious ones of a short search; 0: none, so the
+            search alone judges and no trigger is shown.
         threshold: on the share of images of other classes that triggers lead to a class, 0 to 1.
     """
 
@@ -78,11 +79,11 @@ class MESA(Scanner):
             raise InputError(f"MESA: sizes are different numbers of pixels, 1 or more, found {self.sizes}")
         if not self.betas or not all(0 < beta < 1 for beta in self.betas) or len(set(self.betas)) < len(self.betas):
             raise InputError(f"MESA: betas are different numbers between 0 and 1, found {self.betas}")
-        counts = (self.steps, self.hidden, self.finalists)
-        if min(counts) < 1 or self.batch_size < 2:
+        counts = (self.steps, self.hidden, self.finalists, self.batch_size)
+        if min(self.steps, self.hidden) < 1 or self.finalists < 0 or self.batch_size < 2:
             raise InputError(
-                "MESA: steps, hidden features and finalists must be 1 or more and the batch size 2 or more, found"
-                f" {counts} and {self.batch_size}"
+                "MESA: steps and hidden features must be 1 or more, finalists 0 or more and the batch size 2 or more,"
+                f" found {', '.join(map(str, counts))}"
             )
         rates = (self.learning_rate, self.noise)
         if not all(0 < rate < math.inf for rate in rates) or not 0 <= self.alpha < math.inf:
@@ -96,9 +97,13 @@ class MESA(Scanner):
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Return the verdict (see `Scanner.scan`)."""
         clean = data.need_clean("MESA").to(runtime.place)
-        screened = screen(model, clean, self.sizes, max(self.betas), runtime.part(SCREENING))
+        share = SCREENING if self.finalists else 1.0
+        screened = screen(model, clean, self.sizes, max(self.betas), runtime.part(share))
         finalists = screened.success.argsort(descending=True)[: self.finalists].tolist()
-        found = self.distributions(model, clean, finalists, screened.size, runtime.part(1 - SCREENING))
+        found: list[TriggerDistribution] = []
+        steps = self.steps
+        if finalists:
+            found, steps = self.distributions(model, clean, finalists, screened.size, runtime.part(1 - share))
         found.sort(key=lambda one: float(one.success.max()), reverse=True)
         reached = screened.success.clone()
         for one in found:
@@ -112,16 +117,21 @@ class MESA(Scanner):
             calibrated=False,
             anomaly=reached,
             threshold=self.threshold,
-            reconstructions=_reconstructions(screened, found, clean, runtime),
+            # Of the search alone they would be rough, and take the place of better ones in the verdict.
+            reconstructions=_reconstructions(screened, found, clean, runtime) if found else (),
             distributions=tuple(found),
             reason=self._reason(screened.size, reached, suspected, enough),
+            statistics={"lead": float(reached.max() - reached.quantile(0.5))},
+            shortened=screened.shortened or steps < self.steps,
             evidence=_evidence(screened, found),
         )
 
     def distributions(
         self, model: nn.Module, clean: ImageSet, targets: list[int], size: int, runtime: Runtime
-    ) -> list[TriggerDistribution]:
+    ) -> tuple[list[TriggerDistribution], int]:
         """Return what is learned of the triggers of that size for each target, in the order of the targets.
+
+        The number of steps that the budget allowed comes last.
 
         Args:
             model: frozen, in evaluation mode, on the runtime's device.
@@ -147,9 +157,12 @@ class MESA(Scanner):
         share, patch = f"{100 * float(reached.max()):.0f} %", f"{size} x {size} pixels"
         over = f"threshold {100 * self.threshold:g} %"
         if not enough:
-            return f"patches of {patch} lead images to more than half of the classes ({over}), which tells nothing"
+            return (
+                f"patches of {patch} lead images to more than half of the classes ({over}), which tells nothing; try"
+                " smaller ones"
+            )
         if suspected:
-            return f"patches of {patch} drawn for class {suspected[0]} lead {share} of the other images there ({over})"
+            return f"patches of {patch} made for class {suspected[0]} lead {share} of the other images there ({over})"
         return (
             f"no evidence of a patch that works everywhere found by MESA: the most that those of {patch} lead to a"
             f" class is {share} of the other images ({over})"
@@ -165,12 +178,14 @@ class Screened:
         patches: the best of each class, of that size.
         success: of these, 0 to 1.
         tried: the success at every size.
+        shortened: whether a budget cut the search short.
     """
 
     size: int
     patches: Float[Tensor, "k c p p"]
     success: Float[Tensor, "k"]
     tried: dict[int, Float[Tensor, "k"]]
+    shortened: bool
 
 
 def screen(model: nn.Module, clean: ImageSet, sizes: tuple[int, ...], beta: float, runtime: Runtime) -> Screened:
@@ -194,17 +209,19 @@ def screen(model: nn.Module, clean: ImageSet, sizes: tuple[int, ...], beta: floa
         raise InputError(f"a trigger of {max(sizes)} pixels does not fit images of {height} x {width}; lower --sizes")
     targets = torch.arange(clean.classes).repeat_interleave(STARTS)
     found: dict[int, tuple[Tensor, Tensor]] = {}
+    shortened = False
     for size in sorted(sizes):
         draws = runtime.generator("mesa patches", size)
         # The same starts for every class, so that classes differ by the model alone.
         starts = torch.rand(STARTS, channels, size, size, generator=draws).repeat(clean.classes, 1, 1, 1)
         part = runtime.part(1 / len(sizes))
-        patches, success = search_patches(model, clean, targets, starts, part, SCREENING_STEPS, SCREENING_BATCH)
+        patches, success, steps = search_patches(model, clean, targets, starts, part, SCREENING_STEPS, SCREENING_BATCH)
+        shortened = shortened or steps < SCREENING_STEPS
         best = success.cpu().view(-1, STARTS).max(1)
         found[size] = patches.cpu()[best.indices + STARTS * torch.arange(clean.classes)], best.values
     tried = {size: success for size, (_, success) in found.items()}
     size = chosen_size(tried, beta)
-    return Screened(size=size, patches=found[size][0], success=tried[size], tried=tried)
+    return Screened(size=size, patches=found[size][0], success=tried[size], tried=tried, shortened=shortened)
 
 
 def chosen_size(tried: dict[int, Float[Tensor, "k"]], beta: float) -> int:

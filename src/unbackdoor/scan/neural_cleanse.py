@@ -30,6 +30,7 @@ from unbackdoor.models import Network
 from unbackdoor.models.derivatives import frozen_norms
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
 from unbackdoor.scan.outliers import low_outliers
+from unbackdoor.scan.passes import tiles
 from unbackdoor.scan.screening import for_all, worth_searching
 from unbackdoor.training import Runtime, affordable
 
@@ -55,7 +56,7 @@ class NeuralCleanse(Scanner):
         stop_patience: rounds without a smaller mask after which a class is done.
         threshold: on the anomaly index (scaled median absolute deviations of the sizes' logarithms, below the median).
         most_classes: for which triggers are inverted; if there are more, those to which a small change of all images
-            leads best (see `screening`), so that a scan's cost does not grow by a search for each class. None: all.
+            leads best (see `screening`), so that a scan's cost does not grow by a search for each class.
     """
 
     rounds: int = 80
@@ -67,7 +68,7 @@ class NeuralCleanse(Scanner):
     patience: int = 5
     stop_patience: int = 25
     threshold: float = 3.5
-    most_classes: int | None = None
+    most_classes: int = 16
 
     def __post_init__(self) -> None:
         counts = (self.rounds, self.steps, self.batch_size, self.patience, self.stop_patience)
@@ -82,7 +83,7 @@ class NeuralCleanse(Scanner):
             )
         if not math.isfinite(self.threshold):
             raise InputError(f"NeuralCleanse: the threshold must be a number, found {self.threshold}")
-        if self.most_classes is not None and self.most_classes < 3:
+        if self.most_classes < 3:
             raise InputError(f"NeuralCleanse compares at least 3 classes, found {self.most_classes} as the most")
 
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
@@ -93,7 +94,7 @@ class NeuralCleanse(Scanner):
                 f"{clean.name}: Neural Cleanse compares classes with each other and needs at least 3, "
                 f"found {clean.classes}"
             )
-        searched = worth_searching(model, clean, self.most_classes or clean.classes, runtime)
+        searched = worth_searching(model, clean, self.most_classes, runtime)
         masks, patterns, success, rounds = self._invert(model, clean, searched, runtime)
         searched = searched.cpu()
         # A class whose trigger never succeeded has no size to compare: it is not small, whatever its mask.
@@ -123,9 +124,10 @@ class NeuralCleanse(Scanner):
             statistics={"lead": float(logarithms.quantile(0.5) - logarithms.min())},
             shortened=rounds < self.rounds,
             evidence={
+                "searched": len(searched),
                 "paper_anomaly": [
                     round(float(value), 4) for value in for_all(low_outliers(sizes[searched]), searched, clean.classes)
-                ]
+                ],
             },
         )
 
@@ -137,14 +139,14 @@ class NeuralCleanse(Scanner):
         The number of rounds that the budget allowed comes last.
         """
         draws = runtime.generator("neural cleanse")
-        search = _Search(self, model, clean, runtime)
-        trial = _Search(self, model, clean, runtime)
+        search = _Search(self, model, clean, searched, runtime)
+        trial = _Search(self, model, clean, searched, runtime)
         rows = torch.arange(min(self.batch_size, len(clean)))
-        rounds = affordable(self.rounds, self.steps, lambda: trial.step(searched, rows), runtime)
+        rounds = affordable(self.rounds, self.steps, lambda: trial.step(trial.active(), rows), runtime)
+        del trial
         with runtime.progress.bar("inverting triggers", rounds) as advance:
             for _ in range(rounds):
                 active = search.active()
-                active = active[torch.isin(active, searched)]
                 if len(active) == 0:
                     break
                 hits = torch.zeros(len(active), device=clean.device)
@@ -157,69 +159,99 @@ class NeuralCleanse(Scanner):
 
 
 class _Search:
-    """The state of the inversion, one row a class."""
+    """The state of the inversion, one row a class that is searched."""
 
-    def __init__(self, options: NeuralCleanse, model: nn.Module, clean: ImageSet, runtime: Runtime) -> None:
+    def __init__(
+        self,
+        options: NeuralCleanse,
+        model: nn.Module,
+        clean: ImageSet,
+        searched: Int[Tensor, "m"],
+        runtime: Runtime,
+    ) -> None:
         self.options, self.model, self.clean, self.runtime = options, model, clean, runtime
-        k, (channels, height, width) = clean.classes, clean.shape
+        m, (channels, height, width) = len(searched), clean.shape
         draws = runtime.generator("neural cleanse start")
         place = clean.device
+        self.classes = searched.to(place)
         # The same start for every class, so that classes differ by the model alone.
-        mask = torch.rand(1, 1, height, width, generator=draws).expand(k, -1, -1, -1)
-        pattern = torch.rand(1, channels, height, width, generator=draws).expand(k, -1, -1, -1)
-        self.mask_raw = torch.atanh(mask.mul(2).sub(1).mul(0.999)).to(place).clone().requires_grad_(True)
-        self.pattern_raw = torch.atanh(pattern.mul(2).sub(1).mul(0.999)).to(place).clone().requires_grad_(True)
-        self.optimizer = torch.optim.Adam([self.mask_raw, self.pattern_raw], options.learning_rate, betas=(0.5, 0.9))
-        self.weight = torch.full((k,), options.first_lambda, device=place)
-        self.smallest = torch.full((k,), torch.inf, device=place)
-        self.best_mask, self.best_pattern = (
-            torch.ones(k, 1, height, width),
-            torch.zeros(k, channels, height, width),
+        self.start = tuple(torch.rand(1, count, height, width, generator=draws) for count in (1, channels))
+        self.mask_raw, self.pattern_raw = (
+            torch.atanh(one.expand(m, -1, -1, -1).mul(2).sub(1).mul(0.999)).to(place).clone().requires_grad_(True)
+            for one in self.start
         )
-        self.best_mask, self.best_pattern = self.best_mask.to(place), self.best_pattern.to(place)
-        self.best_success = torch.zeros(k, device=place)
-        self.good, self.bad, self.idle = (torch.zeros(k, dtype=torch.long, device=place) for _ in range(3))
-        self.rose, self.fell = (torch.zeros(k, dtype=torch.bool, device=place) for _ in range(2))
+        self.optimizer = torch.optim.Adam([self.mask_raw, self.pattern_raw], options.learning_rate, betas=(0.5, 0.9))
+        self.weight = torch.full((m,), options.first_lambda, device=place)
+        self.smallest = torch.full((m,), torch.inf, device=place)
+        self.best_mask = torch.ones(m, 1, height, width, device=place)
+        self.best_pattern = torch.zeros(m, channels, height, width, device=place)
+        self.best_success = torch.zeros(m, device=place)
+        self.good, self.bad, self.idle = (torch.zeros(m, dtype=torch.long, device=place) for _ in range(3))
+        self.rose, self.fell = (torch.zeros(m, dtype=torch.bool, device=place) for _ in range(2))
 
     def active(self) -> Int[Tensor, "a"]:
-        """Return the classes whose search goes on."""
+        """Return the rows of the classes whose search goes on."""
         done = (self.idle >= self.options.stop_patience) & self.rose & self.fell
         return (~done).nonzero().squeeze(1)
 
-    def triggers(self, classes: Int[Tensor, "a"]) -> tuple[Float[Tensor, "a 1 h w"], Float[Tensor, "a c h w"]]:
-        """Return the present masks and patterns of these classes, in [0, 1]."""
-        return (self.mask_raw[classes].tanh() + 1) / 2, (self.pattern_raw[classes].tanh() + 1) / 2
+    def triggers(self, those: Int[Tensor, "a"]) -> tuple[Float[Tensor, "a 1 h w"], Float[Tensor, "a c h w"]]:
+        """Return the present masks and patterns of these rows, in [0, 1]."""
+        return (self.mask_raw[those].tanh() + 1) / 2, (self.pattern_raw[those].tanh() + 1) / 2
 
-    def step(self, classes: Int[Tensor, "a"], rows: Int[Tensor, "b"]) -> Float[Tensor, "a"]:
-        """Do one step of Adam for these classes on the images at `rows`; return the share of hits of each."""
+    def step(self, those: Int[Tensor, "a"], rows: Int[Tensor, "b"]) -> Float[Tensor, "a"]:
+        """Do one step of Adam for these classes (rows of the state) on the images at `rows`; return each one's hits.
+
+        Hits are shares of the images, 0 to 1.
+        """
         images = self.runtime.layout(self.clean.images[rows.to(self.clean.device)]).float() / 255
-        masks, patterns = self.triggers(classes)
-        stamped = torch.lerp(images[None], patterns[:, None], masks[:, None]).flatten(0, 1)
-        wanted = classes.repeat_interleave(len(images))
-        with self.runtime.autocast(), frozen_norms(self.model):
-            logits = self.model(self.runtime.layout(stamped)).float()
-        entropy = F.cross_entropy(logits, wanted, reduction="none").view(len(classes), -1).mean(1)
-        loss = (entropy + self.weight[classes] * masks.sum((1, 2, 3))).sum()
+        masks, patterns = self.triggers(those)
+        # Of the cross-entropy: the part of the loss that goes through the model.
+        slopes = torch.zeros_like(masks), torch.zeros_like(patterns)
+        hits = torch.zeros(len(those), device=self.clean.device)
+        with frozen_norms(self.model):
+            for these, some in tiles(len(those), len(images), images.shape, self.runtime):
+                wanted = self.classes[those[these]]
+                answers, found = self._slopes(images[some], masks[these], patterns[these], wanted)
+                hits[these] += answers / len(images)
+                for slope, more in zip(slopes, found):
+                    slope[these] += more / len(images)
+        loss = (masks * slopes[0]).sum() + (patterns * slopes[1]).sum()
+        loss = loss + (self.weight[those] * masks.sum((1, 2, 3))).sum()
         gradients = torch.autograd.grad(loss, [self.mask_raw, self.pattern_raw])
         self.mask_raw.grad, self.pattern_raw.grad = gradients
         self.optimizer.step()
-        hits: Tensor = (logits.argmax(1) == wanted).view(len(classes), -1).float().mean(1)
         return hits
 
+    def _slopes(
+        self,
+        images: Float[Tensor, "b c h w"],
+        masks: Float[Tensor, "a 1 h w"],
+        patterns: Float[Tensor, "a c h w"],
+        classes: Int[Tensor, "a"],
+    ) -> tuple[Int[Tensor, "a"], tuple[Tensor, ...]]:
+        """Return the number of hits of each trigger, and the cross-entropy's gradients, summed over the images."""
+        triggers = [value.detach().requires_grad_(True) for value in (masks, patterns)]
+        stamped = torch.lerp(images[None], triggers[1][:, None], triggers[0][:, None]).flatten(0, 1)
+        wanted = classes.repeat_interleave(len(images))
+        with self.runtime.autocast():
+            logits = self.model(self.runtime.layout(stamped)).float()
+        found = torch.autograd.grad(F.cross_entropy(logits, wanted, reduction="sum"), triggers)
+        return (logits.argmax(1) == wanted).view(len(classes), -1).sum(1), found
+
     @torch.no_grad()
-    def reconsider(self, classes: Int[Tensor, "a"], success: Float[Tensor, "a"]) -> None:
-        """Keep masks that are smaller and succeed, and move each class's lambda."""
-        masks, patterns = self.triggers(classes)
+    def reconsider(self, those: Int[Tensor, "a"], success: Float[Tensor, "a"]) -> None:
+        """Keep masks that are smaller and succeed, and move each lambda; of these rows."""
+        masks, patterns = self.triggers(those)
         sizes = masks.sum((1, 2, 3))
         enough = success >= self.options.success
-        better = enough & (sizes < self.smallest[classes])
-        progress = enough & (sizes < STOP_SHRINK * self.smallest[classes])
-        self.idle[classes] = torch.where(progress, 0, self.idle[classes] + 1)
-        improved = classes[better]
+        better = enough & (sizes < self.smallest[those])
+        progress = enough & (sizes < STOP_SHRINK * self.smallest[those])
+        self.idle[those] = torch.where(progress, 0, self.idle[those] + 1)
+        improved = those[better]
         self.smallest[improved], self.best_success[improved] = sizes[better], success[better]
         self.best_mask[improved], self.best_pattern[improved] = masks[better], patterns[better]
-        self.good[classes] = torch.where(enough, self.good[classes] + 1, 0)
-        self.bad[classes] = torch.where(enough, 0, self.bad[classes] + 1)
+        self.good[those] = torch.where(enough, self.good[those] + 1, 0)
+        self.bad[those] = torch.where(enough, 0, self.bad[those] + 1)
         rise, fall = self.good >= self.options.patience, self.bad >= self.options.patience
         self.weight[rise] *= 2.0
         self.weight[fall] /= 2.0**1.5
@@ -229,15 +261,18 @@ class _Search:
 
     @torch.no_grad()
     def best(self) -> tuple[Float[Tensor, "k 1 h w"], Float[Tensor, "k c h w"], Float[Tensor, "k"]]:
-        """Return each class's smallest successful trigger, or its last one where none succeeded (success 0)."""
-        masks, patterns = self.triggers(torch.arange(len(self.smallest), device=self.smallest.device))
-        found = self.smallest.isfinite()
-        chosen = found.view(-1, 1, 1, 1)
-        return (
-            torch.where(chosen, self.best_mask, masks).cpu(),
-            torch.where(chosen, self.best_pattern, patterns).cpu(),
-            self.best_success.cpu(),
+        """Return the smallest successful trigger of each of the model's classes.
+
+        Where none succeeded it is the last one, and that of a class that was not searched the start; success is then 0.
+        """
+        last = self.triggers(torch.arange(len(self.smallest), device=self.smallest.device))
+        succeeded = self.smallest.isfinite().view(-1, 1, 1, 1)
+        k, rows = self.clean.classes, self.classes.cpu()
+        mask, pattern = (
+            start.expand(k, -1, -1, -1).index_copy(0, rows, torch.where(succeeded, best, other).cpu())
+            for start, best, other in zip(self.start, (self.best_mask, self.best_pattern), last)
         )
+        return mask, pattern, torch.zeros(k).index_copy(0, rows, self.best_success.cpu())
 
 
 def _reason(

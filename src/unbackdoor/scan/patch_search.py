@@ -29,8 +29,10 @@ def search_patches(
     runtime: Runtime,
     steps: int,
     batch_size: int,
-) -> tuple[Float[Tensor, "s c p p"], Float[Tensor, "s"]]:
+) -> tuple[Float[Tensor, "s c p p"], Float[Tensor, "s"], int]:
     """Return a patch for each target that leads images there, and the share of images of other classes that it leads.
+
+    The number of steps that the budget allowed comes last.
 
     Args:
         model: frozen, in evaluation mode, on the runtime's device.
@@ -68,4 +70,4 @@ def search_patches(
     rows, places = draw(JUDGED)
     spread = patches[:, None].expand(-1, JUDGED, -1, -1, -1)
     answers = answers_to(model, clean.images[rows], spread, places, runtime)
-    return patches, success(answers, targets, clean.labels[rows])
+    return patches, success(answers, targets, clean.labels[rows]), count

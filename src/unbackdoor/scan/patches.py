@@ -9,10 +9,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from unbackdoor.models.derivatives import frozen_norms
+from unbackdoor.scan.passes import at_once
 from unbackdoor.training import Runtime
-
-AT_ONCE = {"cpu": 512, "cuda": 4096}
-"""Images a pass: with more, a processor is no faster and memory fills."""
 
 Loss = Callable[[Float[Tensor, "n k"], Int[Tensor, "n"]], Float[Tensor, "n"]]
 """From logits, and the numbers of the patches (in the order of `patches.flatten(0, 1)`), to each image's loss."""
@@ -63,16 +61,14 @@ def patch_gradients(
         loss: of the logits.
         runtime: device and precision.
     """
-    plain, found = images.float() / 255, []
-    flat, every = (
-        patches.detach().flatten(0, 1),
-        torch.arange(patches.shape[0] * patches.shape[1], device=images.device),
-    )
+    patches, found = patches.detach(), []
     with frozen_norms(model):
-        for numbers in torch.split(every, AT_ONCE[runtime.place.type]):
-            part, column = flat[numbers].requires_grad_(True), numbers % len(images)
+        for numbers in _passes(patches, images, runtime):
+            row, column = numbers // len(images), numbers % len(images)
+            plain = images[column].float() / 255
+            part = patches[row, column].requires_grad_(True)
             with runtime.autocast():
-                logits = model(runtime.layout(stamped(plain[column], part, places[column]))).float()
+                logits = model(runtime.layout(stamped(plain, part, places[column]))).float()
             found.append(torch.autograd.grad(loss(logits, numbers).sum(), part)[0])
     return torch.cat(found).view_as(patches)
 
@@ -86,14 +82,21 @@ def answers_to(
     runtime: Runtime,
 ) -> Int[Tensor, "s b"]:
     """Return the classes that the network calls the images with each row of patches (see `patch_gradients`)."""
-    plain, found = images.float() / 255, []
-    flat, every = patches.flatten(0, 1), torch.arange(patches.shape[0] * patches.shape[1], device=images.device)
-    for numbers in torch.split(every, AT_ONCE[runtime.place.type]):
-        column = numbers % len(images)
+    found = []
+    for numbers in _passes(patches, images, runtime):
+        row, column = numbers // len(images), numbers % len(images)
+        plain = images[column].float() / 255
         with runtime.autocast():
-            logits = model(runtime.layout(stamped(plain[column], flat[numbers], places[column])))
+            logits = model(runtime.layout(stamped(plain, patches[row, column], places[column])))
         found.append(logits.argmax(1))
     return torch.cat(found).view(patches.shape[:2])
+
+
+def _passes(patches: Tensor, images: Tensor, runtime: Runtime) -> tuple[Int[Tensor, "n"], ...]:
+    """Return the numbers of the patches (in the order of `patches.flatten(0, 1)`) of each pass."""
+    every = torch.arange(patches.shape[0] * patches.shape[1], device=images.device)
+    parts: tuple[Tensor, ...] = torch.split(every, at_once(images.shape, runtime))
+    return parts
 
 
 def success(answers: Int[Tensor, "s b"], targets: Int[Tensor, "s"], labels: Int[Tensor, "b"]) -> Float[Tensor, "s"]:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet, draw_clean
+from unbackdoor.scan.passes import at_once
 from unbackdoor.scan.universal import log_odds, universal_perturbations
 from unbackdoor.training import Runtime
 
@@ -21,8 +22,6 @@ RADIUS = 0.75 / 32
 """Of a universal perturbation, pixel units, as a root mean square over the places of the image."""
 STEPS, IMAGES, JUDGES = 6, 8, 16
 """Of the descent: steps, images a class and step; and the images by which classes are compared."""
-MOST_AT_ONCE = 2048
-"""Images that are changed for other classes in one pass."""
 
 
 def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runtime) -> Int[Tensor, "m"]:
@@ -38,16 +37,15 @@ def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runti
     if clean.classes <= most:
         return everything
     radius = RADIUS * math.sqrt(clean.shape[1] * clean.shape[2])
-    found = torch.cat(
-        [
-            universal_perturbations(
-                model, clean.images, clean.classes, radius, runtime, steps=STEPS, batch_size=IMAGES, only=part
-            )
-            for part in torch.split(everything, MOST_AT_ONCE // IMAGES)
-        ]
-    )
     judges = draw_clean(clean, JUDGES, runtime.seed)
-    return log_odds(model, judges, everything, found, runtime).topk(most).indices.sort().values
+    odds = []
+    # In parts, as all changes of many classes would fill the memory too.
+    for part in torch.split(everything, max(1, at_once(clean.shape, runtime) // IMAGES)):
+        found = universal_perturbations(
+            model, clean.images, clean.classes, radius, runtime, steps=STEPS, batch_size=IMAGES, only=part
+        )
+        odds.append(log_odds(model, judges, part, found, runtime))
+    return torch.cat(odds).topk(most).indices.sort().values
 
 
 def for_all(index: Float[Tensor, "m"], searched: Int[Tensor, "m"], classes: int) -> Float[Tensor, "k"]:

@@ -64,8 +64,8 @@ class Draw:
 
 def train_sub_models(
     model: nn.Module, clean: ImageSet, targets: Sequence[int], schedule: Schedule, runtime: Runtime
-) -> list[TriggerDistribution]:
-    """Return the distribution of the triggers that lead to each target.
+) -> tuple[list[TriggerDistribution], int]:
+    """Return the distribution of the triggers that lead to each target, and the steps that the budget allowed.
 
     Args:
         model: frozen, in evaluation mode, on the runtime's device.
@@ -83,7 +83,7 @@ def train_sub_models(
         for _ in range(steps):
             stack.step(*stack.drawn())
             advance()
-    return stack.distributions()
+    return stack.distributions(), steps
 
 
 class SubModels:

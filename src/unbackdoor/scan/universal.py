@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
 from unbackdoor.models.derivatives import frozen_norms
+from unbackdoor.scan.passes import at_once, tiles
 from unbackdoor.training import Runtime
 
 FIRST_STEP, LAST_STEP = 0.5, 0.02
@@ -44,18 +45,33 @@ def universal_perturbations(
     """
     draws = runtime.generator("universal perturbations")
     sought = torch.arange(classes) if only is None else only
+    wanted = sought.to(runtime.place)
     found = torch.zeros(len(sought), *images.shape[1:], device=runtime.place)
-    wanted = sought.to(runtime.place).repeat_interleave(batch_size)
     for step in range(steps):
         rows = torch.randint(len(images), (batch_size,), generator=draws)
         batch = images[rows.to(images.device)].to(runtime.place).float() / 255
-        change = found.clone().requires_grad_(True)
-        with runtime.autocast(), frozen_norms(model):
-            logits = model(runtime.layout((batch[None] + change[:, None]).clamp(0, 1).flatten(0, 1))).float()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, wanted), change)
+        gradient = torch.zeros_like(found)
+        with frozen_norms(model):
+            for these, some in tiles(len(sought), batch_size, batch.shape, runtime):
+                gradient[these] += _gradient(model, batch[some], found[these], wanted[these], runtime)
         length = radius * (LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 - step / steps))
         found = within(found - length * gradient / norms(gradient), radius)
     return found
+
+
+def _gradient(
+    model: nn.Module,
+    images: Float[Tensor, "b c h w"],
+    changes: Float[Tensor, "k c h w"],
+    wanted: Int[Tensor, "k"],
+    runtime: Runtime,
+) -> Float[Tensor, "k c h w"]:
+    """Return for each change the gradient of the cross-entropy of its class, summed over the images."""
+    changes = changes.clone().requires_grad_(True)
+    with runtime.autocast():
+        logits = model(runtime.layout((images + changes[:, None]).clamp(0, 1).flatten(0, 1))).float()
+    loss = F.cross_entropy(logits, wanted.repeat_interleave(len(images)), reduction="sum")
+    return torch.autograd.grad(loss, changes)[0]
 
 
 def within(changes: Float[Tensor, "k c h w"], radius: float) -> Float[Tensor, "k c h w"]:
@@ -98,9 +114,10 @@ def log_odds(
             if not len(others):
                 values.append(torch.zeros((), device=clean.device))
                 continue
-            with runtime.autocast():
-                logits = model(runtime.layout((images[others] + change).clamp(0, 1))).float()
-            own = logits[:, number]
-            rest = logits.index_fill(1, number, -torch.inf).logsumexp(1)
-            values.append((own - rest).mean())
+            odds = []
+            for part in torch.split(others, at_once(images.shape, runtime)):
+                with runtime.autocast():
+                    logits = model(runtime.layout((images[part] + change).clamp(0, 1))).float()
+                odds.append(logits[:, number] - logits.index_fill(1, number, -torch.inf).logsumexp(1))
+            values.append(torch.cat(odds).mean())
     return torch.stack(values)

@@ -68,7 +68,7 @@ class UniversalPerturbations(Scanner):
                 f" found {clean.classes}"
             )
         searched_on, judges = hold_out(clean, runtime.seed, share=0.5)
-        judges = draw_clean(judges, min(JUDGES, len(judges)), runtime.seed)
+        judges = draw_clean(judges, JUDGES, runtime.seed)
         classes = worth_searching(model, searched_on, self.most_classes, runtime)
         radius = self.radius * math.sqrt(clean.shape[1] * clean.shape[2])
 

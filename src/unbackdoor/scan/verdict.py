@@ -30,6 +30,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
 from unbackdoor.scan.calibration import SHIPPED, Table, class_scores, nearest, read_tables
+from unbackdoor.scan.mesa import MESA
 from unbackdoor.scan.neural_cleanse import NeuralCleanse
 from unbackdoor.scan.tsbd_signals import TSBDSignals
 from unbackdoor.scan.universal_perturbations import UniversalPerturbations
@@ -40,6 +41,7 @@ DETECTORS: tuple[Scanner, ...] = (
     WeightStatistics(),
     UniversalPerturbations(),
     TSBDSignals(),
+    MESA(finalists=0),
     NeuralCleanse(rounds=30, steps=3, batch_size=16, patience=3, stop_patience=12, most_classes=16),
 )
 """What tables are made with: a scan of seconds; any other registered scanners can be named instead."""
