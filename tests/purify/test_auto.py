@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from tests.planted import CLASSES, network, pictures, planted, runtime
-from unbackdoor.data import DefenderData, hold_out
+from tests.purify.stages import StopsIn
+from unbackdoor.data import DefenderData, ImageSet, hold_out
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network
-from unbackdoor.purify import Auto, Purifier
+from unbackdoor.purify import NPD, Auto, Purifier
 from unbackdoor.purify import auto as module
+from unbackdoor.purify import probes as probing
 from unbackdoor.purify.choice import accuracy_on
 from unbackdoor.purify.probes import Probes, answers_to, find_probes, power, standing_out, successes
 from unbackdoor.testing.samples import same_state, state_of
@@ -73,15 +75,31 @@ def test_the_probes_lose_their_power_over_the_clean_twin() -> None:
     assert over_twin < 0.5
 
 
+class Clock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stub(Purifier):
-    """Gives the model the state that the class holds, and counts how often."""
+    """Gives the model the state that the class holds, and notes how many samples and minutes it was given."""
 
     state: ClassVar[dict[str, torch.Tensor]]
     calls: ClassVar[list[tuple[int, float | None]]]
+    clock: ClassVar[Clock] = Clock()
+    seconds: ClassVar[float] = 0.0
+    interruptions: ClassVar[int] = 0
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         self.calls.append((len(data.need_clean("stub")), runtime.budget))
+        self.clock.now += self.seconds
+        if len(self.calls) <= self.interruptions:
+            raise KeyboardInterrupt
         model.load_state_dict(self.state)
         return History(epochs=3, notes=("a note",))
 
@@ -123,7 +141,9 @@ def test_what_takes_the_probes_power_at_the_least_cost_wins_and_ends_the_search(
     assert history.epochs == 3
 
 
-def test_where_no_class_stands_out_the_preferred_one_that_keeps_accuracy_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_class_stands_out_a_change_that_keeps_accuracy_is_better_than_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     models = planted(1)
     broken = network(99)
     for candidates, expected in (
@@ -137,12 +157,147 @@ def test_where_no_class_stands_out_the_preferred_one_that_keeps_accuracy_wins(mo
         assert "No class of the suspect stands out" in history.notes[0]
 
 
-def test_no_candidate_learns_from_what_judges_it_and_the_budget_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+def noisy(model: Network, seed: int) -> Network:
+    """Return a copy with other weights, by some per cent."""
+    copied, draws = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.mul_(1 + 0.03 * torch.randn(parameter.shape, generator=draws))
+    return copied
+
+
+def test_where_no_class_stands_out_all_are_tried_and_repairs_that_agree_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repair that did nothing answers as the suspect, a stray one as nobody, and a broken one has no vote."""
     models = planted(1)
-    stubs = tried(monkeypatch, TSBD=models.suspect, FTSAM=models.suspect)
-    Auto(methods=("TSBD", "FTSAM")).purify(models.suspect, models.data, replace(runtime(), budget=0.3))
+    loner, broken = planted(2).twin, network(99)
+    stubs = tried(
+        monkeypatch,
+        CLP=models.twin,
+        TSBD=noisy(models.suspect, 1),
+        NPD=noisy(models.suspect, 2),
+        FTSAM=loner,
+        SAU=broken,
+    )
+    options = Auto(methods=tuple(stubs), allowance=0.2)
+    repaired, history = options.purify(models.twin, models.data, runtime())
+    assert [len(one.calls) for one in stubs.values()] == [1] * 5
+    heard = {one.name: one for one in history.candidates}
+    (chosen,) = [one.name for one in history.candidates if one.chosen]
+    assert chosen in ("TSBD", "NPD")
+    assert same_state(state_of(repaired), stubs[chosen].state)
+    like_suspect = {name: one.evidence["answers of the suspect"] for name, one in heard.items()}
+    assert like_suspect["CLP"] == 1
+    assert like_suspect["FTSAM"] < like_suspect[chosen], "or the distance from the suspect alone would do"
+    kept, held = hold_out(models.data.need_clean("Test"), 0)
+    probes = find_probes(models.twin, kept, held, runtime())
+    others = {name for name in stubs if name not in (chosen, "SAU")}
+    answers = {name: answers_to(load(stubs[name]), probes, runtime()) for name in {chosen, *others}}
+    expected = [float((answers[chosen] == answers[name]).float().mean()) for name in others]
+    assert heard[chosen].evidence["answers of the other repairs"] == pytest.approx(sum(expected) / 3)
+
+
+def load(one: type[Stub]) -> Network:
+    model = network(0).eval()
+    model.load_state_dict(one.state)
+    return model
+
+
+def probed(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: float) -> list[float | None]:
+    """Let the search for probes of the first planted suspect take so long; return the budgets that it is given."""
+    budgets: list[float | None] = []
+
+    def find(model: Network, kept: ImageSet, held: ImageSet, runtime: Runtime) -> Probes:
+        budgets.append(runtime.budget)
+        clock.now += seconds
+        return found(1)[1]
+
+    monkeypatch.setattr(module, "find_probes", find)
+    monkeypatch.setattr(module, "time", clock)
+    return budgets
+
+
+def test_no_candidate_learns_from_what_judges_it_and_what_is_left_of_a_budget_is_divided_evenly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models, clock = planted(1), Clock()
+    budgets = probed(monkeypatch, clock, 6.0)
+    stubs = tried(monkeypatch, TSBD=models.suspect, FTSAM=models.suspect, SAU=models.suspect)
+    for one, seconds in zip(stubs.values(), (3.0, 60.0, 0.0)):
+        one.clock, one.seconds = clock, seconds
+    Auto(methods=tuple(stubs)).purify(models.suspect, models.data, replace(runtime(), budget=1.0))
+    assert budgets == [pytest.approx(0.2)]
+    # 54 s are left for three, then 51 s for two, and then nothing.
     calls = [call for one in stubs.values() for call in one.calls]
-    assert calls == [(192, pytest.approx(0.16)), (192, pytest.approx(0.08))]
+    assert calls == [(192, pytest.approx(0.3)), (192, pytest.approx(0.425)), (192, pytest.approx(0.01))]
+
+
+def test_an_interrupted_repair_keeps_its_probes_and_the_minutes_of_each_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, clock = planted(1), Clock()
+    budgets = probed(monkeypatch, clock, 6.0)
+    stubs = tried(monkeypatch, TSBD=models.suspect, FTSAM=models.suspect)
+    for one in stubs.values():
+        one.clock, one.seconds = clock, 3.0
+    stubs["FTSAM"].interruptions = 1
+    method, limited = Auto(methods=tuple(stubs)), replace(runtime(), budget=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
+    clock.now += 1000.0
+    method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
+    assert len(budgets) == 1
+    assert [budget for _, budget in stubs["TSBD"].calls] == [pytest.approx(0.45)] * 2
+    assert [budget for _, budget in stubs["FTSAM"].calls] == [pytest.approx(0.85)] * 2
+
+
+def test_an_interrupted_repair_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    models, path, method = planted(1), tmp_path / "resume.pt", Auto(methods=("CLP", "FTSAM"))
+    stopping = replace(runtime(), progress=StopsIn("FT-SAM", 50))
+    with pytest.raises(KeyboardInterrupt):
+        method.purify(models.twin, models.data, stopping, path)
+    progress = StopsIn("nothing", 0)
+    again, history = method.purify(models.twin, models.data, replace(runtime(), progress=progress), path)
+    assert progress.totals == [51], "probes are not sought again, and finished epochs not done again"
+    whole, expected = method.purify(models.twin, models.data, runtime())
+    assert same_state(state_of(again), state_of(whole))
+    assert history == expected
+
+
+def test_of_many_classes_few_are_probed_and_memory_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, target = copy.deepcopy(planted(1).suspect), planted(1).target
+    kept, held = hold_out(planted(1).data.need_clean("Test"), 0)
+    sizes: list[int] = []
+    model.normalize.register_forward_pre_hook(lambda module, images: sizes.append(len(images[0])))
+    monkeypatch.setattr(probing, "MOST_CLASSES", 3)
+    probes = find_probes(model, kept, held, runtime())
+    assert max(sizes) == 3 * 64
+    assert probes.classes.tolist() == sorted(set(probes.classes.tolist()))
+    assert len(probes.classes) == len(probes.masks) == len(probes.patterns) == len(probes.changes) == 3
+    place = probes.classes.tolist().index(target)
+    assert place != target, "or this test could not tell a class from its place"
+    assert standing_out(probes) == target
+    assert power(probes.answers, probes, target) == float(successes(probes.answers, probes)[:, place].max())
+    trigger = torch.lerp(probes.clean, probes.patterns[place], probes.masks[place])
+    with torch.no_grad():
+        led = planted(1).suspect(trigger).argmax(1) == target
+    assert float(led[probes.labels != target].float().mean()) > 0.8
+
+
+def test_a_repair_that_puts_a_layer_in_can_win_and_the_model_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    models, short = planted(1), NPD(epochs=2, warm_up_epochs=1)
+    monkeypatch.setattr(module, "TRIED", {"NPD": lambda: short})
+    kept, _ = hold_out(models.data.need_clean("Test"), 0)
+    suspect = models.suspect
+    for number in (1, 2):
+        repaired, history = Auto(methods=("NPD",)).purify(suspect, models.data, runtime())
+        expected, _ = short.purify(suspect, DefenderData(clean=kept), runtime())
+        assert len(repaired.description.edits) == number
+        assert repaired.description == expected.description
+        assert same_state(state_of(repaired), state_of(expected))
+        assert not any(layer.training for layer in repaired.modules())
+        assert "a plug of the kind convbn" in history.notes[-1]
+        suspect = repaired
+    assert not models.suspect.description.edits
 
 
 def test_doubts_about_the_clean_samples_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +329,7 @@ def test_a_planted_backdoor_is_taken_out(tmp_path: Path) -> None:
     [
         ({"methods": ()}, "methods are"),
         ({"methods": ("CLP", "CLP")}, "methods are"),
-        ({"methods": ("NPD",)}, "methods are"),
+        ({"methods": ("FT",)}, "methods are"),
         ({"allowance": 2.0}, "allowance"),
         ({"enough": -1.0}, "enough"),
     ],

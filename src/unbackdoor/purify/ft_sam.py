@@ -7,8 +7,8 @@ jointly, and descends from w by the gradient found there. Batch normalisation co
 first pass only.
 
 As in the published code the cosine of the learning rate advances once a batch with a half-period of 100 steps, so it
-swings instead of falling once; a schedule by epochs is a different method. A budget ends it where the rate is low, not in
-the middle of a swing: our rule, since where the minutes run out is by chance.
+swings instead of falling once; a schedule by epochs is a different method. A budget ends it where the rate is low, and
+not in the middle of a swing: our rule, since where the minutes run out is by chance.
 """
 
 from __future__ import annotations

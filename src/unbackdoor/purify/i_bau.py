@@ -15,8 +15,8 @@ in pixel units, and is neither bounded nor kept within valid pixels; Phi is that
 one image in a hundred carries delta in L_out (the formula in their README has it on all); the model is in evaluation
 mode. Rate, rounds and batches are the authors' too. BackdoorBench has a tenth of the rate, which is weaker, normalised
 units, and batches of 256. Here batches come in another order in each round, Adam is the AMSGrad variant as everywhere,
-and at least one image of a batch carries delta. All gradients are in float32, on a GPU without TF32: differences between
-them are the signal.
+and at least one image of a batch carries delta. All gradients are in float32, on a GPU without TF32: differences
+between them are the signal.
 """
 
 from __future__ import annotations
