@@ -133,7 +133,7 @@ def test_what_takes_the_probes_power_at_the_least_cost_wins_and_ends_the_search(
     suspect, unchanged = history.candidates[:2]
     assert suspect.evidence["power of the probes"] == unchanged.evidence["power of the probes"] > 0.8
     assert unchanged.evidence["answers of the suspect"] == 1
-    assert "answers of the other repairs" not in suspect.evidence
+    assert "changed answers that others share" not in suspect.evidence
     _, held = hold_out(models.data.need_clean("Test"), 0)
     assert history.candidates[3].accuracy == accuracy_on(models.twin, held, runtime())
     assert history.notes == (history.notes[0], "a note")
@@ -167,7 +167,7 @@ def noisy(model: Network, seed: int) -> Network:
 
 
 def test_where_no_class_stands_out_all_are_tried_and_repairs_that_agree_win(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A repair that did nothing answers as the suspect, a stray one as nobody, and a broken one has no vote."""
+    """A repair that did nothing changes no answer, nobody shares those of a stray one, and a broken one has no vote."""
     models = planted(1)
     loner, broken = planted(2).twin, network(99)
     stubs = tried(
@@ -190,10 +190,11 @@ def test_where_no_class_stands_out_all_are_tried_and_repairs_that_agree_win(monk
     assert like_suspect["FTSAM"] < like_suspect[chosen], "or the distance from the suspect alone would do"
     kept, held = hold_out(models.data.need_clean("Test"), 0)
     probes = find_probes(models.twin, kept, held, runtime())
-    others = {name for name in stubs if name not in (chosen, "SAU")}
-    answers = {name: answers_to(load(stubs[name]), probes, runtime()) for name in {chosen, *others}}
-    expected = [float((answers[chosen] == answers[name]).float().mean()) for name in others]
-    assert heard[chosen].evidence["answers of the other repairs"] == pytest.approx(sum(expected) / 3)
+    answers = {name: answers_to(load(stubs[name]), probes, runtime()).flatten().tolist() for name in stubs}
+    rest = [name for name in stubs if name not in (chosen, "SAU")]
+    rows = list(zip(answers[chosen], probes.answers.flatten().tolist(), *(answers[name] for name in rest)))
+    shared = sum(own == one for own, old, *others in rows for one in others if own != old)
+    assert heard[chosen].evidence["changed answers that others share"] == pytest.approx(shared / 3 / len(rows))
 
 
 def load(one: type[Stub]) -> Network:
@@ -263,9 +264,23 @@ def test_an_interrupted_repair_goes_on_as_if_nothing_had_happened(tmp_path: Path
     assert history == expected
 
 
+@pytest.mark.parametrize(("classes", "total", "expected"), [((1, 4, 5), 8, 4), ((0, 1, 2), 3, None)], ids=str)
+def test_a_class_that_was_not_searched_counts_as_the_least_of_the_others(
+    classes: tuple[int, ...], total: int, expected: int | None
+) -> None:
+    """Successes of 0, 40 and 30 %: the median of three classes is 30 %, that of eight is 0."""
+    _, probes = found(1)
+    answers = torch.full((2, 3, len(probes.labels)), -1)
+    for place, (one, percent) in enumerate(zip(classes, (0, 40, 30))):
+        others = (probes.labels != one).nonzero().squeeze(1)
+        answers[1, place, others[: percent * len(others) // 100]] = one
+    few = replace(probes, classes=torch.tensor(classes), answers=answers, flagged=(), total=total)
+    assert standing_out(few) == expected
+
+
 def test_of_many_classes_few_are_probed_and_memory_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, target = copy.deepcopy(planted(1).suspect), planted(1).target
-    kept, held = hold_out(planted(1).data.need_clean("Test"), 0)
+    model, target = copy.deepcopy(planted(3).suspect), planted(3).target
+    kept, held = hold_out(planted(3).data.need_clean("Test"), 0)
     sizes: list[int] = []
     model.normalize.register_forward_pre_hook(lambda module, images: sizes.append(len(images[0])))
     monkeypatch.setattr(probing, "MOST_CLASSES", 3)
@@ -279,7 +294,7 @@ def test_of_many_classes_few_are_probed_and_memory_stays_bounded(monkeypatch: py
     assert power(probes.answers, probes, target) == float(successes(probes.answers, probes)[:, place].max())
     trigger = torch.lerp(probes.clean, probes.patterns[place], probes.masks[place])
     with torch.no_grad():
-        led = planted(1).suspect(trigger).argmax(1) == target
+        led = planted(3).suspect(trigger).argmax(1) == target
     assert float(led[probes.labels != target].float().mean()) > 0.8
 
 

@@ -12,13 +12,15 @@ the power being the share of held-out images that the stronger of the two leads 
 once a candidate has taken all but the share `enough` of the power, and cost no more accuracy than allowed.
 
 Where no class stands out, as with triggers that change whole images much, the probes cannot tell candidates apart by
-their power. Their answers still tell who is like whom: what the suspect answers to a probe and several repairs no
-longer do was taken out by all of them, and a candidate that goes on answering as the suspect has left it in. So all
-purifiers are tried, and of those whose cost in accuracy is allowed the best has the largest
+their power. Their answers still tell who is like whom: what the suspect answers to a probe, and several repairs answer
+otherwise but alike, was taken out by all of them; a candidate that goes on answering as the suspect has left it in, and
+one that answers as nobody else went astray. So all purifiers are tried, and of those whose cost in accuracy is allowed
+the best has the largest
 
-    score = agreement with the other repairs - agreement with the suspect,
+    score = share of probes that it answers otherwise than the suspect, and as another repair does,
 
-each the share of probes that both answer alike, the first a mean over the others whose cost is allowed.
+a mean over the other repairs whose cost is allowed. Of two with the same, as any two alone have, it is the one that
+answers less often as the suspect.
 
 A budget is shared by time: each purifier may take an equal part of what those before it have left.
 """
@@ -180,10 +182,19 @@ class _Court:
         weak = candidate.power <= self.options.enough * self.suspect.power
         return self.suspected is not None and weak and self.allowed(candidate)
 
-    def agreement(self, candidate: _Heard) -> float | None:
-        """Return the share of probes that a repair answers as the others do whose cost is allowed; None without any."""
-        others = [alike(candidate, one) for one in self.heard if one is not candidate and self.allowed(one)]
-        return sum(others) / len(others) if others else None
+    def like_suspect(self, candidate: _Heard) -> float:
+        """Return the share of probes that a candidate answers as the suspect does."""
+        return float((candidate.answers == self.suspect.answers).float().mean())
+
+    def shared(self, candidate: _Heard) -> float | None:
+        """Return the share of probes that a repair answers otherwise than the suspect and as another repair does.
+
+        It is a mean over the others whose cost is allowed; None if there are none.
+        """
+        changed = candidate.answers != self.suspect.answers
+        others = [one for one in self.heard if one is not candidate and self.allowed(one)]
+        shares = [float((changed & (candidate.answers == one.answers)).float().mean()) for one in others]
+        return sum(shares) / len(shares) if shares else None
 
     def best(self) -> _Heard:
         """Return the candidate that is kept."""
@@ -192,7 +203,7 @@ class _Court:
         allowed = [one for one in self.heard if self.allowed(one)]
         if not allowed:
             return min(self.heard, key=self.cost)
-        return max(allowed, key=lambda one: (self.agreement(one) or 0.0) - alike(one, self.suspect))
+        return max(allowed, key=lambda one: (self.shared(one) or 0.0, -self.like_suspect(one)))
 
     def judge(self, model: Network) -> History:
         """Make the model the best candidate, and return its history with the evidence."""
@@ -206,14 +217,14 @@ class _Court:
         return replace(best.history, candidates=candidates, notes=notes)
 
     def _told(self, one: _Heard, chosen: bool) -> Candidate:
-        agreement = None if one is self.suspect else self.agreement(one)
+        shared = None if one is self.suspect else self.shared(one)
         return Candidate(
             name=one.name,
             accuracy=one.accuracy,
             evidence={
                 "power of the probes": one.power,
-                "answers of the suspect": alike(one, self.suspect),
-                **({} if agreement is None else {"answers of the other repairs": agreement}),
+                "answers of the suspect": self.like_suspect(one),
+                **({} if shared is None else {"changed answers that others share": shared}),
             },
             chosen=chosen,
         )
@@ -223,15 +234,10 @@ class _Court:
         if self.suspected is None:
             return (
                 f"Auto tried {tried} and kept {best.name}. No class of the suspect stands out, so no probe can tell"
-                " whether a backdoor is gone: of the repairs that keep accuracy, the choice is the one that answers the"
-                " probes most like the others and least like the suspect."
+                " whether a backdoor is gone: of the repairs that keep accuracy, it is the one whose changed answers to"
+                " the probes the others share most."
             )
         return (
             f"Auto tried {tried} and kept {best.name}. Class {self.suspected} of the suspect stands out: its probes led"
             f" {100 * self.suspect.power:.0f} % of held-out images there before, and {100 * best.power:.0f} % now."
         )
-
-
-def alike(one: _Heard, other: _Heard) -> float:
-    """Return the share of probes that two candidates answer alike."""
-    return float((one.answers == other.answers).float().mean())

@@ -22,7 +22,7 @@ from unbackdoor.data import DefenderData, ImageSet, draw_clean
 from unbackdoor.models import Network
 from unbackdoor.models.modes import evaluating
 from unbackdoor.scan import NeuralCleanse
-from unbackdoor.scan.screening import worth_searching
+from unbackdoor.scan.screening import for_all, worth_searching
 from unbackdoor.scan.universal import universal_perturbations
 from unbackdoor.training import Runtime
 
@@ -46,6 +46,7 @@ class Probes:
         clean: held-out images in [0, 1].
         labels: their true classes.
         classes: that were searched, ascending.
+        total: number of all classes.
         masks: of each class's inverted trigger, 0 to 1.
         patterns: of it.
         changes: each class's universal perturbation.
@@ -56,6 +57,7 @@ class Probes:
     clean: Float[Tensor, "n c h w"]
     labels: Int[Tensor, "n"]
     classes: Int[Tensor, "k"]
+    total: int
     masks: Float[Tensor, "k 1 h w"]
     patterns: Float[Tensor, "k c h w"]
     changes: Float[Tensor, "k c h w"]
@@ -99,6 +101,7 @@ def find_probes(suspect: Network, kept: ImageSet, held: ImageSet, runtime: Runti
         clean=clean,
         labels=some.labels,
         classes=classes,
+        total=kept.classes,
         masks=torch.stack([one.mask for one in triggers]).to(clean),
         patterns=torch.stack([one.pattern for one in triggers]).to(clean),
         changes=universal_perturbations(model, kept.images, kept.classes, radius, runtime, only=classes),
@@ -111,13 +114,14 @@ def find_probes(suspect: Network, kept: ImageSet, held: ImageSet, runtime: Runti
 def standing_out(probes: Probes) -> int | None:
     """Return the class whose probes stand out among the others, or None.
 
-    It is the one whose universal perturbation is the most successful, if that is more than the median by `AHEAD`; or
-    else the first that the scanner suspects by the size of its trigger.
+    It is the one whose universal perturbation is the most successful, if that is more than the median of all classes by
+    `AHEAD`, those that were not searched counting as the least successful of the others; or else the first that the
+    scanner suspects by the size of its trigger.
     """
-    success = successes(probes.answers, probes)[1]
+    success = for_all(successes(probes.answers, probes)[1], probes.classes, probes.total)
     ahead = success - success.median()
     if float(ahead.max()) >= AHEAD:
-        return int(probes.classes[ahead.argmax()])
+        return int(ahead.argmax())
     return probes.flagged[0] if probes.flagged else None
 
 
