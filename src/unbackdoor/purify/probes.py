@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -73,7 +74,7 @@ class Probes:
 
     def to(self, place: torch.device) -> Probes:
         """Return the same probes on a device."""
-        moved = {name: value.to(place) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {name: one.to(place) for name, one in vars(self).items() if isinstance(one, Tensor)}
         return replace(self, **moved)
 
 
