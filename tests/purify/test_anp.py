@@ -17,9 +17,11 @@ from tests.training.test_resume import Stops
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
+from unbackdoor.models import Network
 from unbackdoor.purify import ANP
+from unbackdoor.purify import anp as module
 from unbackdoor.purify.anp import _Adversarial
-from unbackdoor.purify.masked import MaskedNetwork, mask_recipe
+from unbackdoor.purify.masked import MaskedNetwork, mask_recipe, prune_by_mask
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Runtime
 
@@ -186,6 +188,21 @@ def test_an_interrupted_repair_goes_on_where_it_was(tmp_path: Path) -> None:
     whole, expected = method.purify(suspect, data, runtime())
     assert same_state(state_of(again), state_of(whole))
     assert history == expected
+
+
+def test_masks_are_learned_in_float32_whatever_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks: list[Tensor] = []
+
+    def noted(method: str, model: Network, layers: Any, mask: Tensor, *rest: Any) -> Any:
+        masks.append(mask.detach().clone())
+        return prune_by_mask(method, model, layers, mask, *rest)
+
+    monkeypatch.setattr(module, "prune_by_mask", noted)
+    method, data = ANP(iterations=6, batch_size=12), DefenderData(clean=pictures(30, 3))
+    for one in (runtime(), Runtime(device="cpu", precision="bf16", threads=1)):
+        method.purify(planted(1).suspect, data, one)
+    assert torch.equal(*masks)
+    assert float(masks[0].min()) < 1, "or nothing was learned"
 
 
 def test_a_budget_shortens_it() -> None:

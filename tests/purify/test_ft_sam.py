@@ -20,7 +20,7 @@ from unbackdoor.models import Description, Network
 from unbackdoor.purify import FTSAM
 from unbackdoor.purify.ft_sam import _SharpnessAware, adaptive_climb
 from unbackdoor.testing.samples import state_of
-from unbackdoor.training import Batch, Recipe, fit
+from unbackdoor.training import Batch, Recipe, Runtime, fit, loop
 
 
 @pytest.mark.parametrize("rho", [0.5, 2.0, 8.0])
@@ -185,6 +185,45 @@ def test_the_rate_swings_along_a_cosine_of_a_half_period_of_100_steps(steps_take
     assert (rates[0], rates[50], rates[100], rates[200]) == pytest.approx((0.01, 0.005, 0.0, 0.01))
     first = steps_taken[0]
     assert (first["kind"], first["momentum"], first["weight_decay"], first["nesterov"]) == ("SGD", 0.9, 5e-4, False)
+
+
+@pytest.mark.parametrize(
+    ("affords", "batches", "epochs"),
+    [
+        (99, 10, 92),  # 920 steps; the rate is lowest after 900, and low from 880 to 920
+        (60, 10, 52),  # not 600 steps, after which it is at its peak
+        (29, 10, 29),
+        (25, 10, 12),
+        (30, 7, 17),  # 119 steps; 126 are too many
+        (7, 10, 7),  # too few steps for the first fall
+        (1, 400, 1),
+    ],
+    ids=str,
+)
+def test_a_budget_ends_where_the_rate_is_low(affords: int, batches: int, epochs: int) -> None:
+    assert _SharpnessAware(2.0).shortened(affords, batches) == epochs
+
+
+def test_a_run_with_a_budget_ends_where_its_rate_is_low(
+    steps_taken: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three steps an epoch: 60 epochs are affordable and 180 steps, of which 120 are done."""
+    monkeypatch.setattr(loop, "affordable", lambda *_: 60)
+    limited = Runtime(device="cpu", precision="fp32", threads=1, budget=1.0)
+    method = FTSAM(epochs=75, batch_size=2, augmentation="none")
+    _, history = method.purify(two(), DefenderData(clean=bright_and_dark()), limited)
+    assert history.epochs == 40
+    assert len(steps_taken) == 120
+    assert steps_taken[-1]["lr"] < 0.1 * 0.01
+
+
+def test_a_budget_that_affords_the_schedule_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paper's schedule ends at the peak of the rate."""
+    monkeypatch.setattr(loop, "affordable", lambda epochs, *_: epochs)
+    limited = Runtime(device="cpu", precision="fp32", threads=1, budget=1.0)
+    method = FTSAM(epochs=66, batch_size=2, augmentation="none")
+    _, history = method.purify(two(), DefenderData(clean=bright_and_dark()), limited)
+    assert history.epochs == 66
 
 
 def test_defaults_are_those_of_the_paper() -> None:

@@ -231,6 +231,28 @@ def test_a_perturbation_is_made_at_the_beginning_of_each_round(monkeypatch: pyte
     assert not torch.equal(made[0], made[1])
 
 
+def test_timed_steps_each_bear_their_part_of_the_perturbation() -> None:
+    """Else a budget sees the steps of the weights alone: three of twenty parts of a round are the perturbation's."""
+    clean, model, seen = pictures(48, 3), copy.deepcopy(planted(1).suspect).eval(), 0
+
+    def count(module: nn.Module, images: tuple[Tensor, ...]) -> None:
+        nonlocal seen
+        seen += len(images[0])
+
+    model.normalize.register_forward_pre_hook(count)
+    begun = _Unlearning(IBAU(), clean)
+    passes: list[list[int]] = []
+    for hook in (begun, begun.for_timing()):
+        hook.begin(model, Recipe(batch_size=16), runtime())
+        passes.append([])
+        for rows in hook.parts:
+            seen = 0
+            batch = Batch(images=clean.images[rows].float() / 255, targets=clean.labels[rows], rows=rows)
+            hook.update(model, batch, torch.optim.SGD(model.parameters(), 0.0))
+            passes[-1].append(seen)
+    assert passes == [[128, 32, 32], [64, 64, 64]]
+
+
 def test_running_statistics_stay_and_every_weight_moves() -> None:
     suspect = planted(1).suspect
     repaired, _ = IBAU(rounds=1, batch_size=12).purify(suspect, DefenderData(clean=pictures(24, 3)), runtime())

@@ -186,7 +186,7 @@ def test_all_suspected_triggers_are_unlearned(monkeypatch: pytest.MonkeyPatch) -
     assert "class 5, 2" in history.notes[0]
 
 
-def test_scan_and_fine_tuning_share_the_budget_and_the_scanner_has_its_defaults(
+def test_scan_and_fine_tuning_share_the_budget_and_the_scanner_searches_16_classes_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     scans = told(monkeypatch, True, 5)
@@ -200,7 +200,7 @@ def test_scan_and_fine_tuning_share_the_budget_and_the_scanner_has_its_defaults(
     monkeypatch.setattr(module, "fit", noted)
     limited = Runtime(device="cpu", precision="fp32", threads=1, budget=2.0)
     NCUnlearning(rounds=7, epochs=1).purify(network(0), DefenderData(clean=pictures(24, 3)), limited)
-    assert scans.calls == [(NeuralCleanse(rounds=7), 1.0)]
+    assert scans.calls == [(NeuralCleanse(rounds=7, most_classes=16), 1.0)]
     assert budgets == [1.0]
 
 
@@ -211,7 +211,7 @@ def test_a_planted_backdoor_is_found_and_unlearned_and_the_clean_twin_left_alone
     models = planted(seed)
     # The short search of the scanner's own tests.
     short = NeuralCleanse(rounds=40, steps=4, batch_size=8, patience=3)
-    monkeypatch.setattr(module, "NeuralCleanse", lambda rounds: short)
+    monkeypatch.setattr(module, "NeuralCleanse", lambda rounds, most_classes: short)
     method = NCUnlearning(epochs=10, batch_size=32, augmentation="crop")
     repaired, history = method.purify(models.suspect, models.data, runtime(seed))
     before, after, nothing = (

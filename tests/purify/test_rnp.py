@@ -19,6 +19,7 @@ from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify import RNP
 from unbackdoor.purify.ft import fine_tuning
+from unbackdoor.purify.masked import MaskHook
 from unbackdoor.purify.rnp import LATE
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, History, Runtime, fit
@@ -153,6 +154,21 @@ def test_the_accuracy_when_unlearned_is_known_after_a_resumption_too(tmp_path: P
     _, second = method.purify(suspect, data, runtime(), resume=tmp_path / "resume.pt")
     assert first.notes == second.notes
     assert len(first.notes) == 2
+
+
+def test_masks_are_learned_in_float32_whatever_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[torch.dtype] = []
+    loss = MaskHook.loss
+
+    def noted(self: MaskHook, model: nn.Module, batch: Batch) -> torch.Tensor:
+        kinds.append(self.masked(batch.images).dtype)
+        return loss(self, model, batch)
+
+    monkeypatch.setattr(MaskHook, "loss", noted)
+    mixed = Runtime(device="cpu", precision="bf16", threads=1)
+    method = RNP(unlearning_epochs=1, epochs=1, batch_size=12)
+    method.purify(planted(1).suspect, DefenderData(clean=pictures(30, 3)), mixed)
+    assert kinds == [torch.float32] * 2
 
 
 def test_a_budget_shortens_both_stages() -> None:

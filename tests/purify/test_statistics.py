@@ -10,6 +10,7 @@ from tests.planted import network, pictures, runtime
 from unbackdoor.purify import statistics as module
 from unbackdoor.purify.statistics import renew_statistics, statistics_kept
 from unbackdoor.testing.samples import same_state, state_of
+from unbackdoor.training import Runtime
 
 
 @pytest.mark.parametrize("batch", [500, 9])
@@ -45,3 +46,10 @@ def test_statistics_move_again_afterwards_even_after_an_error() -> None:
     assert layers[0].running_mean is not None
     assert layers[0].running_mean.tolist() == [0.0] * 3
     assert [layer.momentum for layer in layers] == [0.3, 0.1]
+
+
+def test_statistics_are_counted_in_float32_whatever_the_precision() -> None:
+    exact, mixed = network(0), network(0)
+    renew_statistics(exact, pictures(18, 3).images, runtime())
+    renew_statistics(mixed, pictures(18, 3).images, Runtime(device="cpu", precision="bf16", threads=1))
+    assert same_state(state_of(exact), state_of(mixed))

@@ -148,6 +148,23 @@ def test_the_clean_twin_keeps_its_accuracy() -> None:
     assert evaluate(repaired, models.test, runtime()).acc.value > 0.95
 
 
+def test_unlearning_is_in_float32_whatever_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the neurons is that of small differences between weights."""
+    found: list[list[torch.Tensor]] = []
+    changes = module.weight_changes
+
+    def noted(before: nn.Module, after: nn.Module, names: list[str]) -> list[torch.Tensor]:
+        found.append(changes(before, after, names))
+        return found[-1]
+
+    monkeypatch.setattr(module, "weight_changes", noted)
+    for one in (runtime(), Runtime(device="cpu", precision="bf16", threads=1)):
+        SHORT.purify(planted(1).suspect, DefenderData(clean=pictures(30, 3)), one)
+    exact, mixed = found
+    assert all(torch.equal(one, other) for one, other in zip(exact, mixed))
+    assert max(float(one.max()) for one in exact) > 0
+
+
 @pytest.mark.parametrize("where", ["TSBD's unlearning", "TSBD"])
 def test_an_interrupted_repair_goes_on_in_either_stage(where: str, tmp_path: Path) -> None:
     suspect, path, data = planted(1).suspect, tmp_path / "resume.pt", DefenderData(clean=pictures(30, 3))

@@ -48,9 +48,9 @@ def test_without_a_budget_all_rounds_are_affordable_and_nothing_is_timed(clock: 
 @pytest.mark.parametrize(
     ("minutes", "seconds", "steps", "rounds", "expected"),
     [
-        (1.0, 1.0, 10, 100, 6),  # 60 s / (10 steps of 1 s)
-        (1.0, 1.0, 7, 100, 8),  # 8.57 rounds are 8
-        (10.0, 0.5, 4, 30, 30),  # 300 would fit, 30 are asked for
+        (1.0, 1.0, 10, 100, 5),  # (60 s - 5 s of timing) / (10 steps of 1 s)
+        (1.0, 1.0, 7, 100, 7),  # 7.86 rounds are 7
+        (10.0, 0.5, 4, 30, 30),  # 298 would fit, 30 are asked for
         (0.01, 5.0, 100, 30, 1),  # not even one fits
     ],
 )
@@ -61,7 +61,21 @@ def test_rounds_are_what_fits_at_least_one_at_most_all(
 
 
 def test_a_slow_first_step_does_not_count(clock: Clock) -> None:
-    assert affordable(100, 10, lambda: clock.step_of(50.0, 1.0, 1.0, 1.0, 1.0), _with(1.0)) == 6
+    """It is no typical one; the time that it took is gone all the same."""
+    assert affordable(100, 10, lambda: clock.step_of(50.0, 1.0, 1.0, 1.0, 1.0), _with(2.0)) == 6
+
+
+def test_what_timing_and_preparation_take_is_not_spent_twice(clock: Clock) -> None:
+    """Preparation of 10 s is done for the timing and again for the run: 60 - 2 * 10 - 5 = 35 s are 3 rounds of 10 s."""
+
+    def prepare() -> None:
+        clock.now += 10.0
+
+    assert affordable(100, 10, lambda: clock.step_of(1.0), _with(1.0), prepare) == 3
+
+
+def test_a_budget_that_the_timing_uses_up_is_one_round(clock: Clock) -> None:
+    assert affordable(100, 1, lambda: clock.step_of(1.0), _with(4 / 60)) == 1
 
 
 def test_an_infinite_budget_is_no_budget(clock: Clock) -> None:
@@ -87,9 +101,9 @@ RECIPE = {"batch_size": 16, "learning_rate": 0.05, "low_resolution": 0.5}
 
 
 def test_a_budget_shortens_training_and_the_timing_leaves_no_trace(clock: Clock) -> None:
-    data = pictures(48, 0)  # 3 steps an epoch: 9 s are 3 epochs
+    data = pictures(48, 0)  # 3 steps an epoch: of 14 s 5 go to timing, 9 are 3 epochs
     short, reference = network(0), network(0)
-    history = fit(short, data, Recipe(epochs=20, **RECIPE), _with(9 / 60), hook=Slow(clock))
+    history = fit(short, data, Recipe(epochs=20, **RECIPE), _with(14 / 60), hook=Slow(clock))
     expected = fit(reference, data, Recipe(epochs=3, **RECIPE), runtime(), hook=Slow(clock))
     assert history.epochs == len(history.loss) == 3
     assert history.loss == expected.loss

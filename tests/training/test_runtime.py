@@ -84,6 +84,27 @@ def test_mixed_precision_computes_in_bfloat16_and_fp32_does_not() -> None:
             assert layer(features).dtype == expected
 
 
+def test_float32_means_float32_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default cuDNN's convolutions have 10 bits of a number's 23."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    assert _cpu(precision="bf16").in_float32().place.type == "cpu"
+    assert not torch.backends.cudnn.allow_tf32
+
+
+def test_a_stage_in_float32_keeps_all_else_and_measures_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _cpu(precision="bf16", threads=0, seed=5, budget=4.0)
+    assert whole.place.type == "cpu"
+    monkeypatch.setattr(module, "fastest_threads", lambda: pytest.fail("measured again"))
+    stage = whole.in_float32()
+    assert (stage.precision, stage.threads, stage.seed, stage.budget) == ("fp32", 0, 5, 4.0)
+    layer, features = nn.Linear(4, 4), torch.rand(2, 4)
+    with stage.part(0.5).autocast():
+        assert layer(features).dtype == torch.float32
+    with whole.autocast():
+        assert layer(features).dtype == torch.bfloat16
+    assert stage.in_float32() is stage
+
+
 def test_modules_and_images_are_laid_out_channels_last_with_the_same_values() -> None:
     images = torch.rand(2, 3, 5, 4)
     laid = _cpu().layout(images)

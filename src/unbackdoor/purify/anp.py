@@ -15,7 +15,8 @@ epsilon are those of the authors' program; BackdoorBench has a rate of 0.01 and 
 
 BackdoorBench takes the threshold with the lowest success of the attack on test data. Here it is the largest threshold,
 or number of channels, before accuracy on held-out clean samples falls by more than `allowance`. Ours does less work
-for the same masks: no gradients of weights, and none of masks in the search.
+for the same masks: no gradients of weights, and none of masks in the search. Masks learn in float32: small differences
+between them are what counts.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class ANP(Purifier):
         epochs = max(1, round(self.iterations / math.ceil(len(kept) / self.batch_size)))
         recipe = mask_recipe(epochs, self.batch_size, self.learning_rate, self.augmentation)
         hook = _Adversarial(self, masked)
-        history = fit(masked, kept, recipe, runtime, hook=hook, resume=resume, description="ANP")
+        history = fit(masked, kept, recipe, runtime.in_float32(), hook=hook, resume=resume, description="ANP")
         sweep, note = prune_by_mask(
             "ANP", model, layers, masked.mask, self.by, self.values, held, self.allowance, runtime
         )

@@ -1,4 +1,4 @@
-"""What a scan found for a repair: kept on disk, since a scan of other length or threads finds otherwise."""
+"""What was found before a repair: kept on disk, since a scan of other length or threads finds otherwise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kept_scan(
         method: the purifier, whose options decide what is found.
         model: the suspect.
         data: what the defender has.
-        runtime: device, precision, seed and budget of the scan.
+        runtime: device, precision, seed and budget of what `find` does.
         path: file of an interrupted run; None keeps nothing.
     """
     saved = None

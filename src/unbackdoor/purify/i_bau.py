@@ -15,11 +15,13 @@ in pixel units, and is neither bounded nor kept within valid pixels; Phi is that
 one image in a hundred carries delta in L_out (the formula in their README has it on all); the model is in evaluation
 mode. Rate, rounds and batches are the authors' too. BackdoorBench has a tenth of the rate, which is weaker, normalised
 units, and batches of 256. Here batches come in another order in each round, Adam is the AMSGrad variant as everywhere,
-and at least one image of a batch carries delta. All is computed in float32: differences of gradients are the signal.
+and at least one image of a batch carries delta. All gradients are in float32, on a GPU without TF32: differences
+between them are the signal.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,6 +102,13 @@ class _Unlearning(Hook):
     def __init__(self, options: IBAU, clean: ImageSet) -> None:
         self.options = options
         self.clean = clean
+        self.evenly = False
+
+    def for_timing(self) -> _Unlearning:
+        """Return a copy that makes a part of the perturbation in each step, not all of it in the first of a round."""
+        copied = copy.deepcopy(self)
+        copied.evenly = True
+        return copied
 
     def identity(self) -> object:
         """Return the options."""
@@ -119,7 +128,7 @@ class _Unlearning(Hook):
 
     def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
         """Do one step by the hypergradient and return the outer loss before it."""
-        if self.step % len(self.parts) == 0:
+        if self.evenly or self.step % len(self.parts) == 0:
             self.perturbation = self.perturb()
         self.step += 1
         delta = self.perturbation.clone().requires_grad_(True)
@@ -138,11 +147,11 @@ class _Unlearning(Hook):
 
     def perturb(self) -> Float[Tensor, "1 c h w"]:
         """Return the perturbation that one pass over the clean samples finds, one gradient step a batch."""
-        answers = logits_of(self.model, self.clean.images, self.runtime).argmax(1)
         delta = torch.zeros(1, *self.clean.shape, device=self.clean.device)
-        for rows in self.parts:
+        for rows in self.parts[:1] if self.evenly else self.parts:
+            answers = logits_of(self.model, self.clean.images[rows], self.runtime).argmax(1)
             delta = delta.requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.inner_loss(rows, answers[rows], delta), delta)
+            (gradient,) = torch.autograd.grad(self.inner_loss(rows, answers, delta), delta)
             delta = delta.detach() - self.options.perturbation_rate * gradient
         return delta
 

@@ -33,6 +33,8 @@ from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, stag
 
 SCAN = 0.5
 """Share of a budget that the scan may take."""
+MOST_CLASSES = 16
+"""For which triggers are inverted: all are in one batch, whose memory grows with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,8 @@ class NCUnlearning(Purifier):
     """Find triggers by Neural Cleanse, and fine-tune on clean samples that carry them.
 
     Attributes:
-        rounds: of the scan; its other options are the defaults of `NeuralCleanse`.
+        rounds: of the scan; its other options are the defaults of `NeuralCleanse`, but that of more than 16 classes it
+            searches those to which a short search leads best.
         epochs: passes over the clean samples.
         batch_size: images a step.
         learning_rate: of SGD, at the start of the cosine.
@@ -75,7 +78,7 @@ class NCUnlearning(Purifier):
 
     def _find(self, model: Network, data: DefenderData, runtime: Runtime) -> dict[str, Any]:
         """Return what Neural Cleanse finds, as the fields of `_Found`."""
-        finding = NeuralCleanse(rounds=self.rounds).scan(model, data, runtime)
+        finding = NeuralCleanse(rounds=self.rounds, most_classes=MOST_CLASSES).scan(model, data, runtime)
         # An inconclusive finding suspects nobody.
         chosen = [finding.reconstructions[number] for number in finding.suspected]
         return {

@@ -16,7 +16,8 @@ no model to go on with; ours goes on with the last epoch's, and says so.
 
 The authors' program prints a table of test accuracy and attack success by threshold, and BackdoorBench takes the one
 with the lowest success on test data. Here it is the largest threshold, or number of channels, before accuracy on
-held-out clean samples falls by more than `allowance`.
+held-out clean samples falls by more than `allowance`. Masks learn in float32: small differences between them are what
+counts.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ class RNP(Purifier):
         masked = MaskedNetwork(forgetful, norm_layers(forgetful, "RNP"))
         recipe = mask_recipe(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
         hook = MaskHook(self, masked, weight=self.alpha)
-        history = fit(masked, kept, recipe, runtime.part(1 - share), hook=hook, resume=resume, description="RNP")
+        part = runtime.part(1 - share).in_float32()
+        history = fit(masked, kept, recipe, part, hook=hook, resume=resume, description="RNP")
         sweep, note = prune_by_mask(
             "RNP", model, layers, masked.mask, self.by, self.values, held, self.allowance, runtime
         )

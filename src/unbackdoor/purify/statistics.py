@@ -35,7 +35,10 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def renew_statistics(model: nn.Module, images: UInt8[Tensor, "n c h w"], runtime: Runtime) -> None:
-    """Let batch normalisation's running statistics be those of these images; the model is left in evaluation mode."""
+    """Let batch normalisation's running statistics be those of these images; the model is left in evaluation mode.
+
+    They are counted in float32 whatever the precision: what stands in the model afterwards decides all its answers.
+    """
     model.eval()
     layers = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     if not layers:
@@ -48,8 +51,7 @@ def renew_statistics(model: nn.Module, images: UInt8[Tensor, "n c h w"], runtime
         layer.train()
     try:
         for part in images.tensor_split(math.ceil(len(images) / BATCH)):
-            with runtime.autocast():
-                model(runtime.layout(part).float() / 255)
+            model(runtime.layout(part).float() / 255)
     finally:
         for layer, momentum in zip(layers, momenta):
             layer.momentum = momentum

@@ -14,7 +14,7 @@ clean samples alone: after each reset the running statistics of batch normalisat
 gradients, and the largest n is taken before the accuracy on held-out clean samples falls below a floor, the share
 `keeps` of what it was. As in the published code the step to w' is divided by the norm of each tensor by itself, not of
 all; the paper writes one norm. A tensor without gradient stays where it is (published: NaN), each step runs two passes
-(three), and changes are compared in full precision (four decimals).
+(three), and changes are compared in full precision (four decimals), for which unlearning is in float32 throughout.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class TSBD(Purifier):
         kept, held = hold_out(clean, runtime.seed)
         recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation, "constant", 0.0)
         slow = replace(recipe, epochs=self.unlearning_epochs, learning_rate=self.unlearning_rate)
-        part = runtime.part(UNLEARNING)
+        part = runtime.part(UNLEARNING).in_float32()
         forgetful, unlearning = unlearned(
             model,
             kept,

@@ -158,15 +158,18 @@ class _Run:
         if self.runtime.budget is None:
             return self.recipe.epochs
         trial = _Run(copy.deepcopy(self.model), self.data, self.recipe, self.runtime, self.hook.for_timing())
-        trial.hook.begin(trial.model, self.recipe, self.runtime)
-        trial.model.train(self.recipe.train_mode)
         rows = torch.arange(len(self.data) // self.batches, device=self.runtime.place)
+
+        def prepare() -> None:
+            trial.hook.begin(trial.model, self.recipe, self.runtime)
+            trial.model.train(self.recipe.train_mode)
 
         def step() -> None:
             batch = trial.batch(rows, self.runtime.generator("trial"), False, 0)
             float(trial.hook.update(trial.forward, batch, trial.optimizer))
 
-        return affordable(self.recipe.epochs, self.batches, step, self.runtime)
+        epochs = affordable(self.recipe.epochs, self.batches, step, self.runtime, prepare)
+        return epochs if epochs == self.recipe.epochs else self.hook.shortened(epochs, self.batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

@@ -90,11 +90,16 @@ class Runtime:
     @cached_property
     def fabric(self) -> Fabric:
         """Lightning Fabric, which knows devices and precisions."""
+        torch.set_num_threads(self.threads or fastest_threads())
+        # cuDNN's convolutions take numbers of 10 bits for float32 ones; who asks for float32 needs the others too.
+        torch.backends.cudnn.allow_tf32 = False
+        return self._new_fabric()
+
+    def _new_fabric(self) -> Fabric:
         from lightning_fabric import Fabric
 
         # It announces its precision on standard error at every start.
         logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-        torch.set_num_threads(self.threads or fastest_threads())
         wanted = "cuda" if self.device == "auto" and torch.cuda.is_available() else self.device
         accelerator = "cpu" if wanted == "auto" else wanted
         return Fabric(
@@ -102,6 +107,16 @@ class Runtime:
             devices=1,
             precision="bf16-mixed" if self.precision == "bf16" else "32-true",
         )
+
+    def in_float32(self) -> Runtime:
+        """Return the same runtime in float32, for a stage in which small differences are the signal."""
+        if self.precision == "fp32":
+            return self
+        exact = replace(self, precision="fp32")
+        # The threads are not measured again (see `part`).
+        _ = self.fabric
+        exact.__dict__["fabric"] = exact._new_fabric()
+        return exact
 
     def part(self, share: float) -> Runtime:
         """Return the same runtime with that share of the budget, for one of several stages of a method."""
