@@ -23,6 +23,7 @@ def jittered(images: Tensor, **factors: float) -> Tensor:
     """Jitter all images by given amounts; those not named change nothing."""
     amounts = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, **factors}
     draw = {key: torch.full((len(images),), value) for key, value in amounts.items()}
+    draw["changed"] = torch.ones(len(images), dtype=torch.bool)
     return ColorJitter(brightness=1.0, contrast=1.0, saturation=1.0, hue=0.5).apply(images, draw)
 
 
@@ -111,6 +112,14 @@ def test_grey_replaces_the_drawn_images_by_their_luma() -> None:
             assert np.allclose(result[i, channel].numpy(), luma[i], atol=1e-6)
 
 
+def test_an_image_that_the_draw_spares_is_left_as_it_is() -> None:
+    images = torch.rand(6, 3, 4, 4, generator=seeded())
+    jitter = ColorJitter(probability=0.5)
+    draw = {**jitter.draw((6, 3, 4, 4), seeded()), "changed": torch.tensor([True, False] * 3)}
+    same = (jitter.apply(images, draw) == images).flatten(1).all(1)
+    assert same.tolist() == [False, True] * 3
+
+
 def test_white_stays_within_the_range() -> None:
     white = torch.ones(1, 3, 2, 2)
     for result in (
@@ -126,6 +135,10 @@ def test_amounts_fill_their_ranges() -> None:
     ranges = {"brightness": (0.7, 1.3), "contrast": (0.5, 1.5), "saturation": (0.0, 2.5), "hue": (-0.2, 0.2)}
     for key, (low, high) in ranges.items():
         assert stats.kstest(draw[key].numpy(), "uniform", args=(low, high - low)).pvalue > 1e-4, key
+    assert bool(draw["changed"].all())
+    changed = int(ColorJitter(probability=0.8).draw((5000, 3, 4, 4), seeded())["changed"].sum())
+    low, high = stats.binom.interval(0.9999, 5000, 0.8)
+    assert low <= changed <= high
     greys = int(Grey(probability=0.2).draw((5000, 3, 4, 4), seeded())["grey"].sum())
     low, high = stats.binom.interval(0.9999, 5000, 0.2)
     assert low <= greys <= high

@@ -111,6 +111,20 @@ def test_folders_that_are_taken_or_lie_within_the_data_are_refused(tmp_path: Pat
     assert not (tmp_path / "cleaned").exists()
 
 
+def test_a_class_folder_does_not_vanish_without_a_word(tmp_path: Path, tiny_images: ImageSet) -> None:
+    """Without it the classes after it would have other numbers."""
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    image_folder(alone, tiny_images, ("",))
+    image_folder(beside, tiny_images, ("train", "test"))
+    images = read_images(alone, "any")
+    kept = images.labels != 1
+    with pytest.raises(InputError, match=f"no image of class {images.class_names[1]} is kept"):
+        write_kept(alone, images, kept, tmp_path / "cleaned")
+    assert not (tmp_path / "cleaned").exists()
+    write_kept(beside, read_images(beside, "any"), kept, tmp_path / "cleaned")
+    assert read_images(tmp_path / "cleaned", "train").class_names == images.class_names
+
+
 def test_data_that_changed_meanwhile_leave_nothing_half_written(tmp_path: Path, tiny_images: ImageSet) -> None:
     source = tmp_path / "data"
     image_folder(source, tiny_images, ("",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network
-from unbackdoor.purify.d_br import UnlearnFirst
+from unbackdoor.purify import d_br as module
+from unbackdoor.purify.d_br import DBR, UnlearnFirst
 from unbackdoor.sift import Suspicion
 from unbackdoor.testing.samples import same_state, state_of
-from unbackdoor.training import Recipe, Runtime, fit
+from unbackdoor.training import History, Recipe, Runtime, fit
 
 PLAIN = Recipe(
     epochs=2, batch_size=40, learning_rate=0.01, schedule="constant", label_smoothing=0.0, ema=0.0, momentum=0.0,
@@ -57,7 +59,42 @@ def test_every_poisoned_row_is_unlearned_once_a_round(monkeypatch: pytest.Monkey
             return self.inner(images)
 
     fit(Sees(network(0)), clean, PLAIN, runtime(), hook=UnlearnFirst(poisoned))
-    assert seen == [40, 10, 40, 40] * 2
+    assert seen == [25, 25, 40, 40] * 2
+
+
+@pytest.mark.parametrize("count", [1, 41])
+def test_no_batch_is_left_with_a_single_image_where_statistics_need_more(count: int) -> None:
+    clean, poisoned = pictures(80, 1), pictures(count, 2)
+    single = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10)
+    )
+    fit(single, clean, PLAIN, runtime(), hook=UnlearnFirst(poisoned))
+    assert bool(single[4].weight.isfinite().all())
+
+
+def test_a_budget_counts_the_images_that_are_unlearned(monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets = []
+
+    def fitted(model: nn.Module, data: object, recipe: object, runtime: Runtime, **_: object) -> History:
+        budgets.append(runtime.budget)
+        return History(epochs=1)
+
+    monkeypatch.setattr(module, "fit", fitted)
+    data = DefenderData(untrusted=pictures(96, 0))
+    hurried = replace(runtime(), budget=1.0)
+    # Three of four rows are held clean and one of twelve poisoned: 72 and 8.
+    GivenDBR().purify(network(0), data, hurried)
+    assert budgets == [pytest.approx(0.6 * 0.9)]
+    hook = UnlearnFirst(pictures(16, 2))
+    assert hook.due
+    assert not hook.for_timing().due
+
+
+def test_what_cannot_work_is_refused_before_the_sifting() -> None:
+    with pytest.raises(InputError, match="DBR needs images that are not mixed with others, and cutmix mixes them"):
+        DBR(augmentation="cutmix")
+    with pytest.raises(InputError, match="epochs"):
+        DBR(rounds=0)
 
 
 def _known(kinds: torch.Tensor, count: int) -> Suspicion:
@@ -80,6 +117,20 @@ def test_a_planted_backdoor_is_removed_with_some_of_the_rows_known(seed: int) ->
     assert after.asr.value < 0.1
     assert after.acc.value > 0.95
     assert "DBR held 180 of 800 images clean and 40 poisoned" in history.notes[0]
+
+
+def test_a_planted_backdoor_is_removed_by_the_rows_that_fct_finds_and_a_clean_model_is_kept() -> None:
+    models = planted(4)
+    method = DBR(rounds=20, batch_size=32, learning_rate=1e-3, augmentation="none", clean_share=0.5)
+    repaired, history = method.purify(models.suspect, DefenderData(untrusted=models.fitted.train), runtime(4))
+    after = evaluate(repaired, models.test, runtime(), models.fitted.trigger, models.fitted.criterion)
+    assert after.asr is not None
+    assert after.asr.value < 0.1
+    assert after.acc.value > 0.95
+    assert "DBR held 400 of 800 images clean and 40 poisoned" in history.notes[0]
+    # Of the twin's clean images a twentieth is held poisoned all the same, and unlearned.
+    kept, _ = method.purify(models.twin, DefenderData(untrusted=pictures(800, 40)), runtime(4))
+    assert evaluate(kept, models.test, runtime()).acc.value > 0.8
 
 
 def test_an_interrupted_repair_goes_on(tmp_path: Path) -> None:

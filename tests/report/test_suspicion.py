@@ -49,6 +49,16 @@ def test_classes_without_rows_are_left_out(tiny_images: ImageSet) -> None:
     assert len(suspicious_galleries(suspicion([]), some)) == 4
 
 
+def test_the_page_says_how_many_classes_it_leaves_out(tiny_images: ImageSet) -> None:
+    wide = replace(tiny_images, labels=torch.arange(120) % 20, class_names=tuple(map(str, range(20))))
+    galleries = suspicious_galleries(suspicion([2, 6, 7]), wide)
+    assert len(galleries) == 12
+    assert galleries[-1].explanation.endswith(
+        "8 more classes, with 0 rows held poisoned, are not shown; the table has their rows."
+    )
+    assert not any("more classes" in gallery.explanation for gallery in galleries[:-1])
+
+
 def test_hostile_class_names_are_escaped(tiny_images: ImageSet) -> None:
     hostile = replace(tiny_images, class_names=("<script>alert(1)</script>", "b", "c", "d"))
     found = suspicion([4])

@@ -131,6 +131,22 @@ def test_a_planted_backdoor_is_kept_out_with_some_of_the_rows_known(seed: int) -
     assert secure.acc.value > 0.8
 
 
+@pytest.mark.parametrize("poisoned", [True, False])
+def test_a_planted_backdoor_is_kept_out_with_the_rows_that_fct_finds(poisoned: bool) -> None:
+    """And clean data, of which some rows are held poisoned all the same, are learned."""
+    models = planted(4)
+    method = DST(
+        epochs=15, batch_size=100, learning_rate=0.05, head_epochs=20, head_learning_rate=0.5, augmentation="none",
+        clean_share=0.5,
+    )  # fmt: skip
+    rows = models.fitted.train if poisoned else pictures(800, 40)
+    trained = method.train(lambda: network(4), DefenderData(untrusted=rows), runtime(4))
+    secure = evaluate(trained.network, models.test, runtime(), models.fitted.trigger, models.fitted.criterion)
+    assert secure.asr is not None
+    assert secure.asr.value < 0.1
+    assert secure.acc.value > 0.8
+
+
 def test_it_conforms_with_a_partition_that_is_given() -> None:
     check_secure_trainer(GivenDST(**{**SHORT, "batch_size": 12}))
 
@@ -167,7 +183,14 @@ def test_a_network_that_does_not_end_with_a_linear_layer_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"temperature": 0.0}, {"projection": 0}, {"positives": "both"}, {"forgetting": -1.0}, {"head_epochs": 0}],
+    [
+        {"temperature": 0.0},
+        {"projection": 0},
+        {"positives": "both"},
+        {"forgetting": -1.0},
+        {"head_epochs": 0},
+        {"augmentation": "cutmix"},
+    ],
     ids=str,
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:

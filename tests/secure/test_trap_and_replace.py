@@ -226,6 +226,7 @@ def test_missing_data_are_said() -> None:
         {"cutmix": 1.5},
         {"epochs": 0},
         {"head_learning_rate": 0.0},
+        {"augmentation": "cutmix"},
     ],
     ids=str,
 )

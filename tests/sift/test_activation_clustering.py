@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from tests.sift.spread import TARGET, auroc, away, reader, runtime, spread
 from unbackdoor.errors import InputError
 from unbackdoor.sift import ActivationClustering
-from unbackdoor.sift.activation_clustering import two_clusters
+from unbackdoor.sift.activation_clustering import drawn, two_clusters
 
 
 def test_a_small_cluster_apart_is_held_poisoned_and_nothing_else() -> None:
@@ -48,6 +49,18 @@ def test_the_margin_is_one_in_the_middle_of_the_smaller_cluster_and_minus_one_in
 def test_rows_that_are_all_alike_have_no_clusters() -> None:
     assert two_clusters(torch.ones(20, 4), 10, 0) is None
     assert two_clusters(torch.rand(2, 4), 10, 0) is None
+
+
+def test_the_rows_that_the_silhouette_is_computed_from_are_of_both_clusters() -> None:
+    """A cluster of one row among thousands is hardly ever met by rows at random."""
+    clusters = np.zeros(5000, dtype=int)
+    clusters[77] = 1
+    for seed in range(10):
+        some = drawn(clusters, seed)
+        assert sum(clusters[some]) == 1
+        assert 1990 < len(some) <= 2001
+        assert len(set(some.tolist())) == len(some)
+    assert sorted(drawn(clusters[:100], 0).tolist()) == list(range(100))
 
 
 @pytest.mark.parametrize("options", [{"dimensions": 0}, {"silhouette": 2.0}, {"largest": 0.6}])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from tests.sift.spread import FEATURES, TARGET, auroc, centres, reader, runtime, spread
+from tests.sift.spread import CLASSES, FEATURES, TARGET, auroc, centres, reader, runtime, spread
+from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.sift import Consensus
 from unbackdoor.sift.consensus import normal_scores, parted
@@ -60,11 +61,22 @@ def test_reasons_name_the_three_things() -> None:
     assert all("movement" in reason and "loss" in reason and "apart" in reason for reason in found.reasons)
 
 
-def test_classes_with_hardly_any_rows_are_ranked_and_not_judged() -> None:
-    planted = spread(torch.zeros(FEATURES), count=7)
-    found = Consensus(draws=1).score(planted.data, runtime(), reader(FAINT))
-    assert set(found.reasons) == {"too few rows in its class to compare"}
-    assert not bool(found.poisoned.any())
+@pytest.mark.parametrize("classes", [0, 1, 2])
+def test_fewer_than_three_classes_with_rows_enough_are_refused_and_not_acquitted(classes: int) -> None:
+    rows = spread(torch.zeros(FEATURES), count=100).data.need_untrusted("Test")
+    kept = torch.cat([(rows.labels == c).nonzero().squeeze(1)[: 20 if c < classes else 3] for c in range(CLASSES)])
+    with pytest.raises(InputError, match=f"at least 3 with 4 rows or more, found {classes}"):
+        Consensus(draws=1).score(DefenderData(untrusted=rows.subset(kept)), runtime(), reader(FAINT))
+
+
+def test_a_class_with_hardly_any_rows_is_ranked_and_not_judged() -> None:
+    rows = spread(torch.zeros(FEATURES), count=100).data.need_untrusted("Test")
+    kept = torch.cat([(rows.labels == c).nonzero().squeeze(1)[: 3 if c == 0 else 20] for c in range(CLASSES)])
+    few = rows.subset(kept)
+    found = Consensus(draws=1).score(DefenderData(untrusted=few), runtime(), reader(FAINT))
+    told = [reason == "too few rows in its class to compare" for reason in found.reasons]
+    assert told == (few.labels == 0).tolist()
+    assert not bool(found.poisoned[few.labels == 0].any())
 
 
 @pytest.mark.parametrize("options", [{"evidence": float("nan")}, {"apart": 0.0}, {"groups": 1}, {"draws": 0}])

@@ -36,6 +36,14 @@ def test_whitening_goes_by_the_many_and_not_by_the_few_far_away() -> None:
     torch.testing.assert_close(torch.cov(points[:400].T), torch.eye(2).double(), atol=0.2, rtol=0)
 
 
+def test_a_class_of_which_most_rows_are_one_and_the_same_is_scored_all_the_same() -> None:
+    generator = np.random.default_rng(0)
+    some = generator.normal(size=(40, 3))
+    points = whitened(np.concatenate([some, np.repeat(some[:1], 60, axis=0)]), 0)
+    assert bool(points.isfinite().all())
+    torch.testing.assert_close(points.mean(0), torch.zeros(3).double(), atol=1e-6, rtol=0)
+
+
 def test_poison_in_a_direction_of_little_variance_is_found_where_the_first_singular_vector_misses_it() -> None:
     scale = torch.full((FEATURES,), 0.02)
     scale[:4] = 0.3

@@ -111,11 +111,12 @@ def run(
             clock.inputs[f"clean: {samples.name}"] = samples.digest()
         clock.options = {"method": options_of(method)}
         kept = ~found.poisoned
-        if clean_out is not None:
-            write_kept(data, rows, kept, clean_out)
         write_table(folder / SUSPICION, rows, found)
         write_report(folder / PAGE, sift_page(clock, loaded, method, rows, found, clean_out))
         clock.write(folder, suspicion=found.to_json())
+        if clean_out is not None:
+            # Last: once it is there the same command is refused, and so could not go on after an interruption.
+            write_kept(data, rows, kept, clean_out)
         for state in states(folder / RESUME):
             state.unlink(missing_ok=True)
     code = exit_code(found, method)

@@ -31,6 +31,9 @@ from unbackdoor.sift.sharded import Place, ShardedSuspicion, Workers, sift_shard
 from unbackdoor.training import check_fits
 from unbackdoor.training.resume import states
 
+LOOK = 100
+"""Rows that are looked at for the shape of images, where a model's file does not tell it."""
+
 
 def sift_files(
     clock: Run,
@@ -113,14 +116,15 @@ def sift_files(
 
 def _open(model: Path, arch: str | None, shards: Shards) -> LoadedModel:
     """Read the model for these files (see `workspace.open_model`)."""
-    first = shards.first()
     try:
         loaded = load_model(model, arch=arch)
     except UnknownClassesError:
-        loaded = load_model(model, arch=arch, classes=shards.class_names, image_shape=first.shape)
+        # Of several rows: the first may be grey among coloured ones.
+        shape = shards.sample(LOOK, 0).shape
+        loaded = load_model(model, arch=arch, classes=shards.class_names, image_shape=shape)
         note = f"the file does not tell classes and size of images: taken from {shards.name}"
         loaded = replace(loaded, notes=(*loaded.notes, note))
-    check_fits(loaded.network, first)
+    check_fits(loaded.network, shards.first(loaded.network.description.image_shape[0]))
     return loaded
 
 

@@ -21,7 +21,7 @@ from unbackdoor.data.decode import MAX_BYTES, decode_images
 from unbackdoor.data.image_set import ImageSet
 from unbackdoor.data.limits import check_rows, reason_of
 from unbackdoor.data.splits import source_name, split_named
-from unbackdoor.errors import DataError
+from unbackdoor.errors import DataError, InputError
 from unbackdoor.files import read_bytes, write_bytes
 from unbackdoor.text import clean_text
 
@@ -104,13 +104,19 @@ class ImageFolder:
 
         Raises:
             DataError: there are more or fewer images than rows by now, or a file cannot be read.
+            InputError: nothing is kept of some class, and no other split has it.
             OutputError: a file cannot be written.
         """
-        listed = [path for _, path in self._listed(split)]
+        listed = self._listed(split)
         check_rows(len(listed), kept, self.source)
-        copied = [path for path, keep in zip(listed, kept.tolist(), strict=True) if keep]
-        copied += [path for other in self._classes if other != split for _, path in self._listed(other)]
-        for path in copied:
+        copied = [one for one, keep in zip(listed, kept.tolist(), strict=True) if keep]
+        copied += [one for other in self._classes if other != split for one in self._listed(other)]
+        if gone := sorted(set(self._class_names) - {name for name, _ in copied}):
+            raise InputError(
+                f"no image of class {gone[0]} is kept, and a folder without it would number the classes anew; sift with"
+                " another method or threshold, or take the data as parquet files, which name all classes"
+            )
+        for _, path in copied:
             try:
                 content = read_bytes(path, MAX_BYTES)
             except (OSError, ValueError) as error:

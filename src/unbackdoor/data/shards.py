@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -112,13 +112,17 @@ class Shards:
         """Number of classes."""
         return len(self.class_names)
 
-    def first(self) -> ImageSet:
-        """Return the first row alone, which tells what the images are like.
+    def first(self, channels: int) -> ImageSet:
+        """Return the first row alone, which tells whether a network can take the images.
+
+        Args:
+            channels: as of `pieces`.
 
         Raises:
             DataError: as of `pieces`.
         """
-        return self.at({next(shard.name for shard in self.shards if shard.rows): np.array([0])})
+        row = self.at({next(shard.name for shard in self.shards if shard.rows): np.array([0])})
+        return replace(row, images=row.images.expand(-1, channels, -1, -1)) if row.shape[0] == 1 else row
 
     def pieces(self, shard: Shard, channels: int) -> Iterator[ImageSet]:
         """Yield the rows of a shard in their order, at most `PIECE` at a time.

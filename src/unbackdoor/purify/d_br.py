@@ -10,6 +10,7 @@ last, as BackdoorBench's does. Both stages share one optimiser.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.sift import FCT, Suspicion
 from unbackdoor.sift.base import check_share
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit, stage
+from unbackdoor.training.recipe import refuse_mixing
 
 SIFTING = 0.4
 """Share of a budget for finding out what rows are held to be."""
@@ -56,6 +58,12 @@ class DBR(Purifier):
 
     def __post_init__(self) -> None:
         check_share("DBR", clean_share=self.clean_share, poisoned_share=self.poisoned_share)
+        refuse_mixing("DBR", self.augmentation)
+        # What a recipe refuses, it refuses before the sifting.
+        self._recipe()
+
+    def _recipe(self) -> Recipe:
+        return fine_tuning(self.rounds, self.batch_size, self.learning_rate, self.augmentation, "constant", 0.0)
 
     def sift(self, untrusted: ImageSet, runtime: Runtime, resume: Path | None) -> Suspicion:
         """Return which rows are held clean and which poisoned, by a model of the data of FCT's own."""
@@ -66,10 +74,11 @@ class DBR(Purifier):
         """Unlearn and relearn with `model` in place (see `Purifier.repair`)."""
         untrusted = data.need_untrusted("DBR")
         clean, poisoned = (untrusted.subset(rows) for rows in self.sift(untrusted, runtime, resume).held())
-        recipe = fine_tuning(self.rounds, self.batch_size, self.learning_rate, self.augmentation, "constant", 0.0)
+        # The loop times steps downhill only; those uphill cost as much an image.
+        downhill = len(clean) / (len(clean) + len(poisoned))
+        part = runtime.part((1 - SIFTING) * downhill)
         hook = UnlearnFirst(poisoned)
-        part = runtime.part(1 - SIFTING)
-        history = fit(model, clean, recipe, part, hook=hook, resume=resume, description="DBR")
+        history = fit(model, clean, self._recipe(), part, hook=hook, resume=resume, description="DBR")
         note = f"DBR held {len(clean)} of {len(untrusted)} images clean and {len(poisoned)} poisoned."
         return replace(history, notes=(*history.notes, note))
 
@@ -107,7 +116,10 @@ class UnlearnFirst(Hook):
         draws = self.runtime.generator("unlearning", self.rounds)
         augmentation = AUGMENTATIONS[self.recipe.augmentation]
         order = torch.randperm(len(self.poisoned), generator=draws).to(self.runtime.place)
-        for rows in torch.split(order, self.recipe.batch_size):
+        # Of equal size, as in the loop: a last batch of a few images would have statistics of its own.
+        for rows in torch.tensor_split(order, math.ceil(len(order) / self.recipe.batch_size)):
+            # A single image has none where its maps are a single pixel.
+            model.train(self.recipe.train_mode and len(rows) > 1)
             draw = augmentation.draw((len(rows), *self.poisoned.shape), draws)
             images = self.runtime.layout(augmentation.apply(self.poisoned.images[rows], draw))
             with self.runtime.autocast():
@@ -115,6 +127,13 @@ class UnlearnFirst(Hook):
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+        model.train(self.recipe.train_mode)
+
+    def for_timing(self) -> UnlearnFirst:
+        """Return a copy that never unlearns: whoever sets the budget counts that apart."""
+        copied = UnlearnFirst(self.poisoned)
+        copied.due = False
+        return copied
 
     def finished(self, model: nn.Module) -> bool:
         """Note that the next epoch begins with unlearning."""

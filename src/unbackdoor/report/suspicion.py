@@ -53,7 +53,10 @@ def suspicion_chart(found: Suspicion) -> Chart:
 
 
 def suspicious_galleries(found: Suspicion, rows: ImageSet) -> list[Gallery]:
-    """Return the most suspicious images of each class, the classes with the most rows held poisoned first."""
+    """Return the most suspicious images of up to `MOST_CLASSES` classes, those with the most rows held poisoned first.
+
+    The last of them says how many classes are left out.
+    """
     labels = rows.labels.cpu()
     held = torch.bincount(labels[found.poisoned], minlength=rows.classes)
     present = [c for c in range(rows.classes) if bool((labels == c).any())]
@@ -62,11 +65,18 @@ def suspicious_galleries(found: Suspicion, rows: ImageSet) -> list[Gallery]:
     galleries = []
     for c in order[:MOST_CLASSES]:
         members = (labels == c).nonzero().squeeze(1)
+        told = f"{int(held[c]):,} of its {len(members):,} rows are held poisoned."
+        if len(galleries) + 1 == MOST_CLASSES < len(order):
+            others = order[MOST_CLASSES:]
+            told += (
+                f" {len(others):,} more classes, with {int(held[others].sum()):,} rows held poisoned, are not shown; the"
+                " table has their rows."
+            )
         top = members[found.scores[members].argsort(descending=True, stable=True)[:IMAGES]]
         galleries.append(
             Gallery(
                 title=f"Most suspicious of class {rows.class_names[c]}",
-                explanation=f"{int(held[c]):,} of its {len(members):,} rows are held poisoned.",
+                explanation=told,
                 pictures=[
                     Picture(
                         caption=f"row {row}: {found.scores[row]:.3g}, {words[row]}",

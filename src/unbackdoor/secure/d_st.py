@@ -37,8 +37,9 @@ from unbackdoor.secure.frozen import FrozenStem
 from unbackdoor.sift import FCT, Suspicion
 from unbackdoor.sift.base import check_share
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
+from unbackdoor.training.recipe import refuse_mixing
 
-VIEW = Augmentation((ResizeCrop(scale=(0.2, 1.0)), Flip(), ColorJitter(), Grey()))
+VIEW = Augmentation((ResizeCrop(scale=(0.2, 1.0)), Flip(), ColorJitter(probability=0.8), Grey()))
 WARM_UP, COLD = 10 / 200, 0.01 / 0.5
 """Share of contrastive learning in which the rate rises, and the share of the peak at which it begins."""
 SIFTING, LEARNING = 0.1, 0.85
@@ -93,6 +94,7 @@ class DST(SecureTrainer):
                 "DST: positives are paper or code, and forgetting 0 or more, found"
                 f" {self.positives!r} and {self.forgetting}"
             )
+        refuse_mixing("DST", self.augmentation)
         check_share("DST", clean_share=self.clean_share, poisoned_share=self.poisoned_share)
         self._recipes()
 

@@ -42,6 +42,7 @@ from unbackdoor.secure.frozen import FrozenStem
 from unbackdoor.secure.isolation import lowest
 from unbackdoor.sift.base import check_share
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, logits_of, stage
+from unbackdoor.training.recipe import refuse_mixing
 
 CROSS, REVERSE, FLOOR = 0.1, 1.0, 1e-4
 """a and b of the symmetric cross-entropy, and what a probability of 0 is taken for."""
@@ -100,8 +101,7 @@ class DBD(SecureTrainer):
             raise InputError(f"DBD: the weight of unlabelled rows must be 0 or more, found {self.unlabelled}")
         check_share("DBD", credible=self.credible)
         self._recipes()
-        if AUGMENTATIONS[self.augmentation].mixes:
-            raise InputError(f"DBD mixes images itself; take another augmentation than {self.augmentation}")
+        refuse_mixing("DBD", self.augmentation)
 
     def _recipes(self) -> tuple[Recipe, Recipe, Recipe]:
         """Return the recipes of the three stages."""

@@ -38,6 +38,7 @@ from unbackdoor.secure.decoder import decoder_for, features_shape
 from unbackdoor.secure.frozen import FrozenStem
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
 from unbackdoor.training.fits import check_takes
+from unbackdoor.training.recipe import refuse_mixing
 
 TRAPPING = 0.9
 """Share of a budget for the first stage, in which nearly all images pass."""
@@ -89,6 +90,7 @@ class TrapAndReplace(SecureTrainer):
             raise InputError(f"TrapAndReplace: dropout must be 0 or more and below 1, found {self.dropout}")
         if not 0 <= self.cutmix <= 1:
             raise InputError(f"TrapAndReplace: the probability of CutMix must lie in [0, 1], found {self.cutmix}")
+        refuse_mixing("TrapAndReplace", self.augmentation)
         # What a recipe refuses, it refuses before the first stage is over.
         self._recipes()
 

@@ -117,11 +117,24 @@ def two_clusters(features: Float[Tensor, "n d"], dimensions: int, seed: int) -> 
         return None
     small, large = (means.cluster_centers_[means.labels_[one][0]] for one in (inside, ~inside))
     to_small, to_large = (np.square(reduced - centre).sum(1) for centre in (small, large))
-    silhouette = silhouette_score(
-        reduced, means.labels_, sample_size=min(SILHOUETTE_ROWS, len(array)), random_state=seed
-    )
+    some = drawn(means.labels_, seed)
+    silhouette = silhouette_score(reduced[some], means.labels_[some])
     return Clusters(
         margin=torch.from_numpy((to_large - to_small) / np.square(small - large).sum()).float(),
         smaller=torch.from_numpy(inside),
         silhouette=float(silhouette),
     )
+
+
+def drawn(clusters: np.ndarray, seed: int) -> np.ndarray:
+    """Return up to `SILHOUETTE_ROWS` rows, of each cluster its share and at least one.
+
+    Args:
+        clusters: of each row, its cluster's number.
+        seed: decides which.
+    """
+    share = min(1.0, SILHOUETTE_ROWS / len(clusters))
+    generator = np.random.default_rng(seed)
+    members = [np.flatnonzero(clusters == cluster) for cluster in np.unique(clusters)]
+    # Rows of the whole class at random could miss a cluster of a few rows, and one cluster has no silhouette.
+    return np.concatenate([generator.choice(rows, max(1, int(share * len(rows))), replace=False) for rows in members])

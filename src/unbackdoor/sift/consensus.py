@@ -69,6 +69,12 @@ class Consensus(Sifter):
         movement, _ = FCT(draws=self.draws).measure(seen, seen.model)
         evidence = torch.stack([normal_scores(movement), normal_scores(-seen.losses)], 1)
         points, found = divided(seen.features, seen.rows.labels.cpu(), seen.rows.classes, seen.runtime)
+        if len(found) < 3:
+            # Of two numbers neither lies further from the median than the other: no class could ever be unusual.
+            raise InputError(
+                f"{seen.rows.name}: Consensus compares classes and needs at least 3 with {FEWEST} rows or more, found"
+                f" {len(found)}; choose a method that looks at single rows, such as FCT or LossIsolation"
+            )
         anomalies = dict(zip(found, robust_z(torch.tensor([one.distance for one in found.values()])).tolist()))
         own = evidence.mean(1)
         scores = OWN * own

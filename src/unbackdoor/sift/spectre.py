@@ -97,13 +97,20 @@ class SPECTRE(Sifter):
 
 
 def whitened(points: np.ndarray, seed: int) -> Float[Tensor, "n k"]:
-    """Return the points minus a robust mean, in units in which a robust covariance is the identity."""
-    from sklearn.covariance import MinCovDet
+    """Return the points minus a robust mean, in units in which a robust covariance is the identity.
+
+    Both are the plain ones where most points are the same, of which nothing robust can be computed.
+    """
+    from sklearn.covariance import EmpiricalCovariance, MinCovDet
 
     with warnings.catch_warnings():
         # Of a determinant that rises by rounding: the estimate before is kept.
         warnings.simplefilter("ignore", RuntimeWarning)
-        estimate = MinCovDet(random_state=seed).fit(points)
+        try:
+            estimate = MinCovDet(random_state=seed).fit(points)
+        except ValueError:
+            # Where more than half of the rows are one and the same, their covariance is 0, and not to be divided by.
+            estimate = EmpiricalCovariance().fit(points)
     values, vectors = np.linalg.eigh(estimate.covariance_)
     scale = vectors / np.sqrt(np.maximum(values, 1e-6 * values[-1]))
     return torch.from_numpy((points - estimate.location_) @ scale)

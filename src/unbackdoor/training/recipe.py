@@ -63,3 +63,13 @@ class Recipe:
         if self.augmentation not in AUGMENTATIONS:
             raise InputError(f"unknown augmentation {self.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
         schedule_named(self.schedule)
+
+
+def refuse_mixing(method: str, augmentation: str) -> None:
+    """Raise InputError if the augmentation mixes images, for methods that need each image whole, with its own label."""
+    if augmentation in AUGMENTATIONS and AUGMENTATIONS[augmentation].mixes:
+        whole = [name for name, known in AUGMENTATIONS.items() if not known.mixes]
+        raise InputError(
+            f"{method} needs images that are not mixed with others, and {augmentation} mixes them; choose one of"
+            f" {', '.join(whole)}"
+        )

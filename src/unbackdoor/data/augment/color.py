@@ -28,12 +28,14 @@ class ColorJitter(Transform):
         contrast: distances from the mean are multiplied by such a factor.
         saturation: distances from the grey image are multiplied by such a factor.
         hue: h in [0, 0.5]; the hue is turned by an angle drawn evenly from -h to h, in full turns.
+        probability: that an image is changed at all, in [0, 1].
     """
 
     brightness: float = 0.4
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1
+    probability: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("brightness", "contrast", "saturation"):
@@ -41,9 +43,10 @@ class ColorJitter(Transform):
                 raise InputError(f"ColorJitter: {name} must not be negative, found {getattr(self, name)}")
         if not 0 <= self.hue <= 0.5:
             raise InputError(f"ColorJitter: hue must lie in [0, 0.5], found {self.hue}")
+        require_probability(self, self.probability)
 
     def draw(self, shape: tuple[int, int, int, int], generator: torch.Generator) -> Draw:
-        """Draw `brightness`, `contrast`, `saturation` (factors) and `hue` (turns)."""
+        """Draw `brightness`, `contrast`, `saturation` (factors), `hue` (turns) and `changed`: whether any counts."""
         batch = shape[0]
         factors = {
             name: uniform(batch, max(0.0, 1 - extent), 1 + extent, generator)
@@ -53,10 +56,12 @@ class ColorJitter(Transform):
                 ("saturation", self.saturation),
             )
         }
-        return {**factors, "hue": uniform(batch, -self.hue, self.hue, generator)}
+        hue = uniform(batch, -self.hue, self.hue, generator)
+        return {**factors, "hue": hue, "changed": happens(batch, self.probability, generator)}
 
     def _apply(self, images: Float[Tensor, "b c h w"], draw: Draw) -> Float[Tensor, "b c h w"]:
         factor = {name: values.to(images.dtype).view(-1, 1, 1, 1) for name, values in draw.items()}
+        before = images
         colored = images.shape[1] == 3
         if self.brightness:
             images = (images * factor["brightness"]).clamp(0, 1)
@@ -67,7 +72,7 @@ class ColorJitter(Transform):
             images = _blend(images, _luma(images), factor["saturation"])
         if self.hue and colored:
             images = _turn_hue(images, factor["hue"].squeeze(1))
-        return images
+        return torch.where(draw["changed"].view(-1, 1, 1, 1), images, before)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,7 +168,7 @@ def prepare(
     It is what `Sifter.score` would have of the sample alone.
     """
     if model is not None and not method.adapts:
-        check_fits(model, shards.first())
+        check_fits(model, shards.first(model.description.image_shape[0]))
         return copy.deepcopy(model).cpu(), {}, 0
     seed = runtime.generator("shards", "sample").initial_seed()
     rows = shards.sample(size, seed).in_canonical_order()
