@@ -23,7 +23,7 @@ THREADS = 2
 """Cores of a cell where a machine has more: small networks gain little from a third."""
 
 CELL_BYTES = 3e9
-"""Memory that a cell may need: the largest measured one, SAU on CIFAR-10 at width 16, takes 2.7e9."""
+"""Memory that a cell may need: the largest measured one, SAU on CIFAR-10 at width 16, takes 2.1e9."""
 
 
 class Engine:
