@@ -12,7 +12,7 @@ from typing import Any
 
 from unbackdoor.bench.worker import Cost, measured
 
-__all__ = ["HERE", "Rows", "chromium", "machines", "measured", "share"]
+__all__ = ["HERE", "Rows", "chromium", "commit", "machines", "measured", "share"]
 
 HERE = Path(__file__).parent
 
@@ -42,7 +42,7 @@ class Rows:
 
     def append(self, row: dict[str, Any]) -> dict[str, Any]:
         """Append a row, with the date and the commit; return it."""
-        complete = {**row, "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit()}
+        complete = {**row, "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": commit()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(complete) + "\n")
@@ -69,7 +69,8 @@ def chromium() -> str:
     return found
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit of the checkout, in short."""
     answer = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True, cwd=HERE
     )

@@ -1,9 +1,10 @@
 """How long the full published protocol would take: 3 data sets x 8 attacks x 3 rates x 14 defences x 3 seeds.
 
-Nothing is trained here. The cells of results/main_job.jsonl say how much work a victim and a repair are, counted in
-training steps of one image, by the speed of the bare step in results/training_speed.json. The same count at another
-speed is the time on another machine. The cells are then handed out as the bench does it, a victim before what needs it.
-Writes results/scale.md, which says what of it was measured and what is assumed.
+Nothing is trained here. The cells that other programs and grids have kept (results/main_job.jsonl, small/cells.csv,
+purify-small.jsonl) say how much work a victim and a repair are, counted in training steps of one image, by the speed of
+the bare step in results/training_speed.json. The same count at another speed is the time on another machine. The cells
+are then handed out as the bench does it, a victim before what needs it. Writes results/scale.md, which says what of it
+was measured and what is assumed.
 
     python benchmarks/scale.py
     python benchmarks/scale.py --gpu-factor 300     # another assumption, not written
@@ -15,27 +16,31 @@ an assumption until results/training_speed-cuda.json is there, which `training_s
 from __future__ import annotations
 
 import argparse
-import heapq
+import csv
 import itertools
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from record import HERE, Rows
 
 from unbackdoor.bench.cell import Cell, Domain, Result
 from unbackdoor.bench.located import Located
-from unbackdoor.bench.queue import Queue
+from unbackdoor.bench.plan import seconds_until_done
 from unbackdoor.training import Recipe, Runtime
 
 RESULTS = HERE / "results"
 ATTACKS, RATES, DEFENCES, SEEDS = 8, 3, 14, 3
 WIDTH, MEASURED_WIDTH = 64, 16
-KINDS = ("victim", "FTSAM", "SAU")
-"""What was measured."""
+KINDS = ("victim", "FT", "FTSAM", "SAU", "NPD", "TSBD")
+"""What there are cells of, and a published number of rounds for."""
+
+THREADS = 2
+"""Of the cells whose rows do not say it."""
 
 ALONE = 1.05
 """Times the processor's time that the clock may show."""
@@ -75,10 +80,13 @@ class Data:
         return self.images * self.side**2 / (50_000 * 32**2)
 
 
+FIXED = {"NPD": 50, "TSBD": 21}
+"""Published for CIFAR-10, and taken for the others; TSBD's unlearning is in the time of its rounds."""
+
 PROTOCOL = {
-    "CIFAR-10": Data(50_000, 32, 100, {"FTSAM": 100, "SAU": 100}),
-    "GTSRB": Data(39_209, 32, 50, {"FTSAM": 50, "SAU": 100}),
-    "Tiny-ImageNet": Data(100_000, 64, 200, {"FTSAM": 100, "SAU": 20}),
+    "CIFAR-10": Data(50_000, 32, 100, {"FT": 100, "FTSAM": 100, "SAU": 100, **FIXED}),
+    "GTSRB": Data(39_209, 32, 50, {"FT": 50, "FTSAM": 50, "SAU": 100, **FIXED}),
+    "Tiny-ImageNet": Data(100_000, 64, 200, {"FT": 100, "FTSAM": 100, "SAU": 20, **FIXED}),
 }
 
 
@@ -111,7 +119,7 @@ def work(steps: Mapping[str, float], *, published: bool) -> list[tuple[Cell, flo
         epochs = data.epochs * full_size() if published else Recipe().epochs
         cells.append((victim, steps["victim"] * epochs * data.size))
         for number in range(DEFENCES):
-            # Of the defences that were not measured, each is taken for one of those that were.
+            # Those that were measured come first, once each; every other is taken for one of them.
             alike = names[number % len(names)]
             recipe = {**labels, "defence": number, "like": alike}
             repair = Cell(domain=domain, kind="purify", labels=recipe, recipe=recipe, work=None, needs=victim)
@@ -126,50 +134,60 @@ def full_size() -> float:
     return 1 / (small * 0.75**2 + 1 - small)
 
 
-def schedule(cells: Sequence[tuple[Cell, float]], machines: int, overhead: float) -> float:
-    """Return the seconds until all cells are done.
-
-    Args:
-        cells: with the seconds of each.
-        machines: how many do one cell at a time.
-        overhead: seconds of the one process that hands out a cell and takes in its result, one after another.
-    """
-    seconds = {cell.key: took for cell, took in cells}
-    queue = Queue([cell for cell, _ in cells], frozenset())
-    running: list[tuple[float, int, Cell]] = []
-    now, order = 0.0, itertools.count()
-    while queue or running:
-        while queue and len(running) < machines:
-            cell = queue.take()
-            now += overhead
-            heapq.heappush(running, (now + seconds[cell.key], next(order), cell))
-        ended, _, cell = heapq.heappop(running)
-        now = max(now, ended)
-        queue.finish(cell)
-    return now
-
-
 def chain(cells: Sequence[tuple[Cell, float]]) -> float:
     """Return the longest victim and repair: no number of machines is faster."""
     seconds = {cell.key: took for cell, took in cells}
     return max(took + seconds.get(cell.needed, 0.0) for cell, took in cells)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A cell that was done, undisturbed and in one go.
+
+    Attributes:
+        kind: one of `KINDS`.
+        seconds: of a round.
+        budgeted: whether it had a budget, in which a repair may take fewer and shorter rounds.
+        device: on which.
+    """
+
+    kind: str
+    seconds: float
+    budgeted: bool
+    device: str
+
+
+def kept() -> Iterator[Measured]:
+    """Yield the cells of `KINDS` that are kept in results/."""
+    rows: list[dict[str, Any]] = [{**row, "kind": row["job"]} for row in Rows(RESULTS / "main_job.jsonl").read()]
+    with (RESULTS / "small" / "cells.csv").open(newline="") as file:
+        rows += [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    rows += Rows(RESULTS / "purify-small.jsonl").read()
+    for row in rows:
+        # A method's label has its options after its name.
+        kind = str(row.get("method") or row["kind"]).split()[0]
+        if kind in KINDS and not row.get("error") and not row.get("resumed"):
+            seconds, threads = float(row["seconds"]), int(row.get("threads", THREADS))
+            # Where others disturbed it, the clock and the processor's time differ.
+            if seconds * threads < ALONE * float(row["cpu_seconds"]):
+                budgeted = row.get("budget") not in (None, "none")
+                yield Measured(kind, seconds / float(row["rounds"]), budgeted, row["device"])
+
+
 def measured_steps() -> tuple[dict[str, float], str]:
     """Return the training steps of one image of a round, by kind, and the machine.
 
-    Rows that others disturbed are left out: there the clock and the processor's time differ.
+    Of what was measured without a budget that alone counts.
     """
     speeds = json.loads((RESULTS / "training_speed.json").read_text())
     bare = {row["width"]: row["images_per_second"]["bare"] for row in speeds["rows"]}[MEASURED_WIDTH]
-    rounds = defaultdict(list)
-    for row in Rows(RESULTS / "main_job.jsonl").read():
-        alone = row["seconds"] * int(row["threads"]) < ALONE * row["cpu_seconds"]
-        if alone and not row.get("resumed") and row["job"] in KINDS:
-            if row["device"] != speeds["machine"]["device"]:
-                raise SystemExit(f"a cell ran on {row['device']}, the speed is that of {speeds['machine']['device']}")
-            rounds[row["job"]].append(row["seconds"] / row["rounds"] * bare)
-    return {kind: statistics.median(rounds[kind]) for kind in KINDS}, speeds["machine"]["device"]
+    rounds: dict[str, dict[bool, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for one in kept():
+        if one.device != speeds["machine"]["device"]:
+            raise SystemExit(f"a cell ran on {one.device}, the speed is that of {speeds['machine']['device']}")
+        rounds[one.kind][one.budgeted].append(one.seconds * bare)
+    steps = {kind: statistics.median(rounds[kind].get(False) or rounds[kind][True]) for kind in KINDS}
+    return steps, speeds["machine"]["device"]
 
 
 @dataclass(frozen=True)
@@ -215,14 +233,18 @@ def provenance(steps: Mapping[str, float], where: str, overhead: float, found: S
         f" {UNCERTAIN:g} times of it; no GPU has been measured"
     )
     rows = {
-        "steps of one image in a round of CIFAR-10": f"measured on {where}: {measured} (`main_job.py`)",
+        "steps of one image in a round of CIFAR-10": f"measured on {where}: {measured} (`main_job.py`, `small.yaml`,"
+        " `purify-small.yaml`, those of NPD and TSBD within a budget)",
         "speed of the processor, by which steps are counted": f"measured on {where}: {processor():.0f} images/s at"
         f" width {WIDTH} (`training_speed.py`)",
         "speed of a GPU": gpu,
         "the one process that hands cells out": f"measured on {where}: {overhead:g} s a cell (`bench_overhead.py`)",
-        "rounds of victims and repairs, numbers of cells": "published protocols",
+        "rounds of victims and of the other repairs, numbers of cells": "published protocols",
         "networks of another width": f"**assumed** to take as many of their own steps; counted at {MEASURED_WIDTH}",
-        "repairs that were not measured": "**assumed** to cost what FT-SAM or SAU do, half of them each",
+        f"the {DEFENCES - len(steps) + 1} of {DEFENCES} repairs that were not measured": "**assumed** to cost what"
+        " those that were do, each of these in turn",
+        "rounds of FT": "**assumed**: those of FT-SAM",
+        "rounds of NPD and TSBD on GTSRB and Tiny-ImageNet": "**assumed**: those of CIFAR-10",
         "attacks that search or train before they poison": "**assumed** to cost nothing beside their victim",
         "images of another size": "**assumed** to cost in proportion to their pixels",
         "reading, measuring, saving, compiling": "left out",
@@ -284,7 +306,7 @@ def section(cells: list[tuple[Cell, float]], found: Sequence[Speed], overhead: f
     ]
     for speed in found:
         timed = [(cell, took / speed.value) for cell, took in cells]
-        hours = [schedule(timed, count, overhead) / 3600 for count in MACHINES]
+        hours = [seconds_until_done(timed, count, overhead) / 3600 for count in MACHINES]
         lines.append(f"| {speed.name} | {' | '.join(f'{one:.3g}' for one in hours)} | {chain(timed) / 3600:.3g} |")
     return [*lines, ""]
 

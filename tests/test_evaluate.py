@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score
@@ -14,7 +15,14 @@ from tests.planted import network, pictures, runtime
 from unbackdoor.attacks import Additive, AllToAll, AllToOne, Criterion, Stamp, Trigger
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.evaluate import Evaluation, Proportion, defense_effectiveness, evaluate, triggered_images
+from unbackdoor.evaluate import (
+    Evaluation,
+    Proportion,
+    defense_effectiveness,
+    effectiveness_interval,
+    evaluate,
+    triggered_images,
+)
 
 
 class Corner(nn.Module):
@@ -236,3 +244,36 @@ def test_der_needs_an_attack_before_and_after() -> None:
     for pair in [(without, state(1, 1)), (state(1, 1), without)]:
         with pytest.raises(InputError, match="before and after"):
             defense_effectiveness(*pair)
+
+
+def ends(successes: int, trials: int = 100) -> tuple[float, float, float]:
+    share = Proportion(successes, trials)
+    return share.value, share.low, share.high
+
+
+def test_the_interval_of_der_is_newcombes_where_only_asr_fell() -> None:
+    """Half of the interval of the difference of two shares; Newcombe (1998) gives 56/70 - 48/80: [0.0524, 0.3339]."""
+    exact = (0.5, 0.5, 0.5)
+    low, high = effectiveness_interval(exact, exact, ends(56, 70), ends(48, 80))
+    assert (2 * low - 1, 2 * high - 1) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    low, high = effectiveness_interval(ends(56, 70), ends(48, 80), exact, exact)
+    assert (1 - 2 * high, 1 - 2 * low) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_the_interval_of_der_holds_it_and_stays_between_0_and_1() -> None:
+    for acc, asr in ((90, 95), (0, 100), (100, 0), (50, 50)):
+        for after_acc, after_asr in ((90, 5), (0, 0), (100, 100), (50, 50)):
+            before, after = state(acc, asr), state(after_acc, after_asr)
+            low, high = effectiveness_interval(ends(acc), ends(after_acc), ends(asr), ends(after_asr))
+            assert 0 <= low <= defense_effectiveness(before, after) <= high <= 1
+
+
+def test_the_interval_of_der_holds_the_true_one_as_often_as_it_says() -> None:
+    draw = np.random.default_rng(0)
+    truth = (0.9, 0.85, 0.95, 0.2)
+    der = ((0.95 - 0.2) - (0.9 - 0.85) + 1) / 2
+    held = 0
+    for _ in range(300):
+        low, high = effectiveness_interval(*(ends(int(draw.binomial(500, share)), 500) for share in truth))
+        held += low <= der <= high
+    assert 0.92 < held / 300 < 0.98

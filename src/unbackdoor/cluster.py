@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -94,6 +95,16 @@ def machines(ray: ModuleType) -> list[Mapping[str, float]]:
     with present():
         nodes = ray.nodes()
     return [node["Resources"] for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0)]
+
+
+def this_machine() -> Mapping[str, float]:
+    """Return what a Ray of our own would have here, as `machines` tells it, without starting one."""
+    import torch
+
+    here: dict[str, float] = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        here["memory"] = 1024.0 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+    return here
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ place where the test set, the trigger and a model meet; no defence can reach it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from unbackdoor.training import Runtime, logits_of
 
 CONFIDENCE = 0.95
 """Of all intervals."""
+
+Ends = tuple[float, float, float]
+"""A figure with the lower and the upper end of its interval."""
 
 
 @dataclass(frozen=True)
@@ -189,3 +193,33 @@ def defense_effectiveness(before: Evaluation, after: Evaluation) -> float:
 def effectiveness(acc_fall: float, asr_fall: float) -> float:
     """Return DER from what ACC and ASR fell by."""
     return (max(0.0, asr_fall) - max(0.0, acc_fall) + 1) / 2
+
+
+def effectiveness_interval(acc_before: Ends, acc_after: Ends, asr_before: Ends, asr_after: Ends) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of DER, in [0, 1], from four shares and their 95 % intervals.
+
+    The variances are recovered from the intervals, as Newcombe takes the interval of a difference of two shares from
+    their Wilson intervals: what lies between the figures and their ends adds up in squares. The four count as
+    independent; they are of the same images, so the interval is rather too wide. It is of these images, not of seeds.
+
+    Source: Newcombe, "Interval estimation for the difference between independent proportions: comparison of eleven
+    methods" (Statistics in Medicine, 1998), method 10; Zou and Donner, "Construction of confidence limits about effect
+    measures: a general approach" (Statistics in Medicine, 2008).
+    """
+    asr_fall, acc_fall = _difference(asr_before, asr_after), _difference(acc_before, acc_after)
+    # A fall below 0 counts as none, and so do the ends of its interval.
+    _, low, high = _difference(_no_less_than_0(asr_fall), _no_less_than_0(acc_fall))
+    return max(0.0, (low + 1) / 2), min(1.0, (high + 1) / 2)
+
+
+def _difference(first: Ends, second: Ends) -> Ends:
+    """Return first - second."""
+    below = math.hypot(first[0] - first[1], second[2] - second[0])
+    above = math.hypot(first[2] - first[0], second[0] - second[1])
+    value = first[0] - second[0]
+    return value, value - below, value + above
+
+
+def _no_less_than_0(ends: Ends) -> Ends:
+    value, low, high = (max(0.0, end) for end in ends)
+    return value, low, high

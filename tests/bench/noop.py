@@ -32,8 +32,10 @@ class Noop(Domain):
     alike = (("data", "method"), ("method",))
 
     def cells(self, grid: Located) -> list[Cell]:
-        """Return as many victims as the grid's `count` says, each followed by its repair."""
-        return cells(int(grid.items(("domain", "count"))["count"].number(0, whole=True)))
+        """Return as many victims as the grid's `count` says, each followed by its repair, of so many `seconds` each."""
+        told = grid.items(("domain", "count", "seconds"))
+        seconds = float(told["seconds"].number(0)) if "seconds" in told else 0.0
+        return cells(int(told["count"].number(0, whole=True)), seconds=seconds)
 
     def run(self, cell: Cell, given: Path, folder: Path, runtime: Runtime) -> Result:
         """Return as metrics the cell's number, that of the cell that it needs, and whether it found its state."""

@@ -21,6 +21,7 @@ def record(
     duration: float = 30.0,
     device: str = "cpu (a)",
     version: str = "0.1.0",
+    commit: str = "",
     **changes: Any,
 ) -> Record:
     """Return what the store has of a cell, with the labels of image classifiers, some of them changed."""
@@ -37,6 +38,7 @@ def record(
         machine={"device": device, "unbackdoor": version},
         needs="",
         duration=duration,
+        commit=commit,
     )
 
 

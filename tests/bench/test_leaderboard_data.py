@@ -19,7 +19,7 @@ from unbackdoor.bench.leaderboard import NOTES, leaderboard, ranking
 from unbackdoor.bench.store import Record
 from unbackdoor.bench.table import cell_table, trials
 from unbackdoor.errors import InputError, OutputError
-from unbackdoor.report.leaderboard import Estimate, Leaderboard, Row, ScannerRow, Selection, Standing
+from unbackdoor.report.leaderboard import Curve, Estimate, Leaderboard, Row, ScannerRow, Selection, Standing
 from unbackdoor.report.packing import packed
 
 
@@ -345,6 +345,9 @@ def test_what_should_be_one_and_is_several_is_noted() -> None:
     (note,) = notes(here, repaired("FT", 0.5, seed=1, version="0.2.0"))
     assert "versions of unbackdoor: 0.1.0, 0.2.0" in note
     assert notes(here, repaired("FT", 0.5, seed=1, device="cuda (b)", error="failed")) == []
+    commits = [repaired("FT", 0.5, seed=seed, commit=f"c{seed}") for seed in range(7)]
+    (note,) = notes(*commits)
+    assert note == "The cells come from several commits of unbackdoor: c0, c1, c2, c3, c4 and 2 more."
     (note,) = notes(here, replace(here, key="of other images"))
     assert "have the same labels: 1 (other images" in note
     again = trained()
@@ -357,9 +360,9 @@ def test_curves_follow_an_axis_upwards_and_need_two_points() -> None:
         for size, seed, der in ((1000, 0, 0.75), (50, 0, 0.25), (50, 1, 0.5), (200, 0, 0.5))
     ]
     (curve,) = whole(board_of([*records, repaired("SAU", 0.5)])).curves
-    assert (curve.axis, curve.method) == ("clean samples", "FT")
+    assert (curve.kind, curve.axis, curve.method, curve.settings) == ("methods", "clean samples", "FT", 1)
     assert [x for x, _ in curve.points] == [50, 200, 1000]
-    assert curve.points[0][1] == {"acc": 0.5, "asr": 0.25, "ra": 0.125, "der": 0.375}
+    assert curve.points[0][1] == {"acc": 0.5, "asr": 0.25, "ra": 0.125, "der": 0.25}, "seed 1 was at one point only"
     apart = [repaired("FT", 0.5, attack=attack, poison_rate=rate) for attack, rate in (("A", 0.1), ("B", 0.05))]
     assert whole(board_of(apart)).curves == [], "nothing was tried at both rates"
     rates = [repaired("FT", 0.5, poison_rate=rate) for rate in (0.1, 0.01)]
@@ -368,6 +371,139 @@ def test_curves_follow_an_axis_upwards_and_need_two_points() -> None:
     once = repaired("FT", 0.5, poison_rate=0.05, attack="Other")
     (curve,) = whole(board_of([*rates, once])).curves
     assert [x for x, _ in curve.points] == [0.01, 0.1], "what was tried at one rate only is in no curve, and ends none"
+
+
+def ders(curve: Curve) -> list[tuple[float, float]]:
+    return [(x, round(figures["der"], 9)) for x, figures in curve.points]
+
+
+def test_the_curves_of_all_methods_are_over_what_all_of_them_have() -> None:
+    """FT was tried on A and B, SAU on A alone."""
+    records = [
+        repaired(method, der + size / 1000, attack=attack, clean_size=size)
+        for method, attack, der in (("FT", "A", 0.25), ("FT", "B", 0.75), ("SAU", "A", 0.5))
+        for size in (50, 100)
+    ]
+    ft, sau = whole(board_of(records)).curves
+    assert (ft.method, ders(ft)) == ("FT", [(50, 0.3), (100, 0.35)])
+    assert (sau.method, ders(sau)) == ("SAU", [(50, 0.55), (100, 0.6)])
+    more = [repaired("FT", 0.5, attack="C", clean_size=size) for size in (50, 100)]
+    (alone,) = whole(board_of([*records, *more])).curves
+    assert (alone.method, alone.settings) == ("FT", 3), "of SAU there is too little"
+    assert len(ders(alone)) == 2
+
+
+def test_settings_with_other_points_have_curves_of_their_own() -> None:
+    records = [
+        repaired("FT", size / 10_000, data=data, clean_size=size)
+        for data, sizes in (("a", (100, 500)), ("b", (500, 2500)), ("c", (100, 500)))
+        for size in sizes
+    ]
+    found = whole(board_of(records)).curves
+    assert [(one.settings, ders(one)) for one in found] == [
+        (2, [(100, 0.01), (500, 0.05)]),
+        (1, [(500, 0.05), (2500, 0.25)]),
+    ]
+
+
+def test_secure_trainers_and_sifters_have_curves_over_the_poison_rate() -> None:
+    rates = (0.01, 0.1)
+    records = [
+        *(trained(poison_rate=rate) for rate in rates),
+        *(secured("DST", asr=rate, poison_rate=rate, clean_size=50) for rate in rates),
+        *(sifted("FCT", 0.5 + rate, poison_rate=rate) for rate in rates),
+    ]
+    trainer, sifter = whole(board_of(records)).curves
+    assert (trainer.kind, trainer.axis, trainer.method) == ("trainers", "poison rate", "DST")
+    assert [(x, figures["asr"]) for x, figures in trainer.points] == [(0.01, 0.01), (0.1, 0.1)]
+    assert set(trainer.points[0][1]) == {"acc", "asr", "ra", "der"}
+    assert (sifter.kind, sifter.axis, sifter.method) == ("sifters", "poison rate", "FCT")
+    assert [(x, figures["auroc"]) for x, figures in sifter.points] == [(0.01, 0.51), (0.1, 0.6)]
+
+
+def test_a_figure_that_some_settings_lack_is_in_no_curve() -> None:
+    """There is no victim of B, and so no DER."""
+    rates = (0.01, 0.1)
+    records = [trained(attack="A", poison_rate=rate) for rate in rates]
+    records += [secured("DST", attack=attack, poison_rate=rate) for attack in "AB" for rate in rates]
+    (curve,) = whole(board_of(records)).curves
+    assert curve.settings == 2
+    assert set(curve.points[0][1]) == {"acc", "asr", "ra"}
+
+
+def test_of_scans_with_the_same_labels_the_newest_counts() -> None:
+    newer, older = (scanned("NC", backdoored=True, flagged=flagged) for flagged in (False, True))
+    board = board_of([newer, replace(older, key="older")])
+    (scanner,) = whole(board).scanners
+    assert (scanner.backdoored, scanner.flagged) == (1, 0)
+    assert any("have the same labels: 1" in note for note in board.notes)
+
+
+def test_scanners_have_memory_and_what_they_found_of_each_attack() -> None:
+    records = [
+        scanned("NC", backdoored=True, flagged=True, attack="BadNets"),
+        scanned("NC", backdoored=True, flagged=False, attack="BadNets", seed=1),
+        scanned("NC", backdoored=True, flagged=None, attack="SIG"),
+        scanned("NC", backdoored=False, flagged=True),
+    ]
+    (scanner,) = whole(board_of(records)).scanners
+    assert (scanner.peak_mb, scanner.peak_gpu_mb) == (300, None)
+    assert scanner.attacks == {"BadNets": (1, 2), "SIG": (0, 1)}
+
+
+def test_memory_of_the_gpu_is_told_of_every_kind() -> None:
+    def on_gpu(one: Record) -> Record:
+        return replace(one, metrics={**one.metrics, "peak_gpu_mb": 70.0})
+
+    records = [repaired("FT", 0.5), secured("DST"), sifted("FCT", 0.5), scanned("NC", backdoored=True, flagged=True)]
+    found = whole(board_of(list(map(on_gpu, records))))
+    for rows in (found.methods, found.trainers, found.sifters, found.scanners):
+        assert [row.peak_gpu_mb for row in rows] == [70]
+    without = whole(board_of(records))
+    assert [row.peak_gpu_mb for row in without.methods] == [None]
+
+
+def test_a_secure_training_has_no_der_where_the_victims_differ_in_training() -> None:
+    """A later grid with a shorter recipe must not change the DER of an earlier one without a word."""
+    records = [trained(acc=0.9), secured("DST", acc=0.8, asr=0.49)]
+    assert "der" in values(whole(board_of(records)).trainers[0])
+    board = board_of([trained(acc=0.5, training="epochs=1"), *records])
+    (row,) = whole(board).trainers
+    assert "der" not in row.figures
+    assert any("have no DER: 1. The store has models without a defence" in note for note in board.notes)
+    assert not any("have no DER" in note for note in board_of(records).notes)
+
+
+def test_the_der_of_a_secure_training_has_an_interval_where_the_shares_have() -> None:
+    def with_ends(one: Record) -> Record:
+        ends = {
+            f"{name}_{end}": one.metrics[name] + distance
+            for name in ("acc", "asr")
+            for end, distance in (("low", -0.01), ("high", 0.01))
+        }
+        return replace(one, metrics={**one.metrics, **ends})
+
+    victim, secure = with_ends(trained(acc=0.9)), with_ends(secured("DST", acc=0.8, asr=0.49))
+    cells = cell_table([victim, secure])
+    (row,) = cells[cells["kind"] == "secure"].to_dict("records")
+    assert (row["der_low"], row["der"], row["der_high"]) == pytest.approx((0.69, 0.7, 0.71))
+    cells = cell_table([trained(acc=0.9), secure])
+    assert "der_low" not in cells
+
+
+def test_the_choices_of_filters_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unbackdoor.bench.leaderboard.MOST_SELECTIONS", 12)
+    records = [
+        repaired("FT", 0.5, data=data, attack=attack, clean_size=size)
+        for data in "ab"
+        for attack in "ABC"
+        for size in (50, 100)
+    ]
+    board = board_of(records)
+    assert [one.name for one in board.filters] == ["data", "attack"]
+    assert len(board.selections) == 12
+    assert any("too many choices for filters of Clean samples" in note for note in board.notes)
+    assert whole(board).methods[0].blocks == 12
 
 
 def test_a_store_without_cells_is_an_error_that_says_what_to_do() -> None:
@@ -553,6 +689,10 @@ def test_each_kind_of_methods_has_tables_of_its_own(tmp_path: Path) -> None:
     write_scanners([ScannerRow(method="NC", inconclusive=1, seconds=None, **counts)], tmp_path)
     assert latex(tmp_path, "scan")[1] == [["NC", "3 of 4", "1 of 2", "0 of 5", "1", "--"]]
     assert pd.read_csv(tmp_path / "scan.csv")["flagged"].tolist() == [3]
+    row = ScannerRow(method="NC", inconclusive=1, seconds=1.0, peak_mb=300.0, attacks={"SIG": (1, 2)}, **counts)
+    write_scanners([row], tmp_path)
+    (told,) = pd.read_csv(tmp_path / "scan.csv").to_dict("records")
+    assert (told["peak_mb"], told["SIG flagged"], told["SIG backdoored"]) == (300, 1, 2)
     for write in (write_sifters, write_trainers, write_scanners):
         write([], tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from tests.bench.noop import Noop, cells, repair, victim
 from tests.bench.records import done
 from unbackdoor.bench.cell import Cell
-from unbackdoor.bench.plan import Step, plan, total_seconds
+from unbackdoor.bench.plan import Step, plan, seconds_until_done, total_seconds
 
 
 def like(number: int, data: str, method: str) -> Cell:
@@ -103,3 +103,16 @@ def test_the_clock_of_a_resumed_cell_is_not_believed() -> None:
     resumed = replace(done(like(0, "a", "FT"), 1.0), metrics={"resumed": 1.0})
     steps = plan([like(2, "a", "FT")], [resumed, done(like(1, "a", "FT"), 9.0)])
     assert [step.seconds for step in steps] == [9]
+
+
+def test_the_time_with_several_cells_at_once_is_that_of_the_benchs_own_order() -> None:
+    """Two victims of 10 and 20 s, each with two repairs of 5 s."""
+    first, second = victim(0), victim(1)
+    repairs = [repair(needs, place, method=f"M{place}") for needs in (first, second) for place in (0, 1)]
+    timed = [(first, 10.0), (second, 20.0), *((one, 5.0) for one in repairs)]
+    assert seconds_until_done(timed, 1) == 50
+    assert seconds_until_done(timed, 2) == 25, "the first one's repairs beside the second victim, its own side by side"
+    assert seconds_until_done(timed, 100) == 25, "the longest chain"
+    assert seconds_until_done(timed[2:4], 2) == 5, "what they need is done already"
+    assert seconds_until_done(timed[2:4], 2, overhead=1.0) == 7, "the second is handed out after the first"
+    assert seconds_until_done([], 3) == 0

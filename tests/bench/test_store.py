@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,8 +21,12 @@ from pathlib import Path
 import pytest
 
 from tests.bench.noop import cells, outcome
-from unbackdoor.bench.store import Record, Store, without_password
+from unbackdoor.bench.engine import Engine
+from unbackdoor.bench.run import Bench
+from unbackdoor.bench.runs import is_database, runs_of_database, runs_of_server
+from unbackdoor.bench.store import Record, Store, commit, without_password
 from unbackdoor.errors import InputError, OutputError
+from unbackdoor.training import Silent
 
 
 def check_round_trip(store: Store) -> None:
@@ -67,6 +73,103 @@ def test_a_run_that_was_cut_off_while_it_was_written_is_not_done(store: Store, m
             store.add(victim, outcome())
     assert store.find(victim.key) is None
     assert store.records() == []
+
+
+def test_a_run_that_was_cut_off_is_called_killed_by_whoever_does_the_cell_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (victim, other) = cells(1)
+
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write_files", cut)
+        for cell in (victim, other):
+            with pytest.raises(KeyboardInterrupt):
+                store.add(cell, outcome())
+
+    def statuses() -> dict[str, str]:
+        runs = store.client.search_runs([store.experiment])
+        return {run.data.tags["unbackdoor.key"]: run.info.status for run in runs}
+
+    assert set(statuses().values()) == {"RUNNING"}
+    assert store.find(victim.key) is None
+    assert statuses() == {victim.key: "KILLED", other.key: "RUNNING"}
+    store.add(victim, outcome(metrics={"acc": 0.5}))
+    found = store.find(victim.key)
+    assert found is not None
+    assert found.metrics == {"acc": 0.5}
+
+
+def test_mlflow_shows_labels_as_parameters_and_the_commit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unbackdoor.bench.store.commit", lambda: "abc-dirty")
+    (victim, _) = cells(1, first=3)
+    put = store.add(victim, outcome(metrics={"acc": 0.5}))
+    shown = store.client.get_run(put.run).data
+    assert shown.params == {name: str(value) for name, value in victim.labels.items() if value is not None}
+    assert shown.params["seed"] == "3"
+    assert shown.tags["mlflow.source.git.commit"] == "abc-dirty"
+    assert json.loads(shown.tags["unbackdoor.machine"])["device"] == "cpu (a)"
+    (record,) = store.records()
+    assert record.commit == put.commit == "abc-dirty"
+    monkeypatch.setattr("unbackdoor.bench.store.commit", lambda: "")
+    put = store.add(victim, outcome())
+    assert "mlflow.source.git.commit" not in store.client.get_run(put.run).data.tags
+    assert put.commit == ""
+
+
+def test_the_commit_is_that_of_this_checkout() -> None:
+    if not (Path(__file__).parents[2] / ".git").exists():
+        pytest.skip("this is no checkout")
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", commit())
+
+
+def test_a_database_gives_the_runs_that_mlflow_gives(store: Store) -> None:
+    grid = cells(3)
+    for place, cell in enumerate(grid):
+        told = outcome(metrics={"acc": place / 8, "asr": 0.5}, error="no" if place == 4 else "")
+        store.add(cell, replace(told, started=1e9 + 10 * place, seconds=2.5))
+    deleted = store.add(grid[0], outcome())
+    store.client.delete_run(deleted.run)
+    store.client.create_run(store.experiment, tags={"unbackdoor.key": "cut off"})
+    store.client.create_run(store.client.create_experiment("another"), tags={"unbackdoor.key": "of another"})
+    strange = store.client.create_run(store.experiment)
+    store.client.log_metric(strange.info.run_id, "loss", float("nan"))
+    store.client.set_terminated(strange.info.run_id)
+    found = list(runs_of_database(store.uri, store.experiment))
+    assert [run.name for run in found[1:]] == [record.run for record in store.records()]
+    expected = list(runs_of_server(store.client, store.experiment, "attributes.status != 'RUNNING'"))
+    assert [replace(run, metrics={}) for run in found] == [replace(run, metrics={}) for run in expected]
+    assert [str(run.metrics) for run in found[1:]] == [str(run.metrics) for run in expected[1:]]
+    assert math.isnan(found[0].metrics["loss"])
+    assert len(found) == len(grid) + 1
+
+
+@pytest.mark.parametrize(
+    ("uri", "database"),
+    [
+        ("sqlite:///runs.db", True),
+        ("postgresql+psycopg2://me@host/runs", True),
+        ("http://host:5000", False),
+        ("https://host", False),
+        ("file:///runs", False),
+    ],
+)
+def test_a_database_is_told_from_a_server(uri: str, database: bool) -> None:
+    assert is_database(uri) == database
+
+
+def test_two_that_open_an_empty_store_at_once_both_can(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each saw that the experiment is not there; the other one makes it first."""
+    look = store.client.get_experiment_by_name
+    answers = iter([lambda _: None])
+
+    def asked(name: str) -> object:
+        return next(answers, look)(name)
+
+    monkeypatch.setattr(store.client, "get_experiment_by_name", asked)
+    assert store._experiment() == store.experiment
 
 
 def test_figures_that_are_no_numbers_are_left_out(store: Store) -> None:
@@ -197,6 +300,20 @@ def test_a_server_with_postgresql_gives_back_what_was_put_into_it(server: str, t
     check_round_trip(store)
     assert not (tmp_path / "local" / "mlflow.db").exists()
     assert not (tmp_path / "local" / "files").exists(), "the server keeps the files"
+
+
+@pytest.mark.slow
+def test_a_grid_is_done_through_a_server(server: str, engine: Engine, tmp_path: Path) -> None:
+    store = Store(server, tmp_path / "local")
+    # The database is that of another test, too.
+    grid = cells(2, first=100, fails={3: "input"})
+    summary = Bench(store, engine, Silent()).run(grid)
+    assert (summary.done, list(summary.failed)) == (3, [grid[3].title])
+    records = {record.key: record for record in store.records()}
+    assert {cell.key for cell in grid} <= set(records)
+    assert store.files(records[grid[1].key])["seen.txt"] == b"victim 100"
+    again = Bench(Store(server, tmp_path / "elsewhere"), engine, Silent()).run(grid[:2])
+    assert (again.done, again.cached) == (0, 2)
 
 
 def test_a_password_in_an_address_is_not_shown() -> None:

@@ -32,7 +32,7 @@ eighths = st.integers(0, 8).map(lambda number: number / 8)
 
 def test_a_table_has_one_row_a_cell_with_all_that_is_known_of_it() -> None:
     table = cell_table(
-        [trained(seed=3), repaired("FT", 0.75, error="", device="cuda (b)", version="0.2.0", budget=5.0)]
+        [trained(seed=3, commit="abc"), repaired("FT", 0.75, error="", device="cuda (b)", version="0.2.0", budget=5.0)]
     )
     assert table["kind"].tolist() == ["victim", "purify"]
     assert table["seed"].tolist() == [3, 0]
@@ -41,6 +41,7 @@ def test_a_table_has_one_row_a_cell_with_all_that_is_known_of_it() -> None:
     assert pd.isna(table["method"][0])
     assert table["device"].tolist() == ["cpu (a)", "cuda (b)"]
     assert table["unbackdoor"].tolist() == ["0.1.0", "0.2.0"]
+    assert table["commit"].tolist() == ["abc", ""]
     assert table["duration"].tolist() == [30, 30]
     assert set(BLOCK) <= set(table.columns)
     assert cell_table([]).empty

@@ -73,8 +73,8 @@ class Chain:
         self.setting, self.attack, self.folder = setting(data, attack), attack, folder
         self.poison = self.do("poison", self.setting, {})
 
-    def do(self, kind: str, work: object, given: dict[str, bytes]) -> CellOutcome:
-        outcome = perform(cell(kind, work, attack=self.attack), given, self.folder / "work", "cpu", 1)
+    def do(self, kind: str, work: object, given: dict[str, bytes], keep: bool = False) -> CellOutcome:
+        outcome = perform(cell(kind, work, attack=self.attack), given, self.folder / "work", "cpu", 1, keep)
         assert outcome.trace == "", outcome.trace
         return outcome
 
@@ -84,9 +84,9 @@ class Chain:
     def sift(self, method: Sifter, after: CellOutcome | None = None) -> CellOutcome:
         return self.do("sift", Defence(setting=self.setting, method=method), dict((after or self.poison).files))
 
-    def secure(self, method: SecureTrainer, clean_size: int | None = None) -> CellOutcome:
+    def secure(self, method: SecureTrainer, clean_size: int | None = None, *, keep: bool = False) -> CellOutcome:
         task = Defence(setting=self.setting, method=method, network=NETWORK, clean_size=clean_size)
-        return self.do("secure", task, dict(self.poison.files))
+        return self.do("secure", task, dict(self.poison.files), keep)
 
 
 SEEN: list[DefenderData] = []
@@ -225,6 +225,20 @@ def test_a_shared_quick_model_gives_what_a_sifter_that_learns_its_own_says(
     assert shared.metrics["learning_seconds"] == cost
     assert shared.metrics["seconds"] >= cost, "with learning, whoever did it"
     assert "learning_seconds" not in alone.metrics
+    assert shared.metrics["peak_mb"] >= json.loads(quick.files[DETAILS])["cost"]["peak_mb"], "nor less memory"
+
+
+def test_poisoned_data_and_their_quick_model_have_pages(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast(monkeypatch)
+    chain = Chain(data, BADNETS, tmp_path)
+    page = chain.poison.files[PAGE].decode()
+    assert "What the trigger does" in page
+    assert "poisoned rows" in page
+    assert "several sifters share" in chain.quick().files[PAGE].decode()
+    clean = Chain(data, None, tmp_path / "clean").poison.files[PAGE].decode()
+    assert "What the trigger does" not in clean
 
 
 def test_time_that_is_not_known_is_not_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,17 +253,17 @@ def test_time_that_is_not_known_is_not_told(data: Path, tmp_path: Path, monkeypa
 
 def test_clean_samples_are_held_out_of_the_untrusted_data(data: Path, tmp_path: Path, seen: list[DefenderData]) -> None:
     chain = Chain(data, BADNETS, tmp_path)
-    outcome = chain.secure(Recorder(), 40)
+    outcome = chain.secure(Recorder(), 40, keep=True)
     train = read_images(str(data), "train")
     rows, _ = poisoned(data, BADNETS)
     held = clean_rows(train, 40, 0)
     others = torch.tensor([row for row in range(200) if row not in set(held.tolist())])
-    (given,) = seen
+    given = seen[0]
     assert same(given.clean, train.subset(held))
     assert same(given.untrusted, rows.subset(others))
     assert {"acc", "acc_low", "asr", "ra", "seconds", "rounds"} <= set(outcome.metrics)
     assert "mse_clean" not in outcome.metrics
-    assert outcome.optional == {MODEL}
+    assert MODEL not in chain.secure(Recorder(), 40).files
     (tmp_path / MODEL).write_bytes(outcome.files[MODEL])
     assert load_model(tmp_path / MODEL).backdoored
 
@@ -261,10 +275,10 @@ def test_all_images_as_clean_samples_leave_none_to_train_on(data: Path, tmp_path
 def test_the_reconstruction_error_stands_beside_acc_and_asr(data: Path, tmp_path: Path) -> None:
     method = TrapAndReplace(epochs=1, head_epochs=1, batch_size=100)
     for attack in (BADNETS, None):
-        outcome = Chain(data, attack, tmp_path / str(attack is None)).secure(method, 40)
+        outcome = Chain(data, attack, tmp_path / str(attack is None)).secure(method, 40, keep=True)
         assert 0 < outcome.metrics["mse_clean_low"] < outcome.metrics["mse_clean"] < outcome.metrics["mse_clean_high"]
         assert ("mse_triggered" in outcome.metrics) == ("asr" in outcome.metrics) == (attack is not None)
-        assert "decoder.safetensors" in outcome.optional
+        assert "decoder.safetensors" in outcome.files
         assert "MSE, clean images" in outcome.files[PAGE].decode()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,11 +14,11 @@ import torch
 
 from tests.bench.noop import LARGE, MADE, SEEN, STATE, cells, repair, times_run, victim
 from unbackdoor.bench.cell import Cell
-from unbackdoor.bench.worker import DETAILS, CellOutcome, forget_peaks, measured, peaks, perform
+from unbackdoor.bench.worker import DETAILS, CellOutcome, Cost, forget_peaks, measured, perform
 
 
-def do(cell: Cell, work: Path, given: dict[str, bytes] | None = None) -> CellOutcome:
-    return perform(cell, given or {}, work, "cpu", 1)
+def do(cell: Cell, work: Path, given: dict[str, bytes] | None = None, *, keep: bool = True) -> CellOutcome:
+    return perform(cell, given or {}, work, "cpu", 1, keep)
 
 
 def test_a_cell_gives_back_its_metrics_its_files_and_where_it_ran(tmp_path: Path) -> None:
@@ -36,10 +38,9 @@ def test_a_cell_gives_back_its_metrics_its_files_and_where_it_ran(tmp_path: Path
     assert outcome.machine["threads"] == "1"
 
 
-def test_which_files_are_optional_is_passed_on(tmp_path: Path) -> None:
-    outcome = do(victim(0), tmp_path)
-    assert outcome.optional == {LARGE}
-    assert outcome.files[LARGE] == bytes(1000), "whoever keeps the files decides"
+def test_files_that_are_kept_on_request_only_do_not_travel_without_one(tmp_path: Path) -> None:
+    assert do(victim(0), tmp_path).files[LARGE] == bytes(1000)
+    assert set(do(victim(0), tmp_path, keep=False).files) == {MADE, DETAILS}
 
 
 def test_what_came_of_a_cell_can_be_sent(tmp_path: Path) -> None:
@@ -117,17 +118,59 @@ def test_an_interrupted_cell_finds_its_folder_again(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["counted"]
 
 
-def test_the_largest_memory_is_that_of_the_cell_and_not_of_one_before(tmp_path: Path) -> None:
-    assert do(victim(0), tmp_path).metrics["peak_mb"] > 0
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pytest.skip("this system does not let a process forget its peak")
-    forget_peaks()
-    large = np.ones(150 * 2**20, dtype=np.uint8)
-    with_large = peaks()["peak_mb"]
-    del large
-    assert do(victim(0), tmp_path).metrics["peak_mb"] < with_large - 100
+needs_peaks = pytest.mark.skipif(not forget_peaks(), reason="this system does not let a process forget its peak")
+
+
+@needs_peaks
+def test_the_memory_of_a_piece_of_work_is_its_own_and_not_of_what_is_done_around_it() -> None:
+    def use(megabytes: int) -> None:
+        assert np.ones(megabytes * 2**20, dtype=np.uint8).all()
+
+    use(400)
+    with measured() as small:
+        use(1)
+    with measured() as large:
+        use(200)
+    use(400)
+    assert small.peak_mb is not None
+    assert large.peak_mb is not None
+    assert 150 < large.peak_mb - small.peak_mb < 250
+
+
+ALONE = """
+import sys
+from functools import partial
+import torch
+from unbackdoor.bench.worker import measured
+from unbackdoor.data import ImageSet
+from unbackdoor.models import NETWORKS
+from unbackdoor.training import Recipe, Runtime, fit, new_network
+
+RUNTIME = Runtime(device="cpu", threads=1)
+
+def train(width, side, rows):
+    images = torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8)
+    data = ImageSet(images=images, labels=torch.arange(rows) % 2, class_names=("a", "b"), name="c")
+    network = new_network(partial(NETWORKS["PreActResNet18"], width=width), data, RUNTIME)
+    fit(network, data, Recipe(epochs=1, batch_size=rows), RUNTIME)
+
+if sys.argv[1] == "after":
+    train(32, 32, 256)
+with measured() as cost:
+    train(4, 16, 16)
+print(cost.peak_mb)
+"""
+
+
+@needs_peaks
+@pytest.mark.slow
+def test_a_cell_is_told_to_need_as_much_after_a_large_one_as_in_a_process_of_its_own() -> None:
+    def peak(how: str) -> float:
+        ran = subprocess.run([sys.executable, "-c", ALONE, how], check=True, capture_output=True, text=True)
+        return float(ran.stdout)
+
+    alone, after = peak("alone"), peak("after")
+    assert abs(after - alone) < 0.1 * alone
 
 
 def test_a_piece_of_work_costs_the_time_that_passes_and_that_of_the_processor() -> None:
@@ -140,4 +183,13 @@ def test_a_piece_of_work_costs_the_time_that_passes_and_that_of_the_processor() 
         while time.process_time() < end:
             pass
     assert 0.1 <= cost.cpu_seconds <= cost.seconds + 0.05
-    assert cost.to_metrics() == {"seconds": round(cost.seconds, 2), "cpu_seconds": round(cost.cpu_seconds, 2)}
+    times = {"seconds": round(cost.seconds, 2), "cpu_seconds": round(cost.cpu_seconds, 2)}
+    assert cost.to_metrics() == {**times, **({"peak_mb": cost.peak_mb} if cost.peak_mb else {})}
+
+
+def test_of_two_pieces_of_work_times_add_up_and_the_larger_memory_stays() -> None:
+    cost = Cost(seconds=2.0, cpu_seconds=3.0, peak_mb=500.0)
+    cost.add({"seconds": 1.0, "cpu_seconds": 1.5, "peak_mb": 400.0, "peak_gpu_mb": 70.0})
+    assert cost == Cost(seconds=3.0, cpu_seconds=4.5, peak_mb=500.0, peak_gpu_mb=70.0)
+    cost.add({})
+    assert cost.to_metrics() == {"seconds": 3.0, "cpu_seconds": 4.5, "peak_mb": 500.0, "peak_gpu_mb": 70.0}

@@ -15,10 +15,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from tests.bench import noop
 from tests.processes import children_of, works
+from unbackdoor.bench.plan import Step
 from unbackdoor.bench.store import Store
 from unbackdoor.cli import main
 from unbackdoor.cluster import SETTINGS
+from unbackdoor.commands.bench import planned
 
 GRID = """
 data: digits
@@ -72,6 +75,8 @@ def test_a_grid_is_done_and_then_found_done(finished: Path, capsys: pytest.Captu
     assert main(["bench", *words, "--plan"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["cells"], answer["cached"], answer["to do"]) == (CELLS, CELLS, [])
+    assert (answer["seconds"], answer["seconds with so many at a time"]) == (0, 0)
+    assert answer["at a time"] >= 1
 
 
 def test_the_figures_are_those_of_the_commands(finished: Path) -> None:
@@ -89,6 +94,7 @@ def test_the_figures_are_those_of_the_commands(finished: Path) -> None:
         assert record.metrics["acc_low"] < record.metrics["acc"] < record.metrics["acc_high"]
         assert record.metrics["seconds"] > 0
         assert record.metrics["peak_mb"] > 50
+        assert record.metrics["der_low"] < record.metrics["der"] < record.metrics["der_high"]
     scans = {record.labels["attack"]: record.metrics for record in records if record.kind == "scan"}
     assert (scans["BadNets"]["backdoored"], scans["None"]["backdoored"]) == (1, 0)
 
@@ -96,14 +102,12 @@ def test_the_figures_are_those_of_the_commands(finished: Path) -> None:
 def test_every_cell_has_its_page(finished: Path) -> None:
     store = Store(None, finished / "work")
     for record in store.records():
-        if record.kind == "poison":
-            continue
         page = store.files(record)["report.html"].decode()
         assert str(record.labels["attack"]) in page
-        assert str(record.labels["method"] or "training loss") in page
+        assert str(record.labels["method"] or {"poison": "poisoned rows"}.get(record.kind, "training loss")) in page
         backdoored = record.labels["attack"] == "BadNets"
         assert ("the true trigger, on grey" in page) == (backdoored and record.kind == "scan")
-        assert ("What the trigger does" in page) == (backdoored and record.kind == "victim")
+        assert ("What the trigger does" in page) == (backdoored and record.kind in ("victim", "poison"))
 
 
 def test_another_option_is_another_victim_and_another_seed_too(
@@ -117,6 +121,7 @@ def test_another_option_is_another_victim_and_another_seed_too(
         answer = json.loads(capsys.readouterr().out)
         assert len(answer["to do"]) == left, change
         assert answer["of unknown length"] == 0, f"{change}: something of the same method was done before"
+        assert 0 < answer["seconds with so many at a time"] <= answer["seconds"] + 1e-6
 
 
 @pytest.mark.slow
@@ -158,6 +163,9 @@ def test_the_leaderboard_has_every_method_and_every_cell(
     assert sifted["clean"] == pytest.approx(0.01, abs=0.001), "of clean data, a hundredth by design"
     (secured,) = pd.read_csv(tmp_path / "secure.csv").to_dict("records")
     assert 0 <= secured["der"] <= 1, "the grid has the undefended victim"
+    told = pd.read_parquet(tmp_path / "cells.parquet")
+    assert {"host", "threads", "torch", "commit"} <= set(told.columns)
+    assert told.loc[told["kind"] == "secure", "der_low"].notna().any()
     assert (tmp_path / "scan.csv").exists()
     cells = pd.read_csv(tmp_path / "cells.csv")
     assert len(cells) == CELLS
@@ -288,3 +296,13 @@ def test_a_grid_runs_on_a_cluster_that_is_reached_from_outside(tmp_path: Path, s
     kinds = {record.kind: record for record in Store(None, work).records()}
     assert set(kinds) == {"victim", "purify"}
     assert not (work / "cells").exists(), "cells ran elsewhere"
+
+
+def test_a_plan_tells_the_time_with_as_many_cells_at_a_time_as_fit() -> None:
+    steps = [Step(cell, cached=False, seconds=60.0) for cell in (noop.victim(0), noop.victim(1))]
+    steps += [Step(noop.victim(2), cached=False, seconds=None), Step(noop.victim(3), cached=True, seconds=0.0)]
+    told = planned("grid.yaml", steps, 2)
+    assert (told.result["seconds"], told.result["of unknown length"]) == (120, 1)
+    assert (told.result["at a time"], told.result["seconds with so many at a time"]) == (2, 60)
+    assert told.rows[-2][0] == "in all, one cell at a time"
+    assert told.rows[-1] == ("in all, as many at a time as fit: 2", "about 60 s, without the 1 of unknown length")

@@ -22,6 +22,7 @@ from unbackdoor.report.leaderboard import (
     Curve,
     Estimate,
     Filter,
+    Kind,
     Leaderboard,
     Row,
     ScannerRow,
@@ -96,6 +97,9 @@ def selection(
                 false_alarms=1,
                 inconclusive=2,
                 seconds=88.6,
+                peak_mb=321.4,
+                peak_gpu_mb=45.0,
+                attacks={attacks[0]: (5, 5), attacks[-1]: (2, 5)},
             ),
             ScannerRow(
                 method="strip",
@@ -111,13 +115,15 @@ def selection(
         ],
         curves=[
             Curve(
+                kind="methods",
                 axis="poison rate",
                 method=method,
+                settings=6,
                 points=[(float(rate), figures(seed, n, m)) for m, rate in enumerate(RATES)],
             )
             for n, method in enumerate(methods)
         ]
-        + [Curve(axis="clean samples", method="ft", points=[(500.0, figures(1))])],
+        + [Curve(kind="methods", axis="clean samples", method="ft", settings=1, points=[(500.0, figures(1))])],
     )
 
 
@@ -129,8 +135,13 @@ TRAINERS = [
         complete=True,
         rank=Estimate(value=2.0, low=1.0, high=2.0),
         figures={"der": around(0.75), "acc": around(0.875), "asr": around(0.25), "ra": Estimate(value=0.5)},
+        attacks={
+            "BadNets": {"acc": around(0.9), "asr": around(0.125)},
+            "WaNet": {"acc": around(0.85), "asr": around(0.375)},
+        },
         seconds=100.4,
         peak_mb=500.0,
+        peak_gpu_mb=70.0,
     ),
     Standing(
         method="trap-and-replace",
@@ -175,6 +186,26 @@ SIFTERS = [
 ]
 
 
+CURVES = [
+    Curve(
+        kind="trainers",
+        axis="poison rate",
+        method="d-st",
+        settings=2,
+        points=[(0.01, {"der": 0.7, "mse_clean": 0.004}), (0.1, {"der": 0.8, "mse_clean": 0.006})],
+    ),
+    *(
+        Curve(
+            kind="sifters",
+            axis="poison rate",
+            method="fct",
+            settings=count,
+            points=[(x, {"auroc": 0.5 + 5 * x, "fpr": x}) for x in at],
+        )
+        for count, at in ((3, (0.01, 0.05)), (1, (0.05, 0.1)))
+    ),
+]
+
 SIFTED_ONLY = Selection(blocks=0, sifters=SIFTERS)
 
 
@@ -211,7 +242,7 @@ def board() -> Leaderboard:
         ("cifar10", "", ""): selection(1, complete=True),
         ("", "WaNet", ""): selection(2, attacks=("WaNet",), complete=True),
         ("", "", "0.05"): dataclasses.replace(selection(3), curves=[]),
-        ("gtsrb", "WaNet", ""): Selection(blocks=0, trainers=TRAINERS, sifters=SIFTERS),
+        ("gtsrb", "WaNet", ""): Selection(blocks=0, trainers=TRAINERS, sifters=SIFTERS, curves=CURVES),
         ("gtsrb", "Blended", ""): Selection(blocks=0, sifters=SIFTERS[:1]),
         ("gtsrb", "", ""): Selection(blocks=0, scanners=selection(0).scanners[:1]),
     }
@@ -270,19 +301,29 @@ def test_the_page_refers_to_nothing_outside(html: str) -> None:
 def hostile_board(board: Leaderboard, text: str) -> Leaderboard:
     """A board with `text` wherever strangers' text can stand."""
     row = dataclasses.replace(board.selections[("", "", "")].methods[0], method=text, attacks={text: estimates(1)})
-    scanner = dataclasses.replace(board.selections[("", "", "")].scanners[0], method=text)
+    scanner = dataclasses.replace(board.selections[("", "", "")].scanners[0], method=text, attacks={text: (1, 2)})
     trainer, sifter = (
         dataclasses.replace(found[0], method=text, attacks={text: {"asr": around(0.5), "auroc": around(0.5)}})
         for found in (TRAINERS, SIFTERS)
     )
-    curve = Curve(axis="poison rate", method=text, points=[(0.1, figures(1)), (0.2, figures(2))])
+    kinds: tuple[Kind, ...] = ("methods", "trainers", "sifters")
+    curves = [
+        Curve(
+            kind=kind,
+            axis="poison rate",
+            method=text,
+            settings=1,
+            points=[(x, {**figures(1), "auroc": x}) for x in (0.1, 0.2)],
+        )
+        for kind in kinds
+    ]
     return Leaderboard(
         title=text,
         filters=[Filter(name=text, title=text, values=[text])],
         attacks=[text],
         selections={
             ("",): Selection(
-                blocks=1, methods=[row], scanners=[scanner], curves=[curve], trainers=[trainer], sifters=[sifter]
+                blocks=1, methods=[row], scanners=[scanner], curves=curves, trainers=[trainer], sifters=[sifter]
             )
         },
         columns=[text, f"{text} ACC"],
@@ -320,12 +361,19 @@ def test_the_data_are_lists_with_methods_as_numbers(board: Leaderboard, html: st
     assert set(data["selections"]) == {"0,0,0", "1,0,0", "0,3,0", "0,0,2", "2,0,0", "2,3,0", "2,2,0"}
     blocks, rows, scanners, curves, trainers, sifters = data["selections"]["0,0,0"]
     assert trainers == sifters == []
-    trainers, sifters = data["selections"]["2,3,0"][4:]
+    lines, trainers, sifters = data["selections"]["2,3,0"][3:]
+    assert lines[0] == [
+        *("trainers", "poison rate", 6, 2),
+        [[0.01, 0.7, None, None, None, 0.004, None], [0.1, 0.8, None, None, None, 0.006, None]],
+    ]
+    assert lines[1][:4] == ["sifters", "poison rate", 9, 3]
+    assert lines[1][4][0] == [0.01, 0.55, None, None, 0.01, None]
     assert [row[:5] for row in trainers] == [[6, 6, 6, True, [2, 1, 2]], [7, 6, 6, True, [1, 1, 2]]]
     assert trainers[1][5:7] == [300, 600]
     assert trainers[1][7][4:] == [[0.00512, 0.005, 0.0052], 0.0125]
     assert trainers[0][7][4:] == [None, None]
-    assert sifters[2] == [10, 1, 6, False, None, 5, None, [0.99, None, None, None, None], [None, None, None]]
+    assert [row[9] for row in trainers] == [70, None]
+    assert sifters[2] == [10, 1, 6, False, None, 5, None, [0.99, None, None, None, None], [None, None, None], None]
     assert sifters[0][8][2] == [pytest.approx([0.97, 0.95, 0.983]), None, None, None, None]
     row = board.selections[("", "", "")].methods[0]
     assert blocks == 18
@@ -342,8 +390,9 @@ def test_the_data_are_lists_with_methods_as_numbers(board: Leaderboard, html: st
         assert found == pytest.approx([estimate.value, estimate.low, estimate.high], abs=1e-6)
     assert rows[0][10][1] == pytest.approx([row.attacks["Blended"][name].value for name in order], abs=1e-6)
     assert rows[3][10][2] is None
-    assert scanners[0] == [4, 15, 12, 14, 11, 5, 1, 2, 88.6]
-    assert curves[0][2][1] == pytest.approx([0.05, *(figures(0, 0, 1)[name] for name in order)], abs=1e-6)
+    assert scanners[0] == [4, 15, 12, 14, 11, 5, 1, 2, 88.6, 321.4, [[5, 5], None, [2, 5]], 45]
+    assert curves[0][:4] == ["methods", "poison rate", 0, 6]
+    assert curves[0][4][1] == pytest.approx([0.05, *(figures(0, 0, 1)[name] for name in order)], abs=1e-6)
 
 
 def test_the_mean_over_attacks_is_left_out_for_a_method_that_lacks_one(board: Leaderboard, html: str) -> None:
@@ -635,6 +684,46 @@ def test_curves_are_drawn_if_they_have_two_points(open_page: Open, html: str) ->
 
 
 @pytest.mark.browser
+def test_secure_trainers_and_sifters_have_charts_of_their_own(open_page: Open, html: str) -> None:
+    page = settled(open_page(html))
+    for part in ("trainers-scatter", "trainers-rates", "sifters-rates"):
+        assert page.locator(f"#{part}-section").is_hidden(), part
+    page.get_by_label("Data set", exact=True).select_option("gtsrb")
+    page.get_by_label("Attack", exact=True).select_option("WaNet")
+    settled(page)
+    (left, top), (right, bottom) = page.locator("#trainers-scatter-chart").evaluate(MARKS)
+    assert right - left > 100, "of BadNets and WaNet, by ASR"
+    assert bottom > top, "the less accurate one is lower"
+    assert page.locator("#trainers-scatter-legend li").all_inner_texts() == ["d-st"]
+    chart = page.locator("#trainers-rates-chart")
+    assert chart.get_attribute("aria-label").startswith("Line chart of DER over poison rate, 1 methods.")
+    page.locator("#trainers-rates-section").get_by_label("Figure", exact=True).select_option("MSE, clean")
+    settled(page)
+    assert chart.get_attribute("aria-label").startswith("Line chart of MSE, clean over poison rate")
+    assert is_drawn(page, chart)
+    page.locator("#trainers-rates-summary").click()
+    assert column(page, "trainers-rates", "0.1") == ["0.00600"]
+    assert column(page, "trainers-rates", "Settings") == ["2"]
+    chart = page.locator("#sifters-rates-chart")
+    assert chart.locator(".mark-line path").count() == 2, "settings with other points have a line of their own"
+    assert len(chart.evaluate(MARKS)) == 4
+    page.locator("#sifters-rates-summary").click()
+    assert column(page, "sifters-rates", "Method") == ["fct", "fct"]
+    assert column(page, "sifters-rates", "0.01") == ["55.00", "–"]
+    assert column(page, "sifters-rates", "0.1") == ["–", "100.00"]
+
+
+@pytest.mark.browser
+def test_memory_of_the_gpu_has_a_column_where_one_was_used(open_page: Open, html: str) -> None:
+    page = settled(open_page(html))
+    assert "GPU memory (MB)" not in page.locator("#ranking thead button").all_inner_texts()
+    assert column(page, "scanners", "GPU memory (MB)") == ["45", "–"]
+    page.get_by_label("Data set", exact=True).select_option("gtsrb")
+    page.get_by_label("Attack", exact=True).select_option("WaNet")
+    assert column(settled(page), "trainers", "GPU memory (MB)") == ["–", "70"]
+
+
+@pytest.mark.browser
 def test_the_caption_of_each_chart_says_which_table_has_its_figures(open_page: Open, html: str) -> None:
     page = settled(open_page(html))
     for part, table in (("scatter", "the table by attack"), ("rates", "the table below")):
@@ -672,10 +761,15 @@ def test_a_chart_that_fails_says_so_and_stops_no_other(open_page: Open, html: st
 def test_scanners_have_counts_and_shares(open_page: Open, html: str) -> None:
     page = settled(open_page(html))
     cells = page.locator("#scanners tbody tr").nth(0).locator("th, td").all_inner_texts()
-    expected = ["neural cleanse", "12 of 15 (80.00 %)", "11 of 14 (78.57 %)", "1 of 5 (20.00 %)", "2", "89"]
+    counts = ["12 of 15 (80.00 %)", "11 of 14 (78.57 %)", "1 of 5 (20.00 %)", "2"]
+    expected = ["neural cleanse", *counts, "89", "321", "45"]
     assert cells == expected
     cells = page.locator("#scanners tbody tr").nth(1).locator("th, td").all_inner_texts()
-    assert cells == ["strip", "9 of 15 (60.00 %)", "–", "–", "0", "–"]
+    assert cells == ["strip", "9 of 15 (60.00 %)", "–", "–", "0", "–", "–", "–"]
+    assert page.locator("#scanners-attacks thead button").all_inner_texts() == ["Method", "BadNets", "WaNet"]
+    assert column(page, "scanners-attacks", "WaNet") == ["2 of 5 (40.00 %)", "–"]
+    press(page, "scanners-attacks", "BadNets")
+    assert sorted_head(page, "scanners-attacks") == ("BadNets", "descending")
 
 
 def chosen(page: Any, data: str, attack: str) -> Any:
@@ -840,7 +934,8 @@ def test_hostile_names_are_read_not_run(open_page: Open, board: Leaderboard) -> 
         page = settled(open_page(render_leaderboard(hostile_board(board, text))))
         shown = text if text != HOSTILE else "<script>document.title='owned'</script>red"
         assert page.title() == f"{shown} · unbackdoor"
-        for table in ("ranking", "attacks", "rates", "scanners", "trainers", "sifters", "sifters-attacks"):
+        tables = ("ranking", "attacks", "rates", "scanners", "scanners-attacks", "trainers", "trainers-rates")
+        for table in (*tables, "sifters", "sifters-attacks", "sifters-rates"):
             assert column(page, table, "Method") == [shown]
         assert page.locator("#scatter-legend li").inner_text() == shown
         assert len(page.locator("#scatter-chart").evaluate(MARKS)) == 1

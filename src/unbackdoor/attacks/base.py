@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int, UInt8
@@ -69,6 +70,9 @@ class Given:
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """Base of all attacks: its fields are its options, nothing else is stored."""
+
+    revision: ClassVar[int] = 0
+    """Raised when the same options give other results than before: the bench then does not take old cells for done."""
 
     @abstractmethod
     def prepare(

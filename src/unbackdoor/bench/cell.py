@@ -15,7 +15,10 @@ from unbackdoor.files import sha256
 from unbackdoor.training import Runtime
 
 FORMAT = 1
-"""Part of every key: raised when the same recipe means other work than before."""
+"""Part of every key: raised when the same recipes mean other work than before, whatever the method.
+
+Where that is so of one method alone, its `revision` is raised, and the cells of all others stay done.
+"""
 
 Label = str | float | None
 

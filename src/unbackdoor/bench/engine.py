@@ -19,6 +19,12 @@ from unbackdoor.errors import InputError
 if TYPE_CHECKING:
     from ray import ObjectRef
 
+THREADS = 2
+"""Cores of a cell where a machine has more: small networks gain little from a third."""
+
+CELL_BYTES = 3e9
+"""Memory that a cell may need: the largest measured one, SAU on CIFAR-10 at width 16, takes 2.1e9."""
+
 
 class Engine:
     """A running Ray, while its context lasts.
@@ -27,10 +33,11 @@ class Engine:
 
     Args:
         address: of a cluster; None: `$RAY_ADDRESS`, or a Ray of our own on this machine.
-        cpus: cores that a cell gets; None: all of the smallest machine, or its share by GPUs.
+        cpus: cores that a cell gets; None: see `share`.
         gpus: GPUs that a cell gets, such as 0.25; None: 1 where there are GPUs.
         device: "auto", "cpu" or "cuda", of every cell.
         work: folder for the states of running cells on this machine; those of a cluster use their own cache folders.
+        keep_optional: whether cells send the files that are kept on request only (see `Result.optional`).
     """
 
     def __init__(
@@ -41,58 +48,62 @@ class Engine:
         gpus: float | None,
         device: Device,
         work: Path,
+        keep_optional: bool = False,
     ) -> None:
         if cpus is not None and cpus < 1:
             raise InputError(f"a cell needs at least 1 core, found --cpus-per-cell {cpus}")
         cluster.check_gpus(gpus, "--gpus-per-cell")
         self.address, self.device = address or os.environ.get("RAY_ADDRESS"), device
         self.work = None if self.address else work
-        self._cpus, self._gpus = cpus, gpus
+        self.keep_optional = keep_optional
+        self._wanted = cpus, gpus
 
     def __enter__(self) -> Engine:
         self._ray, self._ours = cluster.start(self.address, NOT_INSTALLED)
         try:
-            self._settle()
+            self._cpus, self._gpus = share(cluster.machines(self._ray), *self._wanted, self.device)
         except BaseException:
             self.__exit__(None, None, None)
             raise
-        return self
-
-    def _settle(self) -> None:
-        """Decide what a cell gets."""
-        nodes = cluster.machines(self._ray)
-        if self._gpus is None:
-            self._gpus = 1.0 if self.device != "cpu" and any(node.get("GPU", 0) for node in nodes) else 0.0
-        if self.device == "cuda" and not self._gpus:
-            raise InputError("--device cuda needs --gpus-per-cell above 0, and Ray a machine with a GPU")
-        if self._cpus is None:
-            self._cpus = default_cpus(nodes, self._gpus)
-        if not self._fitting(nodes):
-            raise InputError(
-                f"no machine has the {self._cpus} cores and {self._gpus:g} GPUs that a cell is to get; ask for less"
-            )
         self._perform = self._ray.remote(perform).options(
             num_cpus=self._cpus, num_gpus=self._gpus, max_retries=cluster.RETRIES, scheduling_strategy="SPREAD"
         )
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._ours:
             cluster.stop(self._ray)
 
-    def _fitting(self, nodes: Sequence[Mapping[str, float]]) -> int:
-        """Return how many cells fit on the machines at one time."""
-        return sum(cluster.fitting(node, self._cpus or 1, self._gpus or 0.0) for node in nodes)
-
     def capacity(self) -> int:
         """Return how many cells run at one time on the machines that there are now; 1 while there are none."""
-        return max(1, self._fitting(cluster.machines(self._ray)))
+        return max(1, at_once(cluster.machines(self._ray), self._cpus, self._gpus))
 
-    def submit(self, cell: Cell, given: Mapping[str, bytes]) -> ObjectRef[CellOutcome]:
-        """Let a cell run with the files of the one that it needs."""
+    def foreseen(self) -> int:
+        """Return how many cells would run at one time: a cluster is asked, and on this machine no Ray is started.
+
+        Raises:
+            InputError: there is no such cluster, or no machine has what a cell is to get.
+        """
+        if self.address:
+            with self:
+                return self.capacity()
+        here = [cluster.this_machine()]
+        return at_once(here, *share(here, *self._wanted, self.device))
+
+    def put(self, files: Mapping[str, bytes]) -> ObjectRef[Mapping[str, bytes]]:
+        """Hand files to Ray once, for all cells that start from them; they are kept while the answer is."""
+        with cluster.present():
+            reference: ObjectRef[Mapping[str, bytes]] = self._ray.put(files)
+        return reference
+
+    def submit(self, cell: Cell, given: ObjectRef[Mapping[str, bytes]] | None) -> ObjectRef[CellOutcome]:
+        """Let a cell run with the files of the one that it needs (see `put`); None: it needs none."""
         # Ray does not hide GPUs from a cell that asked for none.
         device = self.device if self._gpus else "cpu"
         with cluster.present():
-            return self._perform.remote(cell, given, self.work, device, self._cpus)
+            return self._perform.remote(
+                cell, {} if given is None else given, self.work, device, self._cpus, self.keep_optional
+            )
 
     def wait(self, running: Sequence[ObjectRef[CellOutcome]], seconds: float) -> list[ObjectRef[CellOutcome]]:
         """Return those that are done; wait for the first of them, or for this time if there is none."""
@@ -107,23 +118,70 @@ class Engine:
         """Return what came of a cell; if its process was lost again and again, an outcome that says so."""
         from ray.exceptions import RayError
 
-        try:
-            outcome: CellOutcome = self._ray.get(done)
-            return outcome
-        except RayError as error:
-            # What was raised where the cell was to run, if that is known.
-            reason = reason_of(getattr(error, "cause", None) or error)
-            return CellOutcome(error=f"Ray lost it: {reason}", trace=str(error), started=time.time(), machine={})
+        with cluster.present():
+            try:
+                outcome: CellOutcome = self._ray.get(done)
+                return outcome
+            except RayError as error:
+                # What was raised where the cell was to run, if that is known.
+                reason = reason_of(getattr(error, "cause", None) or error)
+                return CellOutcome(error=f"Ray lost it: {reason}", trace=str(error), started=time.time(), machine={})
+
+
+def share(
+    nodes: Sequence[Mapping[str, float]], cpus: int | None, gpus: float | None, device: Device
+) -> tuple[int, float]:
+    """Return the cores and GPUs that a cell gets.
+
+    Args:
+        nodes: what each machine has: "CPU", and "GPU" and "memory" (bytes) if that is known.
+        cpus: cores that were asked for; None: see `default_cpus`.
+        gpus: GPUs that were asked for; None: 1 where there are GPUs and the device is not the processor.
+        device: of every cell.
+
+    Raises:
+        InputError: no machine has so much.
+    """
+    if gpus is None:
+        gpus = 1.0 if device != "cpu" and any(node.get("GPU", 0) for node in nodes) else 0.0
+    if device == "cuda" and not gpus:
+        raise InputError("--device cuda needs --gpus-per-cell above 0, and Ray a machine with a GPU")
+    if cpus is None:
+        cpus = default_cpus(nodes, gpus)
+    if not at_once(nodes, cpus, gpus):
+        raise InputError(f"no machine has the {cpus} cores and {gpus:g} GPUs that a cell is to get; ask for less")
+    return cpus, gpus
+
+
+def at_once(nodes: Sequence[Mapping[str, float]], cpus: int, gpus: float) -> int:
+    """Return how many cells fit on the machines at one time."""
+    return sum(cluster.fitting(node, cpus, gpus) for node in nodes)
 
 
 def default_cpus(nodes: Sequence[Mapping[str, float]], gpus: float) -> int:
-    """Return the cores that a cell gets: all of the smallest machine, or its share if the GPUs bear several cells.
+    """Return the cores that a cell gets if nobody says it.
+
+    On GPUs, its share of the machine. Otherwise `THREADS`, or more where the memory bears fewer cells (`CELL_BYTES`).
+    On two cores that is one cell at a time, though two with one thread each take about a tenth less time in sum
+    (benchmarks/results/bench_overhead.md): so a cell's seconds, and what it does within its budget, are those of a
+    machine that does nothing else.
 
     Args:
-        nodes: what each machine has, "CPU" and "GPU" among it.
+        nodes: see `share`.
         gpus: GPUs that a cell gets.
     """
     if gpus:
-        nodes = [node for node in nodes if node.get("GPU", 0)]
-    shares = [node["CPU"] / (max(1.0, node["GPU"] / gpus) if gpus else 1) for node in nodes]
-    return max(1, int(min(shares, default=1)))
+        shares = [node["CPU"] / max(1.0, node["GPU"] / gpus) for node in nodes if node.get("GPU", 0)]
+        return max(1, int(min(shares, default=1)))
+    wanted = [_cores_of_a_cell(node) for node in nodes]
+    # No machine is left out because another one has little memory.
+    return max(1, min([max(wanted, default=1), *(int(node["CPU"]) for node in nodes)]))
+
+
+def _cores_of_a_cell(node: Mapping[str, float]) -> int:
+    cores = int(node["CPU"])
+    by_memory = int(node["memory"] // CELL_BYTES) if "memory" in node else cores
+    cells = max(1, min(cores // THREADS, by_memory))
+    # The fewest cores with which no more cells fit, and what is left over divided among them.
+    fewest = cores // (cells + 1) + 1
+    return cores // (cores // fewest)

@@ -72,7 +72,7 @@ def write_scanners(rows: Sequence[ScannerRow], folder: Path) -> None:
         }
         for row in rows
     ]
-    _write("scan", [asdict(row) for row in rows], printed, folder)
+    _write("scan", [_counted(row) for row in rows], printed, folder)
 
 
 def _write(name: str, flat: Sequence[dict[str, object]], printed: Sequence[dict[str, str]], folder: Path) -> None:
@@ -105,14 +105,21 @@ def _flat(row: Row) -> dict[str, object]:
         named |= {f"{attack} {name}": share for name, share in shares.items()}
     for name, estimate in named.items():
         flat |= _ends(name, estimate)
-    return flat | {"seconds": row.seconds, "peak_mb": row.peak_mb}
+    return flat | {"seconds": row.seconds, "peak_mb": row.peak_mb, "peak_gpu_mb": row.peak_gpu_mb}
 
 
 def _plain(row: Standing, names: Sequence[str]) -> dict[str, object]:
     flat: dict[str, object] = {"method": row.method, "blocks": row.blocks, "complete": row.complete}
     for name, estimate in {"rank": row.rank, **{name: row.figures.get(name) for name in names}}.items():
         flat |= _ends(name, estimate)
-    return flat | {"seconds": row.seconds, "peak_mb": row.peak_mb}
+    return flat | {"seconds": row.seconds, "peak_mb": row.peak_mb, "peak_gpu_mb": row.peak_gpu_mb}
+
+
+def _counted(row: ScannerRow) -> dict[str, object]:
+    flat = asdict(row)
+    for attack, (flagged, scanned) in flat.pop("attacks").items():
+        flat |= {f"{attack} flagged": flagged, f"{attack} backdoored": scanned}
+    return flat
 
 
 def _ends(name: str, estimate: Estimate | None) -> dict[str, object]:

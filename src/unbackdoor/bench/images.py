@@ -19,9 +19,11 @@ from unbackdoor.bench.given import NO_ATTACK, THERE
 from unbackdoor.bench.located import Located
 from unbackdoor.bench.pages import facts, repair_page, scan_page, written_page
 from unbackdoor.bench.poisoned import untrusted_data
+from unbackdoor.bench.rating import rating
 from unbackdoor.bench.untrusted import DEFENCES, Defence, poison_data, uses_quick_model
 from unbackdoor.bench.victims import (
     Given,
+    Method,
     Trained,
     Victim,
     attack_name,
@@ -34,21 +36,18 @@ from unbackdoor.bench.victims import (
 from unbackdoor.bench.worker import details_of, measured
 from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
-from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
+from unbackdoor.evaluate import Evaluation, evaluate
 from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME
 from unbackdoor.models import load_model, save_model
 from unbackdoor.models.mark import repaired_mark
 from unbackdoor.options import bound_options, options_of, short_name
 from unbackdoor.purify import Purifier
 from unbackdoor.scan import Scanner
-from unbackdoor.secure import SecureTrainer
-from unbackdoor.sift import Sifter
 from unbackdoor.sift.quick_model import NETWORK as QUICK
 from unbackdoor.sift.quick_model import RECIPE as QUICKLY
 from unbackdoor.training import Runtime
 from unbackdoor.training.resume import states
 
-Method = Attack | Scanner | Purifier | Sifter | SecureTrainer
 Told = tuple[str, Mapping[str, Any]]
 """A method's label and its recipe."""
 
@@ -200,7 +199,7 @@ def purify_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, r
     after = evaluate(repaired, test, runtime, trigger, criterion)
     metrics = {**shares(after), "rounds": history.epochs, **times(cost, resumed)}
     if attack:
-        metrics["der"] = defense_effectiveness(before, after)
+        metrics |= rating(shares(before), shares(after))
     made_by = {
         "parent": loaded.sha256,
         "method": options_of(treatment.method),

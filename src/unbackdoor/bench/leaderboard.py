@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import collections
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int, Shaped
 
+from unbackdoor.bench.curves import curves
 from unbackdoor.bench.table import (
     BLOCK,
     REPAIRED,
@@ -20,17 +19,17 @@ from unbackdoor.bench.table import (
     SIFTED,
     Trials,
     block_means,
+    fair,
     mean_of,
     newest,
     rank_intervals,
     seed_interval,
-    told_apart,
     trials,
+    unrated,
 )
 from unbackdoor.errors import InputError
 from unbackdoor.report import Fact
 from unbackdoor.report.leaderboard import (
-    Curve,
     Estimate,
     Filter,
     Leaderboard,
@@ -52,13 +51,11 @@ TITLES = {
 }
 """Of the labels that can be filtered by."""
 
+MOST_SELECTIONS = 4000
+"""Choices of filters that a page has: each takes milliseconds to compute and kilobytes to keep."""
+
 CLEAN_SIZE = "clean_size"
 """The label that is none of blocks where clean samples are a method's own affair."""
-
-CURVES: dict[str, Literal["poison rate", "clean samples"]] = {
-    "poison_rate": "poison rate",
-    "clean_size": "clean samples",
-}
 
 NOTES = (
     "ACC is the share of clean test images that get their true class; ASR the share of triggered images that get the"
@@ -70,8 +67,12 @@ NOTES = (
     " where seeds have different blocks.",
     "All figures of the ranked methods are of the blocks and seeds that every one of them has. A method with fewer than"
     " half of the cells of the one that has most is listed without a rank, with the figures of its own cells.",
+    "A curve is over the settings and seeds that all methods with a curve have at each of its points; a method with"
+    " fewer than half of the cells of the one that has most has none. Where some settings have other points than others"
+    ", a method has a curve for each set of points.",
 )
 
+SCAN_NOTE = "Scanners: each is counted over all models that it scanned, which need not be those of another one."
 SECURE_NOTE = (
     "Models that were trained securely have a DER where the same data gave a model without a defence: that is the one"
     " before. MSE is the error with which a decoder, of methods that train one, reconstructs images from 0 to 1."
@@ -79,9 +80,21 @@ SECURE_NOTE = (
 SIFT_NOTE = (
     "Sifters: AUROC is the chance that a poisoned row has a higher score than a clean one; TPR at FPR 1 % the share of"
     " poisoned rows above all but 1 % of the clean ones; TPR and FPR are of the rows that the sifter itself holds"
-    " poisoned; false alarms are its FPR on data without an attack. They are ranked by AUROC."
+    " poisoned; false alarms are its FPR on all data without an attack that it was tried on. They are ranked by AUROC."
 )
 """Of a board that has such methods."""
+
+
+MIXED = {
+    "device": "devices, so times cannot be compared",
+    "threads": "numbers of threads, so times cannot be compared",
+    "unbackdoor": "versions of unbackdoor",
+    "commit": "commits of unbackdoor",
+    "torch": "versions of torch",
+}
+"""Columns of cells that should have one value, and what several of them are."""
+
+MOST_NAMED = 5
 
 
 def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
@@ -99,7 +112,7 @@ def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
     done = cells[cells["error"] == ""]
     # The others are only there for these to start from.
     judged = done[done["kind"].isin([REPAIRED.kind, "scan", SIFTED.kind, SECURED.kind])]
-    filters = [_filter(judged, name) for name in BLOCK if _varies(judged, name)]
+    filters, left_out = _filters(judged)
     return Leaderboard(
         title=title,
         filters=filters,
@@ -108,7 +121,7 @@ def leaderboard(cells: pd.DataFrame, title: str) -> Leaderboard:
         columns=[str(name) for name in cells.columns],
         cells=[[_plain(value) for value in row] for row in cells.itertuples(index=False)],
         facts={"Cells": _facts(cells)},
-        notes=[*NOTES, *_of_kinds(judged), *_mixed(done)],
+        notes=[*NOTES, *_of_kinds(judged), *_mixed(done), *_unfiltered(left_out)],
     )
 
 
@@ -146,6 +159,7 @@ def standings(tried: Trials, on_clean_data: pd.DataFrame | None = None) -> list[
                 attacks=_by_attack(tried, number),
                 seconds=mean_of(tried.values["seconds"][number]),
                 peak_mb=mean_of(tried.values["peak_mb"][number]),
+                peak_gpu_mb=mean_of(tried.values["peak_gpu_mb"][number]),
             )
         )
     rows += [
@@ -181,23 +195,6 @@ def _rank(found: Sequence[float] | None) -> Estimate | None:
     return None if found is None else Estimate(value=found[0], low=_number(found[1]), high=_number(found[2]))
 
 
-def fair(tried: Trials) -> tuple[Trials, Int[np.ndarray, "ranked"]]:
-    """Leave of the methods that can be ranked only what all of them have; return which these are.
-
-    None can be if they have nothing in common, or if of several methods only one has enough cells.
-    """
-    there = tried.there
-    counts = there.sum((1, 2))
-    ranked = np.flatnonzero(2 * counts >= counts.max())
-    common = there[ranked].all(0)
-    if not common.any() or len(ranked) == 1 < len(counts):
-        return tried, ranked[:0]
-    values = {name: value.copy() for name, value in tried.values.items()}
-    for value in values.values():
-        value[ranked] = np.where(common, value[ranked], np.nan)
-    return replace(tried, values=values), ranked
-
-
 def _row(tried: Trials, method: int, rank: Sequence[float] | None) -> Row:
     everywhere = np.full(len(tried.blocks), True)
     shares = _estimates(tried, method, everywhere)
@@ -211,6 +208,7 @@ def _row(tried: Trials, method: int, rank: Sequence[float] | None) -> Row:
         ra=shares.get("ra"),
         seconds=mean_of(tried.values["seconds"][method]),
         peak_mb=mean_of(tried.values["peak_mb"][method]),
+        peak_gpu_mb=mean_of(tried.values["peak_gpu_mb"][method]),
         attacks=_by_attack(tried, method),
     )
 
@@ -237,7 +235,8 @@ def _selections(judged: pd.DataFrame, filters: Sequence[Filter]) -> Iterator[tup
     """Yield what every choice of filters shows, where there are cells."""
     tried = [trials(judged, kind) for kind in (REPAIRED, SECURED, SIFTED)]
     no_poison = judged["auroc"].isna() if "auroc" in judged else judged["kind"] == SIFTED.kind
-    scans, sifted_clean = judged[judged["kind"] == "scan"], judged[(judged["kind"] == SIFTED.kind) & no_poison]
+    scans = newest(judged[judged["kind"] == "scan"])
+    sifted_clean = judged[(judged["kind"] == SIFTED.kind) & no_poison]
     rows = [*((some.blocks, some.judged.own_clean) for some in tried), (scans, False), (sifted_clean, True)]
     parts = [
         {one.name: some[one.name].map(_text).to_numpy() for one in filters if not (own and one.name == CLEAN_SIZE)}
@@ -269,7 +268,7 @@ def _selection(
         blocks=len(repaired.blocks),
         methods=ranking(repaired),
         scanners=[_scanner(str(method), group) for method, group in scans.groupby("method")],
-        curves=[*_curves(repaired)],
+        curves=[*curves(repaired, "methods"), *curves(secured, "trainers"), *curves(sifted, "sifters")],
         trainers=standings(secured),
         sifters=standings(sifted, sifted_clean),
     )
@@ -288,26 +287,19 @@ def _scanner(method: str, cells: pd.DataFrame) -> ScannerRow:
         clean=len(clean),
         false_alarms=int((flagged[clean.index] == 1).sum()),
         inconclusive=int(flagged.isna().sum()),
-        seconds=float(cells["seconds"].mean()),
+        seconds=_mean(cells, "seconds"),
+        peak_mb=_mean(cells, "peak_mb"),
+        peak_gpu_mb=_mean(cells, "peak_gpu_mb"),
+        attacks={
+            str(attack): (int((flagged[group.index] == 1).sum()), len(group))
+            for attack, group in backdoored.groupby("attack")
+        },
     )
 
 
-def _curves(tried: Trials) -> Iterator[Curve]:
-    """Yield how each method does along an axis: over what was tried at every point of it, and nothing else."""
-    for label, axis in CURVES.items():
-        others = told_apart(tried.blocks, [name for name in BLOCK if name != label])
-        for number, method in enumerate(tried.methods):
-            there = tried.there[number].any(1) & tried.blocks[label].notna().to_numpy()
-            points = tried.blocks[label].to_numpy()
-            seen = collections.Counter(others[there])
-            # What was tried at one point only has no curve, and must not end those of others.
-            several = there & np.array([seen[rest] > 1 for rest in others], dtype=bool)
-            every = sorted(set(points[several]))
-            whole = there & np.array([seen[rest] == len(every) for rest in others])
-            if len(every) > 1 and whole.any():
-                at = [_estimates(tried, number, whole & (points == x)) for x in every]
-                means = [{name: estimate.value for name, estimate in one.items()} for one in at]
-                yield Curve(axis=axis, method=method, points=[(float(x), y) for x, y in zip(every, means)])
+def _mean(cells: pd.DataFrame, name: str) -> float | None:
+    known = cells[name].dropna() if name in cells else pd.Series(dtype=float)
+    return float(known.mean()) if len(known) else None
 
 
 def _with(judged: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -323,9 +315,29 @@ def _varies(judged: pd.DataFrame, name: str) -> bool:
 
 def _of_kinds(judged: pd.DataFrame) -> Iterator[str]:
     """Yield the notes on kinds of methods that there are."""
-    for kind, note in ((SECURED.kind, SECURE_NOTE), (SIFTED.kind, SIFT_NOTE)):
+    for kind, note in (("scan", SCAN_NOTE), (SECURED.kind, SECURE_NOTE), (SIFTED.kind, SIFT_NOTE)):
         if (judged["kind"] == kind).any():
             yield note
+
+
+def _filters(judged: pd.DataFrame) -> tuple[list[Filter], list[Filter]]:
+    """Return a filter for each label that varies, and those that would make too many choices."""
+    filters: list[Filter] = []
+    left_out: list[Filter] = []
+    choices = 1
+    for one in (_filter(judged, name) for name in BLOCK if _varies(judged, name)):
+        more = choices * (len(one.values) + 1)
+        choices = more if more <= MOST_SELECTIONS else choices
+        (filters if choices == more else left_out).append(one)
+    return filters, left_out
+
+
+def _unfiltered(left_out: Sequence[Filter]) -> Iterator[str]:
+    if left_out:
+        yield (
+            f"There are too many choices for filters of {', '.join(one.title for one in left_out)}; the cells of one"
+            " grid have fewer (`unbackdoor leaderboard --grid GRID.yaml`)."
+        )
 
 
 def _filter(judged: pd.DataFrame, name: str) -> Filter:
@@ -340,10 +352,17 @@ def _place(value: Any) -> tuple[bool, Any]:
 
 def _mixed(done: pd.DataFrame) -> Iterator[str]:
     """Yield a note for what should be one and is several."""
-    for column, what in (("device", "devices, so times cannot be compared"), ("unbackdoor", "versions of unbackdoor")):
+    for column, what in MIXED.items():
         values = sorted(set(done[column]) - {""})
         if len(values) > 1:
-            yield f"The cells come from several {what}: {', '.join(values)}."
+            more = f" and {len(values) - MOST_NAMED} more" if len(values) > MOST_NAMED else ""
+            yield f"The cells come from several {what}: {', '.join(values[:MOST_NAMED])}{more}."
+    if count := unrated(done):
+        yield (
+            f"Models that were trained securely and have no DER: {count}. The store has models without a defence on the"
+            " same data that were trained in different ways, and none of them is the one before; the cells of one grid"
+            " have one (`unbackdoor leaderboard --grid GRID.yaml`)."
+        )
     if older := len(done) - len(newest(done)):
         yield (
             f"Cells left out of all figures, as newer ones have the same labels: {older} (other images under the same"

@@ -19,6 +19,8 @@ from unbackdoor.report import Chart, Fact, Report, series_chart, write_report
 GROUP = ("data", "test", "model", "attack", "poison_rate", "poison_in", "precision", "budget")
 """Labels of cells that differ in the seed alone."""
 
+GENERATORS = "generators.csv"
+
 SHARES = {
     "printed_rate": "Poisoning rate as published",
     "effective_rate": "Poisoning rate of the rows learned from",
@@ -36,18 +38,25 @@ SHARES = {
 
 
 def generators(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row a finished cell of a generator of molecules, the newest first: labels, metrics, key."""
+    """Return one row a cell of a generator of molecules, the newest first: labels, metrics, error, commit, key."""
     return pd.DataFrame(
         [
-            {**dict.fromkeys(GROUP), **record.labels, **record.metrics, "key": record.key}
+            {
+                **dict.fromkeys(GROUP),
+                **record.labels,
+                **record.metrics,
+                "error": record.error,
+                "commit": record.commit,
+                "key": record.key,
+            }
             for record in records
-            if record.domain == Molecules.__name__ and not record.error
+            if record.domain == Molecules.__name__
         ]
     )
 
 
 def write_board(folder: Path, page: str, cells: pd.DataFrame, title: str) -> None:
-    """Write the page, and generators.csv beside it.
+    """Write the page, and `GENERATORS` beside it.
 
     Args:
         folder: where.
@@ -55,18 +64,19 @@ def write_board(folder: Path, page: str, cells: pd.DataFrame, title: str) -> Non
         cells: at least one, as `generators` gives them.
         title: of the page.
     """
-    write_bytes(folder / "generators.csv", csv_bytes(cells))
+    write_bytes(folder / GENERATORS, csv_bytes(cells))
     write_report(folder / page, board(cells, title))
 
 
 def board(cells: pd.DataFrame, title: str) -> Report:
-    """Return the page of generators: a group of figures for each setting, means over its seeds."""
-    groups = list(cells.groupby(told_apart(cells, GROUP), sort=False))
+    """Return the page of generators: a group of figures for each setting, means over its seeds, and what failed."""
+    done, failed = cells[cells["error"] == ""], cells[cells["error"] != ""]
+    groups = list(done.groupby(told_apart(done, GROUP), sort=False))
     named = {_title(group): group.drop_duplicates("seed") for _, group in groups}
     return Report(
         title=title,
         charts=list(_curves(named.values())),
-        facts={name: _facts(group) for name, group in named.items()},
+        facts={**{name: _facts(group) for name, group in named.items()}, **_failures(failed)},
         notes=[
             "Intervals with several seeds are Student's 95 % over them; with one seed, 95 % by drawing prompts again.",
             "Similarity means something only beside chance and the nearest text.",
@@ -82,6 +92,15 @@ def _title(group: pd.DataFrame) -> str:
         if value is not None and not (isinstance(value, float) and math.isnan(value))
     ]
     return " · ".join(words)
+
+
+def _failures(failed: pd.DataFrame) -> dict[str, list[Fact]]:
+    """Return the reasons of cells that failed, in a group of its own if there are any."""
+    facts = [
+        Fact(name=f"{_title(one)} · seed {one.iloc[0]['seed']}", value=one.iloc[0]["error"])
+        for one in (failed.iloc[[row]] for row in range(len(failed)))
+    ]
+    return {"Failed": facts} if facts else {}
 
 
 def _facts(group: pd.DataFrame) -> list[Fact]:

@@ -99,6 +99,24 @@ def scan_page(
     )
 
 
+def poison_page(
+    title: str, test: ImageSet, attack: Made | None, counts: Mapping[str, float], facts: Mapping[str, list[Fact]]
+) -> Report:
+    """Return the page of poisoned data: what the trigger does, and how many rows have it; without an attack, none."""
+    told = {"poisoned_rows": "poisoned rows", "covers": "rows with the trigger and their true label (covers)"}
+    rows = [Fact(name=words, value=f"{counts[name]:.0f}") for name, words in told.items()]
+    return Report(
+        title=title,
+        galleries=[trigger_gallery(test, attack.trigger, attack.criterion)] if attack else [],
+        facts={"What was poisoned": rows, **facts},
+    )
+
+
+def quick_page(title: str, facts: Mapping[str, list[Fact]]) -> Report:
+    """Return the page of the quick model, which nobody measures: sifters look into it."""
+    return Report(title=title, facts=facts, notes=["A model of the poisoned data that several sifters share."])
+
+
 def sift_page(
     title: str,
     sifter: Sifter,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from unbackdoor.bench.cell import Cell, Domain, Label
+from unbackdoor.bench.queue import Queue
 from unbackdoor.bench.store import Record
 
 
@@ -46,6 +49,30 @@ def total_seconds(steps: Iterable[Step]) -> tuple[float, int]:
     """Return the sum of what is expected, and the number of steps of which nothing is known."""
     expected = [step.seconds for step in steps]
     return sum(seconds for seconds in expected if seconds is not None), expected.count(None)
+
+
+def seconds_until_done(cells: Sequence[tuple[Cell, float]], at_once: int, overhead: float = 0.0) -> float:
+    """Return the seconds until all cells are done, in the bench's own order: each after the one that it needs.
+
+    Args:
+        cells: with the seconds of each; one that they need and that is not among them is done already.
+        at_once: how many run at one time, 1 or more.
+        overhead: seconds of the one process that hands out a cell and takes in its result, one after another.
+    """
+    seconds = {cell.key: took for cell, took in cells}
+    done_before = {cell.needed for cell, _ in cells}.difference(seconds)
+    queue = Queue([cell for cell, _ in cells], done_before)
+    running: list[tuple[float, int, Cell]] = []
+    now, order = 0.0, itertools.count()
+    while queue or running:
+        while queue and len(running) < at_once:
+            cell = queue.take()
+            now += overhead
+            heapq.heappush(running, (now + seconds[cell.key], next(order), cell))
+        ended, _, cell = heapq.heappop(running)
+        now = max(now, ended)
+        queue.finish(cell)
+    return now
 
 
 def _expected(cell: Cell, levels: Sequence[Mapping[Hashable, float]]) -> float | None:

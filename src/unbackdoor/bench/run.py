@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from filelock import FileLock, Timeout
@@ -55,14 +55,11 @@ class Bench:
     Args:
         store: of results.
         engine: entered already.
-        locks: folder, common to all benches on this machine that share the store.
-        keep_models: whether files that are kept only on request are kept.
         progress: how progress is shown.
     """
 
-    def __init__(self, store: Store, engine: Engine, locks: Path, *, keep_models: bool, progress: Progress) -> None:
-        self.store, self.engine, self.locks = store, engine, locks
-        self.keep_models, self.progress = keep_models, progress
+    def __init__(self, store: Store, engine: Engine, progress: Progress) -> None:
+        self.store, self.engine, self.progress = store, engine, progress
 
     def run(self, cells: Sequence[Cell]) -> Summary:
         """Do every cell that is not done yet, and return what came of it.
@@ -72,9 +69,9 @@ class Bench:
         Raises:
             OutputError: the store does not work.
         """
-        self.locks.mkdir(parents=True, exist_ok=True)
-        self.records = {record.key: record for record in self.store.records() if not record.error}
-        self.last: tuple[str, Mapping[str, bytes]] | None = None
+        self.records = {record.key: record for record in self._patiently(self.store.records) if not record.error}
+        self.given: dict[str, ObjectRef[Mapping[str, bytes]]] = {}
+        self.users = Counter(cell.needed for cell in cells if cell.key not in self.records)
         self.queue, self.elsewhere = Queue(cells, self.records), list[Cell]()
         self.running: dict[ObjectRef[CellOutcome], tuple[Cell, FileLock]] = {}
         left = sum(cell.key not in self.records for cell in cells)
@@ -93,7 +90,7 @@ class Bench:
         """Start cells until no more fit, or none can be done now."""
         while self.queue and len(self.running) < self.engine.capacity():
             cell = self.queue.take()
-            lock = FileLock(self.locks / f"{cell.key}.lock")
+            lock = FileLock(self.store.locks / f"{cell.key}.lock")
             try:
                 lock.acquire(blocking=False)
             except Timeout:
@@ -109,7 +106,7 @@ class Bench:
             self._finish(cell, record)
             return False
         try:
-            given = self._files(cell.needs) if cell.needs else {}
+            given = self._given(cell.needs) if cell.needs else None
         except InputError as error:
             self._keep(cell, CellOutcome(error=str(error), started=time.time(), machine={}))
             return False
@@ -120,21 +117,18 @@ class Bench:
         """Wait for cells and keep what came of them."""
         for reference in self.engine.wait(list(self.running), PATIENCE):
             cell, lock = self.running.pop(reference)
-            outcome = self.engine.result(reference)
-            if not self.keep_models:
-                kept = {name: content for name, content in outcome.files.items() if name not in outcome.optional}
-                outcome = replace(outcome, files=kept)
-            self._keep(cell, outcome)
+            self._keep(cell, self.engine.result(reference))
             unlock(lock)
         if not self.queue:
             while self.elsewhere:
                 self.queue.put_back(self.elsewhere.pop())
 
-    def _files(self, victim: Cell) -> Mapping[str, bytes]:
-        """Return the files of a cell that others need; those of the last one are remembered."""
-        if self.last is None or self.last[0] != victim.key:
-            self.last = victim.key, self._patiently(partial(self.store.files, self.records[victim.key]))
-        return self.last[1]
+    def _given(self, needed: Cell) -> ObjectRef[Mapping[str, bytes]]:
+        """Return the files of a cell that others need, fetched and handed to Ray once for all of these."""
+        if needed.key not in self.given:
+            files = self._patiently(partial(self.store.files, self.records[needed.key]))
+            self.given[needed.key] = self.engine.put(files)
+        return self.given[needed.key]
 
     def _keep(self, cell: Cell, outcome: CellOutcome) -> None:
         """Put what came of a cell into the store."""
@@ -156,6 +150,7 @@ class Bench:
         return ask()
 
     def _finish(self, cell: Cell, record: Record) -> None:
+        self._let_go(cell)
         self.records[cell.key] = record
         self.queue.finish(cell)
         self.step()
@@ -165,9 +160,16 @@ class Bench:
         lost = self.queue.fail(cell)
         self.summary.failed[cell.title] = reason
         self.summary.lost += [one.title for one in lost]
-        for _ in (cell, *lost):
+        for one in (cell, *lost):
+            self._let_go(one)
             self.step()
         self.progress.note(f"{cell.title}: failed: {reason}")
+
+    def _let_go(self, cell: Cell) -> None:
+        """Let Ray forget the files from which a cell started, once no other cell will."""
+        self.users[cell.needed] -= 1
+        if not self.users[cell.needed]:
+            self.given.pop(cell.needed, None)
 
 
 SHOWN = {"tpr_at_1": "TPR at FPR 1 %"}

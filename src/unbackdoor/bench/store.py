@@ -24,21 +24,31 @@ from filelock import FileLock
 
 from unbackdoor.bench import NOT_INSTALLED
 from unbackdoor.bench.cell import Cell, Label
+from unbackdoor.bench.runs import (
+    COMMIT,
+    FAILED,
+    FINISHED,
+    PREFIX,
+    RUNNING,
+    Run,
+    is_database,
+    runs_of_database,
+    runs_of_server,
+)
 from unbackdoor.bench.worker import CellOutcome
+from unbackdoor.data.cache import default_folder
 from unbackdoor.data.limits import reason_of
 from unbackdoor.errors import InputError, OutputError
-from unbackdoor.files import read_bytes, replacing, write_bytes, write_json
+from unbackdoor.files import read_bytes, replacing, sha256, write_bytes, write_json
 from unbackdoor.models.limits import MAX_FILE_BYTES
 from unbackdoor.text import clean_text
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Run as Entity
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "unbackdoor"
-PREFIX = "unbackdoor."
-"""Of the tags in which a run keeps what is not a number."""
 
 RECIPE = "cell.json"
 """The file that says what a cell was, to the last option."""
@@ -49,7 +59,6 @@ LABELS: Mapping[str, tuple[type, ...]] = {
 }
 """Types of labels that are put in order or in columns; a store can be written by others too."""
 
-PAGE_SIZE = 5000
 MOST_TEXT = 4000
 """Characters of a tag: MLflow takes 5,000 and more."""
 
@@ -67,6 +76,7 @@ class Record:
         metrics: see `CellOutcome`.
         error: why it failed; empty if it is done.
         machine: what it ran on.
+        commit: of the checkout that put it there, see `commit`; empty if it was none.
         needs: the key of the cell from which it started; empty if there is none.
         duration: seconds from its start until it was in the store.
     """
@@ -81,6 +91,7 @@ class Record:
     machine: Mapping[str, str]
     needs: str
     duration: float
+    commit: str = ""
 
 
 class Store:
@@ -90,6 +101,11 @@ class Store:
         uri: of an MLflow tracking server, or of a database; None: `$MLFLOW_TRACKING_URI`, or the SQLite file
             `mlflow.db` in `folder`.
         folder: for that file, and for the files of cells where the store is a database and no server.
+
+    Attributes:
+        uri: as above.
+        shown: the same without a password.
+        locks: folder, common to all benches of a user on this machine that have this store.
 
     Raises:
         InputError: MLflow is not installed.
@@ -101,23 +117,33 @@ class Store:
         own = self.folder / "mlflow.db"
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{own}"
         self.shown = without_password(self.uri)
+        self.locks = default_folder() / "locks" / sha256(_same(self.shown).encode())[:16]
         with self._explained():
             from mlflow import MlflowClient
 
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.locks.mkdir(parents=True, exist_ok=True)
             # Two processes that make the tables at once would disturb each other.
-            with FileLock(self.folder / "store.lock"):
+            with FileLock(self.locks / "store.lock"):
                 if self.uri == f"sqlite:///{own}" and not own.exists():
                     _make_tables(own)
                 self.client = MlflowClient(tracking_uri=self.uri)
                 self.experiment = self._experiment()
 
     def _experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             # A server knows where it keeps files; a database does not.
             place = None if self.uri.startswith("http") else (self.folder / "files").as_uri()
-            return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
+            try:
+                return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
+            except MlflowException:
+                # Another bench may have made it since, on another machine.
+                found = self.client.get_experiment_by_name(EXPERIMENT)
+                if found is None:
+                    raise
         if found.lifecycle_stage != "active":
             raise OutputError(f"the experiment {EXPERIMENT} was deleted in {self.shown}; restore it in MLflow")
         return str(found.experiment_id)
@@ -138,8 +164,7 @@ class Store:
     def records(self) -> list[Record]:
         """Return all cells, those that failed too; of each key the newest that is done, or else the newest."""
         newest: dict[str, Record] = {}
-        for run in self._runs(""):
-            record = _record(run)
+        for record in map(_record, self._runs()):
             if record is None:
                 continue
             if record.key not in newest or (newest[record.key].error and not record.error):
@@ -147,31 +172,28 @@ class Store:
         return list(newest.values())
 
     def find(self, key: str) -> Record | None:
-        """Return the cell if it is done."""
-        for run in self._runs(f"tags.`{PREFIX}key` = '{key}'"):
-            record = _record(run)
-            if record and not record.error:
-                return record
-        return None
+        """Return the cell if it is done; for whoever holds its lock, so that nobody else is writing it.
 
-    def _runs(self, condition: str) -> Iterator[Run]:
-        """Yield finished and failed runs, the newest first."""
-        token = None
-        while True:
-            with self._explained():
-                page = self.client.search_runs(
-                    [self.experiment],
-                    filter_string=" AND ".join(filter(None, ["attributes.status != 'RUNNING'", condition])),
-                    max_results=PAGE_SIZE,
-                    page_token=token,
-                )
-            for run in page:
-                # Others may be killed or deleted by hand, and a store can be used for other things too.
-                if run.info.status in ("FINISHED", "FAILED") and f"{PREFIX}key" in run.data.tags:
-                    yield run
-            token = page.token
-            if not token:
-                return
+        What was cut off while it was written is called killed, or MLflow would show it as running for ever.
+        """
+        found = None
+        with self._explained():
+            for run in runs_of_server(self.client, self.experiment, f"tags.`{PREFIX}key` = '{key}'"):
+                if run.status == RUNNING:
+                    self.client.set_terminated(run.name, "KILLED")
+                elif found is None and run.status == FINISHED and (record := _record(run)) and not record.error:
+                    found = record
+        return found
+
+    def _runs(self) -> list[Run]:
+        """Return finished and failed runs, the newest first."""
+        with self._explained():
+            if is_database(self.uri):
+                found = runs_of_database(self.uri, self.experiment)
+            else:
+                found = runs_of_server(self.client, self.experiment, f"attributes.status != '{RUNNING}'")
+            # Others may be killed or deleted by hand, and a store can be used for other things too.
+            return [run for run in found if run.status in (FINISHED, FAILED) and f"{PREFIX}key" in run.tags]
 
     def add(self, cell: Cell, outcome: CellOutcome) -> Record:
         """Keep what came of a cell.
@@ -192,7 +214,7 @@ class Store:
             )
             self.client.log_batch(run.info.run_id, metrics=metrics, params=parameters)
             self._write_files(run, cell, outcome)
-            state = "FAILED" if outcome.error else "FINISHED"
+            state = FAILED if outcome.error else FINISHED
             self.client.set_terminated(run.info.run_id, state, end_time=ended)
         return Record(
             key=cell.key,
@@ -205,6 +227,7 @@ class Store:
             machine=outcome.machine,
             needs=cell.needed,
             duration=outcome.seconds,
+            commit=commit(),
         )
 
     def _tags(self, cell: Cell, outcome: CellOutcome) -> dict[str, str]:
@@ -218,9 +241,9 @@ class Store:
             "error": clean_text(outcome.error, MOST_TEXT),
         }
         named = {f"{PREFIX}{name}": text for name, text in tags.items() if text}
-        return {**named, "mlflow.source.git.commit": commit()} if commit() else named
+        return {**named, COMMIT: commit()} if commit() else named
 
-    def _write_files(self, run: Run, cell: Cell, outcome: CellOutcome) -> None:
+    def _write_files(self, run: Entity, cell: Cell, outcome: CellOutcome) -> None:
         with tempfile.TemporaryDirectory(prefix="unbackdoor-") as name:
             folder = Path(name)
             recipe = {"kind": cell.kind, "labels": dict(cell.labels), "recipe": dict(cell.recipe)}
@@ -262,6 +285,12 @@ def without_password(uri: str) -> str:
     return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
+def _same(uri: str) -> str:
+    """Return the one address for all that name the same file."""
+    place = uri.removeprefix("sqlite:///")
+    return uri if place == uri else f"sqlite:///{Path(place).resolve()}"
+
+
 def _make_tables(file: Path) -> None:
     """Make an empty SQLite store, complete or not at all: an interrupted one could never be opened again."""
     from mlflow import MlflowClient
@@ -275,27 +304,30 @@ def _record(run: Run) -> Record | None:
     """Return what a run says; None, with a warning, if it is not as it was written here."""
 
     def text(name: str, default: str = "") -> str:
-        return str(run.data.tags.get(f"{PREFIX}{name}", default))
+        return str(run.tags.get(f"{PREFIX}{name}", default))
 
     try:
+        if run.ended is None:
+            raise ValueError("it is over and has no end")
         labels = dict(json.loads(text("labels", "{}")))
         allowed = ((value, LABELS.get(name, (str, int, float))) for name, value in labels.items())
         if not all(value is None or type(value) in types for value, types in allowed):
             raise ValueError("a label is neither text nor a number where it should be")
         return Record(
             key=text("key"),
-            run=run.info.run_id,
+            run=run.name,
             domain=text("domain"),
             kind=text("kind"),
             labels=labels,
-            metrics=dict(run.data.metrics),
-            error=text("error", "" if run.info.status == "FINISHED" else "unknown"),
+            metrics=dict(run.metrics),
+            error=text("error", "" if run.status == FINISHED else "unknown"),
             machine=dict(json.loads(text("machine", "{}"))),
             needs=text("needs"),
-            duration=(run.info.end_time - run.info.start_time) / 1000,
+            duration=(run.ended - run.started) / 1000,
+            commit=run.tags.get(COMMIT, ""),
         )
     except (ValueError, TypeError, RecursionError) as error:
-        logger.warning("the run %s is left out: unbackdoor did not write it so (%s)", run.info.run_id, reason_of(error))
+        logger.warning("the run %s is left out: unbackdoor did not write it so (%s)", run.name, reason_of(error))
         return None
 
 

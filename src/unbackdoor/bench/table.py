@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy import stats
 
 from unbackdoor.bench.given import THERE
+from unbackdoor.bench.rating import rating
 from unbackdoor.bench.store import Record
-from unbackdoor.evaluate import effectiveness
 
 BLOCK = ("data", "network", "attack", "poison_rate", "training", "precision", "clean_size", "budget")
 """Labels that say on what a method was tried; what differs in the seed alone is one block."""
 
-COSTS = ("seconds", "peak_mb")
+COSTS = ("seconds", "peak_mb", "peak_gpu_mb")
+MACHINE = ("device", "threads", "host", "unbackdoor", "torch")
+"""Of what a cell ran on and with, that the table tells."""
+
 DRAWS = 1000
 """Of the bootstrap."""
 
@@ -59,7 +63,7 @@ SIFTED = Judged(kind="sift", needed="auroc", figures=("auroc", "tpr_at_1", "tpr"
 
 
 def cell_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row a cell: kind, labels, metrics, duration, error, machine and key.
+    """Return one row a cell: kind, labels, metrics, duration, error, what it ran on and with, and key.
 
     Cells of domains with other labels than `BLOCK`, and so with other figures, are left out. Models that were trained
     securely get their DER, where there is one that was trained without a defence (see `rate`).
@@ -71,8 +75,8 @@ def cell_table(records: Iterable[Record]) -> pd.DataFrame:
             **record.metrics,
             "duration": record.duration,
             "error": record.error,
-            "device": record.machine.get("device", ""),
-            "unbackdoor": record.machine.get("unbackdoor", ""),
+            **{name: record.machine.get(name, "") for name in MACHINE},
+            "commit": record.commit,
             "key": record.key,
             "run": record.run,
         }
@@ -86,20 +90,36 @@ def cell_table(records: Iterable[Record]) -> pd.DataFrame:
 def rate(rows: Iterable[dict[str, Any]]) -> None:
     """Add the DER to models that were trained securely: beside the newest victim of the same attack and seed.
 
+    There is none where such victims were trained in different ways, as a secure training belongs to none of them.
+
     Args:
         rows: kind, labels, metrics and error of cells, the newest first.
     """
-    undefended: dict[Hashable, dict[str, Any]] = {}
+    for row, before in _beside_victims(rows):
+        if len(before) == 1:
+            (victim,) = before.values()
+            row.update(rating(victim, row))
+
+
+def unrated(cells: pd.DataFrame) -> int:
+    """Return how many models that were trained securely have no DER as their victims were trained in different ways."""
+    # Missing labels are equal, which NaN is not.
+    rows = cells.astype(object).where(cells.notna(), None).to_dict("records")
+    return sum(len(before) > 1 for _, before in _beside_victims(rows))
+
+
+def _beside_victims(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, dict[str, Any]]]]:
+    """Yield models that were trained securely, each with the newest victim of each training (see `rate`)."""
+    undefended: dict[Hashable, dict[str, dict[str, Any]]] = defaultdict(dict)
     secured = []
     for row in rows:
-        if not row.get("error") and "asr" in row:
+        if not row.get("error") and row.get("asr") is not None:
             if row["kind"] == "victim":
-                undefended.setdefault(_place(row), row)
+                undefended[_place(row)].setdefault(str(row["training"]), row)
             elif row["kind"] == SECURED.kind:
                 secured.append(row)
     for row in secured:
-        if before := undefended.get(_place(row)):
-            row["der"] = effectiveness(before["acc"] - row["acc"], before["asr"] - row["asr"])
+        yield row, undefended.get(_place(row), {})
 
 
 def _place(row: Mapping[str, Any]) -> Hashable:
@@ -174,6 +194,23 @@ def _with_own_clean(cells: pd.DataFrame) -> pd.DataFrame:
         told = ["" if pd.isna(size) else f", {size:g} clean samples" for size in sizes]
         cells = cells.assign(method=cells["method"] + told)
     return cells.assign(clean_size=None)
+
+
+def fair(tried: Trials) -> tuple[Trials, Int[np.ndarray, "ranked"]]:
+    """Leave of the methods that can be ranked only what all of them have; return which these are.
+
+    None can be if they have nothing in common, or if of several methods only one has enough cells.
+    """
+    there = tried.there
+    counts = there.sum((1, 2))
+    ranked = np.flatnonzero(2 * counts >= counts.max())
+    common = there[ranked].all(0)
+    if not common.any() or len(ranked) == 1 < len(counts):
+        return tried, ranked[:0]
+    values = {name: value.copy() for name, value in tried.values.items()}
+    for value in values.values():
+        value[ranked] = np.where(common, value[ranked], np.nan)
+    return replace(tried, values=values), ranked
 
 
 def newest(cells: pd.DataFrame) -> pd.DataFrame:

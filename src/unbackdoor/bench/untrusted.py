@@ -18,7 +18,7 @@ from unbackdoor.attacks import Attack, FittedAttack, Online, SavedAttack, load_a
 from unbackdoor.attacks.base import COVER, POISON
 from unbackdoor.attacks.saved import MOST_BYTES
 from unbackdoor.bench.cell import Cell, Result
-from unbackdoor.bench.pages import facts, sift_page, trained_page, written_page
+from unbackdoor.bench.pages import facts, poison_page, quick_page, sift_page, trained_page, written_page
 from unbackdoor.bench.poisoned import kept_rows, untrusted_data
 from unbackdoor.bench.victims import Given, Trained, Victim, check_attack, shares, times
 from unbackdoor.bench.worker import details_of, measured
@@ -36,6 +36,7 @@ from unbackdoor.secure import Decoder, SecureTrainer
 from unbackdoor.secure.saved import save_part
 from unbackdoor.sift import Sifter, quick_model
 from unbackdoor.sift.base import LEARNING
+from unbackdoor.sift.quick_model import RECIPE
 from unbackdoor.training import Runtime, new_network, stage
 from unbackdoor.training.resume import states
 
@@ -78,17 +79,17 @@ def poison_data(cell: Cell, setting: Victim, folder: Path, runtime: Runtime) -> 
         runtime: device, seed, precision.
     """
     files: dict[str, Path] = {}
-    kinds = None
+    made: FittedAttack | SavedAttack | None = None
     cost: dict[str, float] = {}
+    train, test = setting.data()
     match setting:
         case Trained(attack=Attack() as attack):
             check_attack(attack, cell)
-            train, _ = setting.data()
             work = folder / WORK
             resumed = work.exists()
             with measured() as clock:
-                fitted = _prepared(attack, setting, train, runtime, work)
-            cost, kinds = times(clock, resumed), fitted.kinds
+                made = fitted = _prepared(attack, setting, train, runtime, work)
+            cost = times(clock, resumed)
             save_attack(folder / ATTACK, fitted, options_of(attack))
             files = {ATTACK: folder / ATTACK, **kept_rows(fitted, train, folder)}
         case Given(model=named) if named.attack:
@@ -96,12 +97,13 @@ def poison_data(cell: Cell, setting: Victim, folder: Path, runtime: Runtime) -> 
             if sha256(content) != named.attack_sha256:
                 raise InputError(f"{named.attack} is another file here than when the grid was read")
             write_bytes(folder / ATTACK, content)
-            files, kinds = {ATTACK: folder / ATTACK}, load_attack(folder / ATTACK).kinds
+            files, made = {ATTACK: folder / ATTACK}, load_attack(folder / ATTACK)
     counts = {
-        name: 0.0 if kinds is None else float((kinds == kind).sum())
+        name: 0.0 if made is None else float((made.kinds == kind).sum())
         for name, kind in (("poisoned_rows", POISON), ("covers", COVER))
     }
-    return Result(metrics={**counts, **cost}, files=files)
+    page = partial(poison_page, cell.title, test, made, counts, facts(runtime, recipe=cell.recipe))
+    return Result(metrics={**counts, **cost}, files={**files, **written_page(folder / PAGE, page)})
 
 
 def _prepared(attack: Attack, setting: Trained, train: ImageSet, runtime: Runtime, work: Path) -> FittedAttack:
@@ -128,7 +130,9 @@ def learn_quickly(cell: Cell, task: Defence, given: Path, folder: Path, runtime:
     save_model(folder / MODEL, model, provenance={"bench cell": cell.key}, backdoored=_mark(attack))
     cost = times(clock, resumed)
     files = {MODEL: folder / MODEL, **{path.name: path for path in given.iterdir() if path.suffix == ".safetensors"}}
-    return Result(metrics=cost, details={"cost": cost}, files=files)
+    told = facts(runtime, inputs={"untrusted data": rows.digest()}, training=options_of(RECIPE), cost=cost)
+    page = written_page(folder / PAGE, partial(quick_page, cell.title, told))
+    return Result(metrics=cost, details={"cost": cost}, files={**files, **page})
 
 
 def sift_data(cell: Cell, task: Defence, given: Path, folder: Path, runtime: Runtime) -> Result:
@@ -157,8 +161,7 @@ def sift_data(cell: Cell, task: Defence, given: Path, folder: Path, runtime: Run
         found = task.method.score(DefenderData(untrusted=rows), left, model, resume)
     # From here on nothing reaches the method.
     measures = detection(found, attack.kinds if attack else None)
-    clock.seconds += learned.get("seconds", 0.0)
-    clock.cpu_seconds += learned.get("cpu_seconds", 0.0)
+    clock.add(learned)
     metrics = {**measures.to_metrics(), **times(clock, resumed)}
     if shared and not resumed:
         metrics["learning_seconds"] = learned["seconds"]

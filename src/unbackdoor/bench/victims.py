@@ -24,6 +24,10 @@ from unbackdoor.files import read_bytes, write_bytes
 from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME, WORK
 from unbackdoor.models import load_model, save_model
 from unbackdoor.options import bound_options, files_of, options_of, short_name
+from unbackdoor.purify import Purifier
+from unbackdoor.scan import Scanner
+from unbackdoor.secure import SecureTrainer
+from unbackdoor.sift import Sifter
 from unbackdoor.training import Recipe, Runtime, fit, new_network
 
 
@@ -81,6 +85,8 @@ class Given(Setting):
 
 
 Victim = Trained | Given
+
+Method = Attack | Scanner | Purifier | Sifter | SecureTrainer
 
 
 def make_victim(cell: Cell, setting: Trained, folder: Path, runtime: Runtime) -> Result:
@@ -149,8 +155,12 @@ def take_victim(cell: Cell, setting: Given, folder: Path, runtime: Runtime) -> R
 
 
 def times(cost: Cost, resumed: bool) -> dict[str, float]:
-    """Return what a piece of work cost; of one that went on after an interruption only that it did."""
-    return {"resumed": 1.0} if resumed else cost.to_metrics()
+    """Return what a piece of work cost; of one that went on after an interruption no time, as only a part is known."""
+    known = cost.to_metrics()
+    if resumed:
+        del known["seconds"], known["cpu_seconds"]
+        known["resumed"] = 1.0
+    return known
 
 
 def shares(evaluation: Evaluation) -> dict[str, float]:
@@ -168,8 +178,10 @@ def check_attack(attack: Attack, cell: Cell) -> None:
 
 
 def recipe_of(method: Method) -> dict[str, Any]:
-    """Return the name of a method, its options, and the SHA-256 of the files that these name."""
-    return {**options_of(method), "files": files_of(method)}
+    """Return what decides what a method does: name, options, SHA-256 of the files that these name, and its revision."""
+    # Without one, so that the keys of methods that never changed stay what they are.
+    revision = {"revision": method.revision} if method.revision else {}
+    return {**options_of(method), "files": files_of(method), **revision}
 
 
 def attack_name(attack: Attack | None) -> str:
@@ -177,9 +189,12 @@ def attack_name(attack: Attack | None) -> str:
     return short_name(attack, frozenset({"poison_rate"})) if attack else NO_ATTACK
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _read(source: Source) -> tuple[ImageSet, ImageSet]:
-    """Read a data set once for all cells of a process."""
+    """Read a data set once for all cells of a process that follow each other on it.
+
+    No more than one is kept: another one would count as memory of the cell that is measured.
+    """
     train, test = read_images(source.source, "train"), read_images(source.source, "test")
     if (train.digest(), test.digest()) != source.digests:
         raise InputError(f"{source.source} has other images here than where the grid was read")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
 import platform
 import shutil
@@ -9,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,9 +36,8 @@ class CellOutcome:
     """What comes back of a cell.
 
     Attributes:
-        metrics: the domain's, and those of `peaks`.
+        metrics: the domain's.
         files: contents of the files, by name.
-        optional: see `Result`.
         error: why it failed, in a sentence; empty if it is done.
         trace: where it failed, if that was a defect and no bad input.
         started: seconds since 1970.
@@ -45,7 +47,6 @@ class CellOutcome:
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
-    optional: frozenset[str] = frozenset()
     error: str = ""
     trace: str = ""
     started: float
@@ -55,26 +56,55 @@ class CellOutcome:
 
 @dataclass
 class Cost:
-    """Wall-clock and processor seconds of a piece of work."""
+    """What a piece of work took.
+
+    Attributes:
+        seconds: of the wall clock.
+        cpu_seconds: of the processor, over all threads of this process.
+        peak_mb: largest resident memory of this process meanwhile, libraries and data included, in MB; None: this
+            system does not tell (it is no Linux).
+        peak_gpu_mb: largest memory of tensors on the GPU meanwhile, in MB; None: it was not used.
+    """
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+    peak_mb: float | None = None
+    peak_gpu_mb: float | None = None
 
     def to_metrics(self) -> dict[str, float]:
-        """Return both by name."""
-        return {"seconds": round(self.seconds, 2), "cpu_seconds": round(self.cpu_seconds, 2)}
+        """Return what is known by name."""
+        return {name: round(value, 2) for name, value in asdict(self).items() if value is not None}
+
+    def add(self, earlier: Mapping[str, float]) -> None:
+        """Count in a piece of work before this one, told by its metrics: times add up, the larger memory stays."""
+        self.seconds += earlier.get("seconds", 0.0)
+        self.cpu_seconds += earlier.get("cpu_seconds", 0.0)
+        for name in ("peak_mb", "peak_gpu_mb"):
+            known = [peak for peak in (getattr(self, name), earlier.get(name)) if peak is not None]
+            setattr(self, name, max(known, default=None))
 
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """Yield what the block will have cost when it is left."""
+    """Yield what the block will have cost when it is left. One block inside another would take the outer's memory."""
     cost = Cost()
+    forgotten = forget_peaks()
     start, busy = time.perf_counter(), time.process_time()
     yield cost
     cost.seconds, cost.cpu_seconds = time.perf_counter() - start, time.process_time() - busy
+    if forgotten:
+        found = peaks()
+        cost.peak_mb, cost.peak_gpu_mb = found["peak_mb"], found.get("peak_gpu_mb")
 
 
-def perform(cell: Cell, given: Mapping[str, bytes], work: Path | None, device: Device, threads: int) -> CellOutcome:
+def perform(
+    cell: Cell,
+    given: Mapping[str, bytes],
+    work: Path | None,
+    device: Device,
+    threads: int,
+    keep_optional: bool = False,
+) -> CellOutcome:
     """Do a cell; whatever goes wrong in it is part of the outcome.
 
     Args:
@@ -84,23 +114,26 @@ def perform(cell: Cell, given: Mapping[str, bytes], work: Path | None, device: D
             the next attempt go on; a finished or failed one leaves nothing. None: in the cache folder of this machine.
         device: to compute on, of this machine.
         threads: of the processor.
+        keep_optional: whether files that are kept on request only (`Result.optional`) come back. They are dropped here
+            and not where they would be thrown away: a repaired model is many megabytes on its way.
     """
     place = work or default_folder() / "cells"
     folder, lock = place / cell.key, place / f"{cell.key}.lock"
     place.mkdir(parents=True, exist_ok=True)
     # A bench that was killed may still have this cell running somewhere, or another bench on the same cluster.
     with FileLock(lock):
-        outcome = _perform(cell, given, folder, device, threads)
+        outcome = _perform(cell, given, folder, device, threads, keep_optional)
         shutil.rmtree(folder, ignore_errors=True)
         lock.unlink(missing_ok=True)
     return outcome
 
 
-def _perform(cell: Cell, given: Mapping[str, bytes], folder: Path, device: Device, threads: int) -> CellOutcome:
+def _perform(
+    cell: Cell, given: Mapping[str, bytes], folder: Path, device: Device, threads: int, keep_optional: bool
+) -> CellOutcome:
     started, begin = time.time(), time.perf_counter()
     machine: dict[str, str] = {"host": platform.node()}
     try:
-        forgotten = forget_peaks()
         runtime = Runtime(device=device, threads=threads)
         told = runtime.describe()
         machine |= {name: told[name] for name in ("device", "threads", "unbackdoor", "torch", "python")}
@@ -108,9 +141,10 @@ def _perform(cell: Cell, given: Mapping[str, bytes], folder: Path, device: Devic
             write_bytes(folder / GIVEN / name, content)
         result = cell.domain.run(cell, folder / GIVEN, folder, runtime)
         write_json(folder / DETAILS, dict(result.details))
-        files = {name: path.read_bytes() for name, path in {**result.files, DETAILS: folder / DETAILS}.items()}
-        metrics = {**result.metrics, **(peaks() if forgotten else {})}
-        outcome = CellOutcome(metrics=metrics, files=files, optional=result.optional, started=started, machine=machine)
+        dropped = frozenset[str]() if keep_optional else result.optional
+        wanted = {name: path for name, path in result.files.items() if name not in dropped}
+        files = {name: path.read_bytes() for name, path in {**wanted, DETAILS: folder / DETAILS}.items()}
+        outcome = CellOutcome(metrics=result.metrics, files=files, started=started, machine=machine)
     except UnbackdoorError as error:
         outcome = CellOutcome(error=str(error) or type(error).__name__, started=started, machine=machine)
     except Exception as error:
@@ -125,9 +159,18 @@ def details_of(given: Path) -> dict[str, Any]:
 
 
 def forget_peaks() -> bool:
-    """Let `peaks` count from here on, as one process does many cells; return whether this system can (Linux)."""
+    """Let `peaks` count from here on; return whether this system can (Linux).
+
+    One process does many cells. What earlier ones left unused goes back to the system first: the mark falls only to
+    what is held now, and a small cell after a large one would be told to need as much.
+    """
+    gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    # The GNU C library keeps what is freed; other ones have no such call.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from unbackdoor.bench.cell import Cell
 from unbackdoor.bench.engine import Engine
 from unbackdoor.bench.grid import read_grid
-from unbackdoor.bench.plan import Step, total_seconds
+from unbackdoor.bench.plan import Step, seconds_until_done, total_seconds
 from unbackdoor.bench.plan import plan as plan_of
 from unbackdoor.bench.run import Bench, Summary
 from unbackdoor.bench.store import Store
@@ -50,39 +50,48 @@ def run(
         work: folder for the default store, the files of its cells, and the states of running ones.
         address: a Ray cluster, such as ray://head:10001; by default this machine.
         device: of every cell.
-        cpus_per_cell: cores of a cell; by default all of the machine, so that one cell runs at a time.
+        cpus_per_cell: cores of a cell; by default 2, or more where the memory bears fewer cells at a time.
         gpus_per_cell: GPUs of a cell, such as 0.25; by default 1 where there are GPUs.
         keep_models: whether repaired models are kept in the store; victims always are.
     """
     cells = read_grid(grid)
+    engine = Engine(
+        address=address,
+        cpus=cpus_per_cell,
+        gpus=gpus_per_cell,
+        device=device,
+        work=work.resolve() / "cells",
+        keep_optional=keep_models,
+    )
     kept = Store(store, writable_folder(work))
     if plan:
-        return planned(grid.name, plan_of(cells, kept.records()))
-    engine = Engine(
-        address=address, cpus=cpus_per_cell, gpus=gpus_per_cell, device=device, work=work.resolve() / "cells"
-    )
+        return planned(grid.name, plan_of(cells, kept.records()), engine.foreseen())
     with engine:
-        bench = Bench(kept, engine, work / "locks", keep_models=keep_models, progress=RichProgress())
-        return ran(grid.name, kept.shown, bench.run(cells))
+        return ran(grid.name, kept.shown, Bench(kept, engine, RichProgress()).run(cells))
 
 
-def planned(name: str, steps: Sequence[Step]) -> Outcome:
-    """Return what a plan says."""
+def planned(name: str, steps: Sequence[Step], at_once: int) -> Outcome:
+    """Return what a plan says, where so many cells run at one time."""
     groups: dict[str, list[Step]] = defaultdict(list)
     for step in steps:
         groups[_group(step.cell)].append(step)
     left = [step for step in steps if not step.cached]
+    wall = seconds_until_done([(step.cell, step.seconds or 0.0) for step in left], at_once)
+    unknown = total_seconds(left)[1]
     return Outcome(
         title=f"plan of {name}",
         rows=[
             *((group, _sentence(inside)) for group, inside in groups.items()),
             ("in all, one cell at a time", _sentence(steps)),
+            (f"in all, as many at a time as fit: {at_once}", _foretold(wall, unknown)),
         ],
         result={
             "cells": len(steps),
             "cached": len(steps) - len(left),
             "seconds": total_seconds(left)[0],
-            "of unknown length": total_seconds(left)[1],
+            "of unknown length": unknown,
+            "at a time": at_once,
+            "seconds with so many at a time": wall,
             "to do": [{"cell": step.cell.title, "key": step.cell.key, "seconds": step.seconds} for step in left],
         },
         sentence="Times are those of cells done before, on whatever machine that was.",
@@ -126,6 +135,11 @@ def _sentence(steps: Sequence[Step]) -> str:
     if unknown:
         parts.append(f"{unknown} of unknown length: nothing like them has been done yet")
     return ", ".join(parts)
+
+
+def _foretold(seconds: float, unknown: int) -> str:
+    without = f", without the {unknown} of unknown length" if unknown else ""
+    return f"about {_duration(seconds)}{without}"
 
 
 def _duration(seconds: float) -> str:

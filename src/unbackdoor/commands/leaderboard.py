@@ -7,7 +7,7 @@ generators.csv; where there is nothing else, theirs is the report.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +15,7 @@ import pandas as pd
 from unbackdoor.bench.export import write_cells, write_ranking, write_scanners, write_sifters, write_trainers
 from unbackdoor.bench.grid import read_grid
 from unbackdoor.bench.leaderboard import leaderboard
-from unbackdoor.bench.molecule_board import generators, write_board
+from unbackdoor.bench.molecule_board import GENERATORS, generators, write_board
 from unbackdoor.bench.store import Store
 from unbackdoor.bench.table import cell_table
 from unbackdoor.commands.outcome import Outcome
@@ -29,6 +29,14 @@ RUNTIME = False
 TRAINED = {"der": "DER", "acc": "ACC", "asr": "ASR", "ra": "RA"}
 SIFTED = {"auroc": "AUROC", "tpr_at_1": "TPR at FPR 1 %", "tpr": "TPR", "fpr": "FPR", "clean": "false alarms"}
 """Figures that are told, and what they are called."""
+
+BOARD = "generators.html"
+TABLES = (
+    "cells.csv",
+    "cells.parquet",
+    *(f"{name}.{ending}" for name in ("ranking", "scan", "sift", "secure") for ending in ("csv", "tex")),
+)
+"""Files of what is no generator of molecules."""
 
 
 def run(
@@ -51,10 +59,9 @@ def run(
         keys = {cell.key for cell in read_grid(grid)}
         records = [record for record in records if record.key in keys]
     title = f"Leaderboard of {grid.stem}" if grid else "Leaderboard"
-    made = generators(records)
-    if len(made) and len(made) == sum(not record.error for record in records):
+    made, cells = generators(records), cell_table(records)
+    if cells.empty and len(made):
         return _of_generators(made, title, report_folder(out, "leaderboard"))
-    cells = cell_table(records)
     board = leaderboard(cells, title)
     # What the page shows while no filter is set.
     everything = board.selections.get(("",) * len(board.filters))
@@ -68,7 +75,9 @@ def run(
     write_trainers(shown.trainers, folder)
     write_leaderboard(folder / PAGE, board)
     if len(made):
-        write_board(folder, "generators.html", made, f"{title}: generators of molecules")
+        write_board(folder, BOARD, made, f"{title}: generators of molecules")
+    else:
+        _remove(folder, (BOARD, GENERATORS))
     return Outcome(
         title=title,
         rows=[
@@ -88,6 +97,12 @@ def run(
     )
 
 
+def _remove(folder: Path, names: Iterable[str]) -> None:
+    """Remove what an earlier leaderboard wrote there and this one does not: nobody could tell that it is old."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
 def _told(row: Standing, names: Mapping[str, str]) -> str:
     shares = [f"{title} {100 * row.figures[name].value:.2f} %" for name, title in names.items() if name in row.figures]
     place = f"rank {row.rank.value:g}" if row.rank else "not ranked"
@@ -98,6 +113,7 @@ def _of_generators(made: pd.DataFrame, title: str, folder: Path) -> Outcome:
     """Write the page of a store that holds generators of molecules alone."""
     write_json(folder / RUN, {"command": "unbackdoor leaderboard", "cells": len(made)})
     write_board(folder, PAGE, made, title)
+    _remove(folder, (BOARD, *TABLES))
     return Outcome(title=title, rows=[("cells", str(len(made)))], result={"cells": len(made)}, page=folder / PAGE)
 
 

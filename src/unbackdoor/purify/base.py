@@ -24,6 +24,9 @@ class Purifier(ABC):
     needs: ClassVar[frozenset[Needed]] = frozenset({"clean"})
     """Without what it cannot work; it may use the rest where it is there."""
 
+    revision: ClassVar[int] = 0
+    """Raised when the same options give other results than before: the bench then does not take old cells for done."""
+
     def purify(
         self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None = None
     ) -> tuple[Network, History]:

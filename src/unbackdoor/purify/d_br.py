@@ -48,6 +48,8 @@ class DBR(Purifier):
     """
 
     needs: ClassVar[frozenset[Needed]] = frozenset({"untrusted"})
+    # What it goes by is what FCT says.
+    revision: ClassVar[int] = FCT.revision
 
     rounds: int = 20
     batch_size: int = 128

@@ -23,6 +23,9 @@ from unbackdoor.report.content import Fact
 from unbackdoor.report.html import digest, environment, template
 from unbackdoor.report.packing import packed
 
+Kind = Literal["methods", "trainers", "sifters"]
+Axis = Literal["poison rate", "clean samples"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Filter:
@@ -62,6 +65,7 @@ class Row:
         ra: mean robust accuracy, on triggered data.
         seconds: mean time that it took.
         peak_mb: mean of the largest memory, in MB.
+        peak_gpu_mb: the same of the GPU; None: none was used.
         attacks: for each attack the means of "acc", "asr", "ra" and "der"; those that were not measured are left out.
     """
 
@@ -75,6 +79,7 @@ class Row:
     seconds: float | None
     peak_mb: float | None
     attacks: Mapping[str, Mapping[str, Estimate]]
+    peak_gpu_mb: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +96,9 @@ class ScannerRow:
         false_alarms: how many of these it called backdoored.
         inconclusive: models of either kind on which it gave no answer.
         seconds: mean time of a scan.
+        peak_mb: mean of the largest memory, in MB.
+        peak_gpu_mb: the same of the GPU; None: none was used.
+        attacks: for each attack, how many backdoored models it called backdoored, and how many it scanned.
     """
 
     method: str
@@ -102,6 +110,9 @@ class ScannerRow:
     false_alarms: int
     inconclusive: int
     seconds: float | None
+    peak_mb: float | None = None
+    peak_gpu_mb: float | None = None
+    attacks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +129,7 @@ class Standing:
         attacks: for each attack the same.
         seconds: mean time that it took.
         peak_mb: mean of the largest memory, in MB.
+        peak_gpu_mb: the same of the GPU; None: none was used.
     """
 
     method: str
@@ -129,6 +141,7 @@ class Standing:
     attacks: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
     seconds: float | None = None
     peak_mb: float | None = None
+    peak_gpu_mb: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +149,17 @@ class Curve:
     """How a method's means change along an axis; drawn if it has two points or more.
 
     Attributes:
+        kind: of the method, as in `Selection`.
         axis: what changes.
         method: the method's name.
-        points: values of the axis, ascending, each with the means of "acc", "asr", "ra" and "der" that were measured.
+        settings: over how many settings, the same at each point and for each method, the means are.
+        points: values of the axis, ascending, each with the means of those figures of its kind that were measured.
     """
 
-    axis: Literal["poison rate", "clean samples"]
+    kind: Kind
+    axis: Axis
     method: str
+    settings: int
     points: Sequence[tuple[float, Mapping[str, float]]]
 
 
@@ -154,7 +171,7 @@ class Selection:
         blocks: settings in which any of the methods was measured, counted over all methods together.
         methods: the methods that repair.
         scanners: the methods that answer whether a model has a backdoor.
-        curves: the methods that repair along the axes.
+        curves: the methods of each kind along the axes.
         trainers: the methods that train securely.
         sifters: the methods that look for poison in data.
     """

@@ -14,7 +14,17 @@ from unbackdoor.errors import InputError
 from unbackdoor.report.text import shown
 
 if TYPE_CHECKING:
-    from unbackdoor.report.leaderboard import Estimate, Filter, Leaderboard, Row, ScannerRow, Selection, Standing
+    from unbackdoor.report.leaderboard import (
+        Curve,
+        Estimate,
+        Filter,
+        Kind,
+        Leaderboard,
+        Row,
+        ScannerRow,
+        Selection,
+        Standing,
+    )
 
 METRICS = ("der", "asr", "acc", "ra")
 """The order of a row's and a point's figures; the page's script has the same."""
@@ -22,6 +32,9 @@ METRICS = ("der", "asr", "acc", "ra")
 TRAINED = ("der", "acc", "asr", "ra", "mse_clean", "mse_triggered")
 SIFTED = ("auroc", "tpr_at_1", "tpr", "fpr", "clean")
 """The order of the figures of secure trainers and of sifters; the page's script has the same."""
+
+FIGURES: Mapping[Kind, tuple[str, ...]] = {"methods": METRICS, "trainers": TRAINED, "sifters": SIFTED}
+"""Those of a curve's points, by the kind of its method."""
 
 SHARES = frozenset({*METRICS, "auroc", "tpr", "fpr", "held"})
 """Words by which columns of fractions are known."""
@@ -91,20 +104,20 @@ def _kind(column: str) -> str:
 
 
 def _selection(selection: Selection, attacks: Sequence[str], methods: _Numbers) -> list[Any]:
-    rows: tuple[Row | Standing, ...] = (*selection.methods, *selection.trainers, *selection.sifters)
+    rows: tuple[Row | Standing | ScannerRow, ...] = (
+        *selection.methods,
+        *selection.trainers,
+        *selection.sifters,
+        *selection.scanners,
+    )
     if unknown := {attack for row in rows for attack in row.attacks}.difference(attacks):
         raise InputError(f"the board's attacks {list(attacks)} lack {sorted(unknown)}, which a method has figures for")
-    return [
-        selection.blocks,
-        [_row(row, _means(row, selection.methods), attacks, methods) for row in selection.methods],
-        [_scanner(row, methods) for row in selection.scanners],
-        [
-            [curve.axis, methods[curve.method], [[x, *map(figures.get, METRICS)] for x, figures in curve.points]]
-            for curve in selection.curves
-        ],
-        [_standing(row, TRAINED, attacks, methods) for row in selection.trainers],
-        [_standing(row, SIFTED, attacks, methods) for row in selection.sifters],
-    ]
+    repairs = [_row(row, _means(row, selection.methods), attacks, methods) for row in selection.methods]
+    scanners = [_scanner(row, attacks, methods) for row in selection.scanners]
+    trainers = [_standing(row, TRAINED, attacks, methods) for row in selection.trainers]
+    sifters = [_standing(row, SIFTED, attacks, methods) for row in selection.sifters]
+    curves = [_curve(curve, methods) for curve in selection.curves]
+    return [selection.blocks, repairs, scanners, curves, trainers, sifters]
 
 
 def _row(row: Row, means: list[float | None], attacks: Sequence[str], methods: _Numbers) -> list[Any]:
@@ -113,7 +126,7 @@ def _row(row: Row, means: list[float | None], attacks: Sequence[str], methods: _
         [_estimate(row.attacks[attack].get(metric)) for metric in METRICS] if attack in row.attacks else None
         for attack in attacks
     ]
-    return [methods[row.method], row.blocks, *figures, row.seconds, row.peak_mb, means, by_attack]
+    return [methods[row.method], row.blocks, *figures, row.seconds, row.peak_mb, means, by_attack, row.peak_gpu_mb]
 
 
 def _standing(row: Standing, names: Sequence[str], attacks: Sequence[str], methods: _Numbers) -> list[Any]:
@@ -122,12 +135,19 @@ def _standing(row: Standing, names: Sequence[str], attacks: Sequence[str], metho
 
     by_attack = [figures(row.attacks[attack]) if attack in row.attacks else None for attack in attacks]
     place = [methods[row.method], row.blocks, row.of, row.complete, _estimate(row.rank)]
-    return [*place, row.seconds, row.peak_mb, figures(row.figures), by_attack]
+    return [*place, row.seconds, row.peak_mb, figures(row.figures), by_attack, row.peak_gpu_mb]
 
 
-def _scanner(row: ScannerRow, methods: _Numbers) -> list[Any]:
+def _curve(curve: Curve, methods: _Numbers) -> list[Any]:
+    points = [[x, *map(figures.get, FIGURES[curve.kind])] for x, figures in curve.points]
+    return [curve.kind, curve.axis, methods[curve.method], curve.settings, points]
+
+
+def _scanner(row: ScannerRow, attacks: Sequence[str], methods: _Numbers) -> list[Any]:
     backdoored = [row.backdoored, row.flagged, row.targeted, row.target_first]
-    return [methods[row.method], *backdoored, row.clean, row.false_alarms, row.inconclusive, row.seconds]
+    counts = [*backdoored, row.clean, row.false_alarms, row.inconclusive]
+    by_attack = [row.attacks.get(attack) for attack in attacks]
+    return [methods[row.method], *counts, row.seconds, row.peak_mb, by_attack, row.peak_gpu_mb]
 
 
 def _estimate(estimate: Estimate | None) -> float | list[float] | None:

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -95,6 +95,9 @@ class Finding:
 @dataclass(frozen=True, kw_only=True)
 class Scanner(ABC):
     """Base of all scanners: its fields are its options, nothing else is stored."""
+
+    revision: ClassVar[int] = 0
+    """Raised when the same options give other results than before: the bench then does not take old cells for done."""
 
     def scan(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Return a verdict on the model, which is not changed.

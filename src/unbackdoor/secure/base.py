@@ -48,6 +48,9 @@ class SecureTrainer(ABC):
     needs: ClassVar[frozenset[Needed]] = frozenset()
     """Beside the untrusted data; without it the method cannot work."""
 
+    revision: ClassVar[int] = 0
+    """Raised when the same options give other results than before: the bench then does not take old cells for done."""
+
     def train(
         self,
         build_model: Callable[[], Network],

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +82,9 @@ class DST(SecureTrainer):
     augmentation: str = "crop-flip"
     clean_share: float = 0.20
     poisoned_share: float = 0.05
+
+    # What it goes by is what FCT says.
+    revision: ClassVar[int] = FCT.revision
 
     def __post_init__(self) -> None:
         if not (0 < self.temperature < math.inf and 0 < self.base_temperature < math.inf and self.projection >= 1):

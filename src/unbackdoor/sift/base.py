@@ -110,9 +110,11 @@ class Sifter(ABC):
     Attributes:
         always: whether a fixed share of the rows is held poisoned, also of clean data, so that the answer says nothing
             of the data as a whole.
+        revision: raised when the same options give other results than before: the bench takes no old cells for done.
     """
 
     always: ClassVar[bool] = False
+    revision: ClassVar[int] = 0
 
     def score(
         self, data: DefenderData, runtime: Runtime, model: Network | None = None, resume: Path | None = None

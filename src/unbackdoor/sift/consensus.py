@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -56,6 +57,9 @@ class Consensus(Sifter):
     apart: float = 3.0
     groups: int = 4
     draws: int = 4
+
+    # What it goes by is what FCT says.
+    revision: ClassVar[int] = FCT.revision
 
     def __post_init__(self) -> None:
         if not 0 < self.evidence < math.inf or not 0 < self.apart < math.inf or self.groups < 2 or self.draws < 1:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +92,9 @@ class FCT(RowSifter):
     draws: int = 6
     clean_share: float = 0.20
     poisoned_share: float = 0.05
+
+    # Since turns are drawn for each row from its pixels.
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_share("FCT", clean_share=self.clean_share, poisoned_share=self.poisoned_share)

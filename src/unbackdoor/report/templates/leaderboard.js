@@ -5,7 +5,13 @@
 const PAGE = 50; // cells
 const LONG = 40; // letters from which on a column of cells breaks its lines
 const METRICS = ["DER", "ASR", "ACC", "RA"]; // in the order of packing.py
-const CURVES = { rates: "poison rate", samples: "clean samples" };
+// Sections of curves: the kind of methods and the axis.
+const CURVES = {
+  rates: ["methods", "poison rate"], samples: ["methods", "clean samples"],
+  "trainers-rates": ["trainers", "poison rate"], "sifters-rates": ["sifters", "poison rate"],
+};
+// Sections of scatter plots: the rows, and where ASR and ACC stand among their figures of an attack.
+const SCATTERS = { scatter: ["rows", 1, 2], "trainers-scatter": ["trainers", 2, 1] };
 
 const byId = id => document.getElementById(id);
 const board = JSON.parse(byId("board").textContent);
@@ -46,6 +52,7 @@ function column(title, value, options = {}) {
   return { title, value, cell: row => [figure(value(row))], high: false, kind: "number", ...options };
 }
 
+const GPU_MEMORY = "GPU memory (MB)";
 const NAME = column("Method", row => board.methods[row.method], { kind: "name" });
 
 const RANKING = [
@@ -57,6 +64,7 @@ const RANKING = [
   metricColumn("RA (%)", row => row.ra, "RA"),
   column("Time (s)", row => row.seconds, { figure: "whole" }),
   column("Memory (MB)", row => row.memory, { figure: "whole" }),
+  column(GPU_MEMORY, row => row.gpu, { figure: "whole" }),
   column("Blocks", row => row.blocks, { cell: row => [`${row.blocks} of ${row.all}`], high: true }),
 ];
 
@@ -67,6 +75,8 @@ const SCANNERS = [
   ratioColumn("False alarms", row => row.alarms, row => row.clean, false),
   column("Inconclusive", row => row.inconclusive),
   column("Time (s)", row => row.seconds, { figure: "whole" }),
+  column("Memory (MB)", row => row.memory, { figure: "whole" }),
+  column(GPU_MEMORY, row => row.gpu, { figure: "whole" }),
 ];
 
 // Kinds that are judged by figures of their own, which stand in the order of packing.py. Title, figure, high is best.
@@ -81,11 +91,16 @@ const KINDS = {
   ],
 };
 
+// The figures of a kind in the order of its rows: title, figure, high is best.
+const FIGURES_OF = { methods: METRICS.map(title => [title, "share", title !== "ASR"]), ...KINDS };
+
 // The figures among which the reader of a table or chart chooses.
 const CHOICES = {
   attacks: METRICS, rates: METRICS, samples: METRICS,
   trainers: KINDS.trainers.map(([title]) => title),
   sifters: KINDS.sifters.map(([title]) => title).slice(0, -1), // false alarms are of no attack
+  "trainers-rates": KINDS.trainers.map(([title]) => title),
+  "sifters-rates": KINDS.sifters.map(([title]) => title).slice(0, -1),
 };
 
 const CELLS = board.columns.map(([title, figure], place) => {
@@ -101,6 +116,7 @@ function kindColumns(id) {
     ...KINDS[id].map(([title, ...look], n) => figureColumn(title, row => row.figures[n], ...look)),
     column("Time (s)", row => row.seconds, { figure: "whole" }),
     column("Memory (MB)", row => row.memory, { figure: "whole" }),
+    column(GPU_MEMORY, row => row.gpu, { figure: "whole" }),
     column("Blocks", row => row.blocks, { cell: row => [`${row.blocks} of ${row.all}`], high: true }),
   ];
 }
@@ -143,9 +159,25 @@ function attackColumns(rows, metric) {
   return [NAME, metricColumn("Mean", row => row.means[metric], METRICS[metric]), ...columns];
 }
 
-function curveColumns(curves, metric) {
-  const figure = x => row => row.points.find(point => point[0] === x)?.[metric + 1] ?? null;
-  return [NAME, ...positions(curves).map(x => metricColumn(String(x), figure(x), METRICS[metric]))];
+function curveColumns(id, curves, chosen) {
+  const [, figure, high] = FIGURES_OF[CURVES[id][0]][chosen];
+  const found = x => row => row.points.find(point => point[0] === x)?.[chosen + 1] ?? null;
+  return [
+    NAME,
+    column("Settings", row => row.settings, { high: true }),
+    ...positions(curves).map(x => figureColumn(String(x), found(x), figure, high)),
+  ];
+}
+
+function scannerAttackColumns(rows) {
+  const measured = [...board.attacks.keys()].filter(attack => rows.some(row => row.attacks[attack]));
+  const part = (attack, n) => row => row.attacks[attack]?.[n] ?? 0;
+  return [NAME, ...measured.map(attack => ratioColumn(board.attacks[attack], part(attack, 0), part(attack, 1), true))];
+}
+
+// What no method has is no column.
+function had(columns, rows, title) {
+  return columns.filter(found => found.title !== title || rows.some(row => found.value(row) !== null));
 }
 
 function positions(curves) {
@@ -207,21 +239,27 @@ function selection() {
     ?? [0, [], [], [], [], []];
   return {
     blocks,
-    rows: rows.map(([method, count, der, rank, acc, asr, ra, seconds, memory, means, attacks]) => (
-      { method, blocks: count, all: blocks, der, rank, acc, asr, ra, seconds, memory, means, attacks }
+    rows: rows.map(([method, count, der, rank, acc, asr, ra, seconds, memory, means, attacks, gpu]) => (
+      { method, blocks: count, all: blocks, der, rank, acc, asr, ra, seconds, memory, gpu, means, attacks }
     )).sort((a, b) => compare(valueIn(a.rank), valueIn(b.rank))),
-    scanners: scanners.map(([method, backdoored, flagged, targeted, first, clean, alarms, inconclusive, seconds]) => (
-      { method, backdoored, flagged, targeted, first, clean, alarms, inconclusive, seconds }
-    )),
-    curves: curves.filter(([, , points]) => points.length > 1)
-      .map(([axis, method, points]) => ({ axis, method, points })),
+    scanners: scanners.map(scanner),
+    curves: curves.map(([kind, axis, method, settings, points]) => ({ kind, axis, method, settings, points }))
+      .filter(({ points }) => points.length > 1),
     trainers: trainers.map(standing),
     sifters: sifters.map(standing),
   };
 }
 
-function standing([method, blocks, all, complete, rank, seconds, memory, figures, attacks]) {
-  return { method, blocks, all, complete, rank, seconds, memory, figures, attacks };
+function standing([method, blocks, all, complete, rank, seconds, memory, figures, attacks, gpu]) {
+  return { method, blocks, all, complete, rank, seconds, memory, gpu, figures, attacks };
+}
+
+function scanner([
+  method, backdoored, flagged, targeted, first, clean, alarms, inconclusive, seconds, memory, attacks, gpu,
+]) {
+  return {
+    method, backdoored, flagged, targeted, first, clean, alarms, inconclusive, seconds, memory, gpu, attacks,
+  };
 }
 
 function chosenCells() {
@@ -250,9 +288,8 @@ function show() {
   const chosen = selection();
   showStatus(chosen);
   showMethods(chosen.rows);
-  for (const [id, axis] of Object.entries(CURVES)) showCurves(id, curvesOver(chosen, axis));
-  byId("scanners-section").hidden = !chosen.scanners.length;
-  fill("scanners", SCANNERS, sorted("scanners", SCANNERS, chosen.scanners));
+  for (const id of Object.keys(CURVES)) showCurves(id, curvesOf(chosen, id));
+  showScanners(chosen.scanners);
   for (const id of Object.keys(KINDS)) showKind(id, chosen[id]);
   showCells();
   drawCharts(chosen);
@@ -272,8 +309,17 @@ function showMethods(rows) {
   const columns = attackColumns(rows, state.metrics.attacks);
   byId("ranking-section").hidden = byId("attacks-section").hidden = !rows.length;
   byId("incomplete").hidden = rows.every(row => row.rank !== null);
-  fill("ranking", RANKING, sorted("ranking", RANKING, rows));
+  const ranking = had(RANKING, rows, GPU_MEMORY);
+  fill("ranking", ranking, sorted("ranking", ranking, rows));
   fill("attacks", columns, sorted("attacks", columns, rows));
+}
+
+function showScanners(rows) {
+  const columns = had(SCANNERS, rows, GPU_MEMORY), byAttack = scannerAttackColumns(rows);
+  byId("scanners-section").hidden = !rows.length;
+  byId("scanners-by-attack").hidden = byAttack.length === 1;
+  fill("scanners", columns, sorted("scanners", columns, rows));
+  fill("scanners-attacks", byAttack, sorted("scanners-attacks", byAttack, rows));
 }
 
 function showKind(id, rows) {
@@ -287,13 +333,14 @@ function showKind(id, rows) {
 }
 
 function showCurves(id, curves) {
-  const columns = curveColumns(curves, state.metrics[id]);
+  const columns = curveColumns(id, curves, state.metrics[id]);
   byId(`${id}-section`).hidden = !curves.length;
   fill(id, columns, sorted(id, columns, curves));
 }
 
-function curvesOver({ curves }, axis) {
-  return curves.filter(curve => curve.axis === axis);
+function curvesOf({ curves }, id) {
+  const [kind, axis] = CURVES[id];
+  return curves.filter(curve => curve.kind === kind && curve.axis === axis);
 }
 
 function showCells() {
@@ -315,10 +362,13 @@ function drawCharts(chosen) {
   const now = JSON.stringify([state.filters, state.metrics]);
   if (wanted === now) return;
   wanted = now;
-  const charts = { scatter: scatterChart(chosen.rows) };
-  byId("scatter-section").hidden = !charts.scatter.points.length;
-  for (const [id, axis] of Object.entries(CURVES)) {
-    charts[id] = curveChart(curvesOver(chosen, axis), axis, state.metrics[id]);
+  const charts = {};
+  for (const [id, [rows, asr, acc]] of Object.entries(SCATTERS)) {
+    charts[id] = scatterChart(chosen[rows], asr, acc);
+    byId(`${id}-section`).hidden = !charts[id].points.length;
+  }
+  for (const [id, [kind, axis]] of Object.entries(CURVES)) {
+    charts[id] = curveChart(curvesOf(chosen, id), axis, FIGURES_OF[kind][state.metrics[id]], state.metrics[id]);
   }
   drawing = drawing.then(async () => {
     for (const [id, chart] of Object.entries(charts)) {

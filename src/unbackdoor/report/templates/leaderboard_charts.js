@@ -24,9 +24,10 @@ const CHART_STYLE = {
 const tip = document.createElement("div");
 const views = {};
 
-function scatterChart(rows) {
+// `asrPlace`, `accPlace`: where ASR and ACC stand among the figures of an attack.
+function scatterChart(rows, asrPlace, accPlace) {
   const points = rows.flatMap(({ method, attacks }) => attacks.flatMap((figures, attack) => {
-    const [, asr, acc] = (figures ?? [null, null, null]).map(valueIn);
+    const [asr, acc] = [asrPlace, accPlace].map(place => valueIn(figures?.[place] ?? null));
     if (asr === null || acc === null) return [];
     return [{ method, x: asr, y: acc, lines: [board.attacks[attack], `ASR ${share(asr)} %, ACC ${share(acc)} %`] }];
   }));
@@ -35,10 +36,13 @@ function scatterChart(rows) {
   return { points, x, y: { title: "ACC" }, marks: ["point"], label, table: "The table by attack has its figures." };
 }
 
-function curveChart(curves, axis, metric) {
-  const points = curves.flatMap(({ method, points }) => points.flatMap(([x, ...figures]) => {
+function curveChart(curves, axis, [title, figure], metric) {
+  const name = title.replace(" (%)", ""), unit = figure === "share" ? " %" : "";
+  // A method may have several lines, of settings with other points each.
+  const points = curves.flatMap(({ method, settings, points }, line) => points.flatMap(([x, ...figures]) => {
     const y = figures[metric];
-    return y === null ? [] : [{ method, x, y, lines: [`${axis} ${x}`, `${METRICS[metric]} ${share(y)} %`] }];
+    const lines = [`${axis} ${x}`, `${name} ${FIGURES[figure](y)}${unit}`, `settings: ${settings}`];
+    return y === null ? [] : [{ method, line, x, y, lines }];
   }));
   const values = positions(curves);
   // Such axes go up by factors, not by steps.
@@ -48,16 +52,21 @@ function curveChart(curves, axis, metric) {
     scale: { ...scale, nice: false, padding: 12 },
     axis: { values, format: axis === "poison rate" ? "~%" : "d" },
   };
-  const label = `Line chart of ${METRICS[metric]} over ${axis}, ${curves.length} methods.`;
+  const count = new Set(curves.map(({ method }) => method)).size;
+  const label = `Line chart of ${name} over ${axis}, ${count} methods.`;
   const table = "The table below has its figures.";
-  return { points, x, y: { title: METRICS[metric] }, marks: ["line", "point"], label, table };
+  const y = { title: name, axis: { format: figure === "share" ? "~%" : "~g" } };
+  return { points, x, y, marks: ["line", "point"], label, table };
 }
 
 function specification({ points, x, y, marks }) {
   const numbers = board.methods.map((_, n) => n);
   const look = range => ({ field: "method", type: "nominal", legend: null, scale: { domain: numbers, range } });
   const layers = {
-    line: { mark: { type: "line", strokeWidth: 1.5 } },
+    line: {
+      mark: { type: "line", strokeWidth: 1.5 },
+      encoding: { detail: { field: "line", type: "nominal" } },
+    },
     point: {
       mark: { type: "point", filled: true, size: 70, opacity: 0.85, tooltip: { content: "data" } },
       encoding: { shape: look(numbers.map(shapeOf)) },
@@ -65,7 +74,7 @@ function specification({ points, x, y, marks }) {
   };
   return {
     width: "container", height: 320, autosize: { type: "fit", contains: "padding" },
-    data: { values: points.map(({ method, x, y }, n) => ({ n, method, x, y })) },
+    data: { values: points.map(({ method, line = 0, x, y }, n) => ({ n, method, line, x, y })) },
     encoding: {
       x: { field: "x", type: "quantitative", ...x },
       y: { field: "y", type: "quantitative", scale: { zero: false }, axis: { format: "~%" }, ...y },
