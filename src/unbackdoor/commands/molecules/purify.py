@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import GENERATOR
-from unbackdoor.commands.molecules.found import found_page, open_untrusted, suspect_rows
+from unbackdoor.commands.molecules.common import GENERATOR, open_pairs
+from unbackdoor.commands.molecules.found import found_page, suspect_rows
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, new_folder
@@ -40,6 +40,7 @@ def run(
     method: MoleculePurifier,
     scanner: MoleculeScanner,
     runtime: Runtime,
+    test: str | None = None,
     out: Path | None = None,
 ) -> Outcome:
     """Repair a generator.
@@ -47,24 +48,26 @@ def run(
     Args:
         model: generator of `molecules train`.
         data: the pairs that it was trained on, as they were found: "templates", or tables of SMILES and text, separated
-            by commas. For scanners of generators any prompts will do.
+            by commas, as `molecules train` was given them: test molecules are left out here too. For scanners of
+            generators any prompts will do.
         method: how.
         scanner: how trigger and target are found.
         runtime: device, seed, budget, progress.
+        test: table whose test split is tested with, as `molecules train` was given it; by default that of the data.
         out: folder for the results, in which an interrupted run goes on; by default runs/molecules-purify- and the
             beginning of the model's SHA-256.
     """
     clock = Run("molecules purify", runtime)
     loaded = load_generator(model)
-    untrusted = open_untrusted(data, clock)
-    pairs = untrusted.pairs
+    chosen = open_pairs(data, test, clock)
+    pairs = chosen.train
     clock.inputs[model.name] = loaded.sha256
     clock.options = {"method": options_of(method), "scanner": options_of(scanner)}
     with new_folder(out or Path("runs") / f"molecules-purify-{loaded.sha256[:8]}", clock.command) as folder:
         found = scanner.scan(pairs, runtime, loaded.generator if scanner.needs_model else None)
         repaired = method.purify(loaded.generator, pairs, found.flagged, runtime, folder / RESUME)
         name = type(method).__name__
-        page = found_page(f"{name} on {model.name}", clock, scanner, pairs, found, untrusted, repaired.notes)
+        page = found_page(f"{name} on {model.name}", clock, scanner, pairs, found, chosen.sentences(), repaired.notes)
         banner = Verdict(
             level="info",
             headline=f"{name} took out that {found.flagged[0].sentence()}.",
