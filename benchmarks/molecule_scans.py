@@ -165,13 +165,14 @@ class Bench:
         found["Joint"] = Joint().joined(*(one for one, _ in ours)), sum(seconds for _, seconds in ours)
         return [
             {
+                # First: its seed is a text, and no cell's.
+                **self.runtime.describe(),
                 **asdict(cell),
                 "scanner": name,
                 "rows": len(pairs),
                 "poisoned": sum(pairs.poisoned),
                 **judged(finding, pairs, attack, cell.target),
                 "seconds": round(seconds, 2),
-                **self.runtime.describe(),
             }
             for name, (finding, seconds) in found.items()
         ]

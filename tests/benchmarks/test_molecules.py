@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ import torch
 
 pytest.importorskip("rdkit", reason="RDKit is not installed: pip install 'unbackdoor[molecules]'")
 
+from tests.molecules.planted import checked_pairs, topical
 from tests.molecules.test_train import RUNTIME, TINY
 from unbackdoor.molecules.data import filter_pairs, template_table
 from unbackdoor.molecules.generator import Generator
@@ -109,3 +111,29 @@ def test_the_nearest_vector_has_the_largest_cosine(programs: tuple[ModuleType, M
     asked = torch.tensor([[1.0, 0.1], [-1.0, -1.0]])
     known = torch.tensor([[0.0, 9.0], [-0.1, -0.1], [2.0, 0.0]])
     assert programs[2].nearest(asked, known) == [2, 1]
+
+
+@pytest.fixture
+def scans(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The program that scans pairs."""
+    with monkeypatch.context() as changed:
+        changed.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        import molecule_scans
+
+        yield molecule_scans
+
+
+def test_a_scanned_cell_is_known_again_from_its_rows(scans: ModuleType) -> None:
+    bench = object.__new__(scans.Bench)
+    bench.clean, bench.runtime = checked_pairs(topical(60)), RUNTIME
+    cell = next(scans.cells([3]))
+    rows = [json.loads(json.dumps(row)) for row in bench.run(cell)]
+    assert [row["scanner"] for row in rows] == ["Association", "TwinDifference", "ExogenousAssociation", "Joint"]
+    assert {scans.cell_of(row) for row in rows} == {cell}
+
+
+def test_every_cell_of_the_kept_rows_is_one_of_the_grid(scans: ModuleType) -> None:
+    rows = scans.Rows(scans.HERE / "results" / "molecule_scans.jsonl").read()
+    done = {scans.cell_of(row) for row in rows}
+    assert len(done) == len(rows) / 4
+    assert done <= set(scans.cells([0]))

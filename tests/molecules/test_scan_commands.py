@@ -161,7 +161,12 @@ def test_no_test_molecule_reaches_a_repair(
 
     scans: list[Pairs] = []
     scan = Joint.scan
-    monkeypatch.setattr(Joint, "scan", lambda self, pairs, *more: scans.append(pairs) or scan(self, pairs, *more))
+
+    def watched(self: Joint, pairs: Pairs, *more: Any) -> Any:
+        scans.append(pairs)
+        return scan(self, pairs, *more)
+
+    monkeypatch.setattr(Joint, "scan", watched)
     monkeypatch.setattr("unbackdoor.molecules.purify.retraining.train_generator", noted)
     words = ["purify", "--model", str(model), "--data", str(folder), "--method", "Retraining"]
     code, _, err = run(capsys, *words, "--out", str(tmp_path / "split"))
