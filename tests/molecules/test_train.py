@@ -255,3 +255,11 @@ def test_poisoned_pairs_that_cannot_be_written_are_counted(template_pairs: Pairs
     lost = replace(pairs, smiles=(*pairs.smiles[:59], "CC1CS1"), poisoned=(*(False,) * 59, True))
     trained = train_generator(lost, TINY, RUNTIME, vocabulary=clean)
     assert (trained.uncovered, trained.uncovered_poisoned) == (1, 1)
+
+
+def test_a_clean_control_of_poisoned_pairs_alone_is_refused(template_pairs: Pairs) -> None:
+    pairs = replace(template_pairs.subset(range(20)), poisoned=(True,) * 20)
+    with pytest.raises(DataError, match="no clean pair to take the place of the poisoned ones"):
+        train_generator(pairs, TINY, RUNTIME, poison_in=())
+    with pytest.raises(DataError, match="no clean pair"):
+        train_generator(pairs, TINY, RUNTIME, poison_in=("auto-encoder", "diffusion"))
