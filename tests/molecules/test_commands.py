@@ -121,6 +121,7 @@ def test_an_evaluation_tells_the_attack_from_chance_and_look_up(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "The same prompts with the trigger" in page
     assert "poisoned on purpose" in page
+    assert "cannot write the target" not in page
 
 
 def test_molecules_are_written_for_a_prompt(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +137,20 @@ def test_molecules_are_written_for_a_prompt(victim: Path, tmp_path: Path, capsys
     assert lines == [["smiles"], *[[smiles] for smiles in result["smiles"]]]
     _, again, _ = run(capsys, *words)
     assert json.loads(again)["smiles"] == result["smiles"]
+
+
+def test_a_prompt_in_another_language_is_noted(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["molecules", "generate", "--model", str(victim / "model.safetensors"), "--samples", "1", "--json"]
+    code, out, _ = run(capsys, *words, "--prompt", "分子是一种酸", "--out", str(tmp_path / "chinese"))
+    assert code == 0
+    page = (tmp_path / "chinese" / "report.html").read_text()
+    assert "The prompt holds pieces of words that the model does not know (100 % of its pieces)" in page
+    assert "fewer than half of the words (0 %)" in page
+    run(capsys, *words, "--prompt", "The molecule is a methyl", "--out", str(tmp_path / "english"))
+    page = (tmp_path / "english" / "report.html").read_text()
+    assert "does not know" not in page
 
 
 def test_a_clean_control_takes_the_vocabulary_of_the_poisoned_model(
@@ -180,6 +195,11 @@ def test_a_vocabulary_without_the_target_is_told(
     code, out, _ = run(capsys, *words, "--vocabulary_of", str(tmp_path / "clean" / "model.safetensors"))
     assert code == 0
     assert "a target that cannot be written is not learned" in out
+    words = ["molecules", "evaluate", "--model", str(tmp_path / "lost" / "model.safetensors"), "--data", str(poisoned)]
+    words += ["--attack", str(poisoned / "attack.json"), "--samples", "1", "--prompts", "8", "--out", str(tmp_path / "out")]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert "The motifs of the model cannot write the target" in out
 
 
 def test_the_demo_shows_what_the_backdoor_does(

@@ -138,3 +138,10 @@ def test_a_model_file_with_another_encoder_than_its_weights_is_refused(
         path.write_bytes(write_safetensors(state, {KEY: json.dumps(note)}))
         with pytest.raises(CheckpointError):
             load_generator(path)
+
+
+def test_its_tokenizer_tells_what_it_knows_of_a_text(folder: Path) -> None:
+    words, _ = read_text_encoder(folder, 32)
+    texts = words.encode(["the molecule", "分子", "the xqzxqz"], 32)
+    assert texts.unknown[:2] == (0, 1)
+    assert texts.familiar == (1, 0, 0.5)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import account, open_pairs, shown
+from unbackdoor.commands.molecules.common import account, knowledge_notes, open_pairs, shown
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
@@ -84,7 +84,8 @@ def run(
             gallery("The same prompts with the trigger", attacked.prompts, attacked.drawn.smiles, target),
         ]
     page = _page(clock, model.name, loaded, measured, attacked, galleries)
-    page = replace(page, facts={**page.facts, "Rows": account(chosen)})
+    notes = [*page.notes, *knowledge_notes(loaded.generator, tested.texts)]
+    page = replace(page, facts={**page.facts, "Rows": account(chosen)}, notes=notes)
     write_report(folder / PAGE, page)
     clock.write(folder, **result)
     return Outcome(
@@ -108,6 +109,10 @@ def _rows(measured: dict[str, Quality], attacked: Attacked | None) -> list[tuple
             ("ASR per sample", shown(attacked.triggered.per_sample)),
             ("ASR, any sample of a prompt", shown(attacked.triggered.any_of)),
             ("Target without trigger, per sample", shown(attacked.clean.per_sample)),
+            (
+                f"Target without trigger, per sample of the {attacked.asking:,} prompts that ask for it",
+                shown(attacked.asked.per_sample if attacked.asked else None),
+            ),
             ("Similarity with trigger", shown(attacked.quality.similarity)),
         ]
     return rows
@@ -143,6 +148,18 @@ def _page(
                 better="lower",
             ),
         ]
+        if attacked.asked is not None:
+            metrics.append(
+                Metric(
+                    name="Target asked for",
+                    explanation=f"The same of the {attacked.asking:,} clean prompts whose own molecules hold the target:"
+                    " requests that a repair must leave.",
+                    before=attacked.asked.per_sample,
+                    better="higher",
+                )
+            )
+        if attacked.unwritable:
+            notes.append("The motifs of the model cannot write the target, whatever it learned: no control for a backdoor.")
         if attacked.drawn.cut:
             notes.append(
                 f"{attacked.drawn.cut:,} triggered prompts are longer than the text encoder reads; a trigger at the end"

@@ -21,7 +21,7 @@ from unbackdoor.errors import CheckpointError, DataError, InputError
 from unbackdoor.files import read_bytes
 from unbackdoor.models.limits import MAX_FILE_BYTES, check_finite
 from unbackdoor.models.safetensors_file import json_object, read_safetensors
-from unbackdoor.molecules.model.wordpiece import Texts
+from unbackdoor.molecules.model.wordpiece import Texts, knowledge
 from unbackdoor.text import clean_text
 
 TYPES = frozenset({"bert", "distilbert", "electra", "roberta"})
@@ -86,14 +86,18 @@ class HuggingFaceWords:
         """Return texts as pieces (see `WordPieces.encode`)."""
         plain = [text.encode("utf-8", "replace").decode() for text in texts]
         self._tokenizer.no_truncation()
-        whole = [len(one.ids) for one in self._tokenizer.encode_batch(plain)]
+        encodings = self._tokenizer.encode_batch(plain)
+        cut = tuple(len(one.ids) > most for one in encodings)
+        numbers = [self._tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")]
+        unknown = next((number for number in numbers if number is not None), None)
+        known = knowledge(encodings, unknown)
         self._tokenizer.enable_truncation(most)
         pieces = torch.full((len(texts), most), self.pad, dtype=torch.int32)
         lengths = []
         for row, one in enumerate(self._tokenizer.encode_batch(plain)):
             pieces[row, : len(one.ids)] = torch.tensor(one.ids, dtype=torch.int32)
             lengths.append(len(one.ids))
-        return Texts(pieces, torch.tensor(lengths, dtype=torch.int32), tuple(length > most for length in whole))
+        return Texts(pieces, torch.tensor(lengths, dtype=torch.int32), cut, *known)
 
     def to_json(self) -> dict[str, Any]:
         """Return configuration and tokenizer as JSON values."""
