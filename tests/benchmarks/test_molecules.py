@@ -78,12 +78,14 @@ def test_the_table_compares_with_the_control_and_leaves_out_what_means_nothing(
 
 def test_the_decoders_are_compared_by_medians(programs: tuple[ModuleType, ModuleType, ModuleType]) -> None:
     decoders = {
-        name: {"covered": 10, "learned": [speed, 2 * speed, 9 * speed], "written": [speed] * 3, "atoms": atoms}
+        name: {
+            "covered": 10, "learned": [speed, 2 * speed, 9 * speed], "written": [speed] * 3, "atoms": atoms, "read": [speed, 1000 * speed],
+        }  # fmt: skip
         for name, speed, atoms in (("motifs", 100.0, 20.0), ("HierVAE", 10.0, 5.0))
     }
     told = {"device": "cpu (a)", "threads": "2", "torch": "2.9", "data": "x", "molecules": 10, "batch": 48}
     text = programs[1].written({**told, "decoders": decoders})
-    assert "| motifs | 10 | 200 [100, 900] | 100 [100, 100] | 20.0 | 2,000 |" in text
+    assert "| motifs | 10 | 100 | 100,000 | 200 [100, 900] | 100 [100, 100] | 20.0 | 2,000 |" in text
     assert "learns 10 times as many molecules and writes 40 times as many atoms" in text
 
 
