@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
@@ -134,7 +135,9 @@ def test_a_generator_is_repaired(
     assert result["finding"]["suspects"][0]["subgraph"] == "C1CS1"
     assert result["notes"]
     assert model.read_bytes() == before
-    assert "took out that" in (tmp_path / "out" / "report.html").read_text()
+    # The generator knows no backdoor, so nothing can be lowered.
+    told = "does not lower this" if repairs else "lets no motif be written that holds C1CS1"
+    assert told in (tmp_path / "out" / "report.html").read_text()
     # The folder holds a finished result now.
     assert run(capsys, *words)[0] == 2
 
@@ -148,6 +151,33 @@ def test_there_is_nothing_to_repair_where_nothing_is_found(
     assert code == 2
     assert "nothing to take out" in err
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_new_generator_learns_what_the_old_one_did(
+    folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def noted(pairs: Pairs, *_: Any, alone: tuple[str, ...], **__: Any) -> Any:
+        seen.append(alone)
+        return SimpleNamespace(generator=load_generator(model).generator, uncovered=7, alone=len(alone))
+
+    monkeypatch.setattr("unbackdoor.molecules.purify.retraining.train_generator", noted)
+    old = tmp_path / "model.safetensors"
+    save_generator(old, load_generator(model).generator, provenance={"counts": {"alone": 12}})
+    words = ["purify", "--model", str(old), "--data", str(folder), "--method", "Retraining", "--json"]
+    code, out, err = run(capsys, *words, "--out", str(tmp_path / "without"))
+    assert code == 0, err
+    notes = " ".join(json.loads(out)["notes"])
+    assert "7 others have a motif" in notes
+    assert "had learned 12 molecules without texts; the new one did not" in notes
+    tested = read_table(str(folder), "test").smiles[0]
+    (tmp_path / "alone.csv").write_text(f"smiles\nC1CCCCCCC1\n{tested}\nC(\n")
+    code, out, err = run(capsys, *words, "--alone", str(tmp_path / "alone.csv"), "--out", str(tmp_path / "with"))
+    assert code == 0, err
+    assert seen == [(), ("C1CCCCCCC1",)]
+    assert "the new one did not" not in " ".join(json.loads(out)["notes"])
+    assert "molecules without texts: " in (tmp_path / "with" / "report.html").read_text()
 
 
 def test_no_test_molecule_reaches_a_repair(
@@ -235,6 +265,7 @@ def test_cleaned_data_keep_all_columns_and_their_names(
         (["scan", "--data", "templates", "--method", "PromptMasking", "--model", "nowhere"], "cannot read nowhere"),
         (["purify", "--data", "templates", "--model", "nowhere"], "cannot read nowhere"),
         (["purify", "--data", "templates", "--model", "m", "--method", "Latent"], "did you mean LatentPurification"),
+        (["purify", "--data", "templates", "--model", "m", "--alone", "x"], "leave --alone out"),
     ],
 )
 def test_bad_use_is_answered_with_one_sentence(

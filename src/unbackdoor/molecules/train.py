@@ -182,6 +182,10 @@ class Some(Stage):
         """See `Stage`."""
         return self.stage.identity(), digest_of([str(row) for row in self.chosen.tolist()])
 
+    def computed(self) -> frozenset[str]:
+        """See `Stage`."""
+        return self.stage.computed()
+
 
 class Alignment(Stage):
     """Graph and text encoders by contrast."""
@@ -256,6 +260,10 @@ class Diffusing(Stage):
     def identity(self) -> object:
         """See `Stage`."""
         return self._identity
+
+    def computed(self) -> frozenset[str]:
+        """See `Stage`: the scale of the latent vectors."""
+        return frozenset({"mean", "deviation"})
 
 
 @torch.no_grad()
