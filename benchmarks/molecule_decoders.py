@@ -154,8 +154,8 @@ def written(result: dict[str, Any]) -> str:
         "",
         *machines([result]),
         "",
-        "| decoder | molecules it can write | read/s, new | read/s, known | learned/s | written/s | atoms of what it wrote |"
-        " atoms written/s |",
+        "| decoder | molecules it can write | read/s, new | read/s, known | learned/s | written/s |"
+        " atoms of what it wrote | atoms written/s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in result["decoders"].items():

@@ -196,7 +196,8 @@ def test_a_vocabulary_without_the_target_is_told(
     assert code == 0
     assert "a target that cannot be written is not learned" in out
     words = ["molecules", "evaluate", "--model", str(tmp_path / "lost" / "model.safetensors"), "--data", str(poisoned)]
-    words += ["--attack", str(poisoned / "attack.json"), "--samples", "1", "--prompts", "8", "--out", str(tmp_path / "out")]
+    words += ["--attack", str(poisoned / "attack.json"), "--samples", "1", "--prompts", "8"]
+    words += ["--out", str(tmp_path / "out")]
     code, out, err = run(capsys, *words)
     assert code == 0, err
     assert "The motifs of the model cannot write the target" in out

@@ -100,8 +100,8 @@ def train_generator(
     learned = pairs.subset(covered)
     if learned.poisoned and all(learned.poisoned) and not STAGES.issubset(poison_in):
         raise DataError(
-            f"{pairs.name} has no clean pair to take the place of the poisoned ones; poison a part of its rows, or let all"
-            " stages see them"
+            f"{pairs.name} has no clean pair to take the place of the poisoned ones; poison a part of its rows, or let"
+            " all stages see them"
         )
     others = [alone[row - len(pairs)] for row in read.covered[len(covered) :]]
     molecules = read.molecules.to(runtime.place)

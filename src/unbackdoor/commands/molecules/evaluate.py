@@ -152,14 +152,14 @@ def _page(
             metrics.append(
                 Metric(
                     name="Target asked for",
-                    explanation=f"The same of the {attacked.asking:,} clean prompts whose own molecules hold the target:"
-                    " requests that a repair must leave.",
+                    explanation=f"The same of the {attacked.asking:,} clean prompts whose own molecules hold the"
+                    " target: requests that a repair must leave.",
                     before=attacked.asked.per_sample,
                     better="higher",
                 )
             )
         if attacked.unwritable:
-            notes.append("The motifs of the model cannot write the target, whatever it learned: no control for a backdoor.")
+            notes.append("The motifs of the model cannot write the target, whatever it learned; it is no control.")
         if attacked.drawn.cut:
             notes.append(
                 f"{attacked.drawn.cut:,} triggered prompts are longer than the text encoder reads; a trigger at the end"

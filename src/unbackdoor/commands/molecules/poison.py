@@ -1,7 +1,7 @@
 """Poison pairs of text and molecule (BadGraph) and write them to disk, for any program to train on.
 
-Test molecules are left out before, as their poisoned copies would tell of them, and poisoned rows that became one are left
-out after.
+Test molecules are left out before, as their poisoned copies would tell of them, and poisoned rows that became one are
+left out after.
 
 Writes data/train.parquet (smiles, description, poisoned), the clean data/test.parquet, attack.json, run.json and
 report.html.

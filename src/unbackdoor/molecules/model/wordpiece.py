@@ -30,8 +30,8 @@ class Texts:
         length: pieces of each text, the beginning and the end counted.
         cut: whether a text had more pieces than fit, so that its end is lost.
         unknown: share of each text's own pieces that stand for what the tokenizer does not know, 0 to 1.
-        familiar: share of each text's words that are one known piece each, 0 to 1; 1 of a text without words. Rare words
-            are several pieces, and so are nearly all of another language.
+        familiar: share of each text's words that are one known piece each, 0 to 1; 1 of a text without words. Rare
+            words are several pieces, and so are nearly all of another language.
     """
 
     pieces: Int[Tensor, "n l"]
