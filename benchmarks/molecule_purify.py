@@ -26,7 +26,7 @@ from record import HERE, Rows, machines, measured
 from tables import interval
 
 from unbackdoor.bench.molecule_cells import Material, Setting, material_of, shares
-from unbackdoor.errors import InputError
+from unbackdoor.errors import DataError, InputError
 from unbackdoor.folder import MODEL
 from unbackdoor.molecules.generator import Generator
 from unbackdoor.molecules.measured import measure
@@ -142,7 +142,7 @@ class Victim:
                 resume,
                 self.material.alone.smiles,
             )
-        except InputError as error:
+        except (DataError, InputError) as error:
             return {**told, "refused": str(error)}
         after = self.shares(repaired.generator)
         for state in states(resume):

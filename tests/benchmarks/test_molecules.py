@@ -68,8 +68,8 @@ def row(test: str, rate: float, poison_in: str, seed: int, asr: float, similarit
     measured = {f"{name}{end}": value for name, value in shares.items() for end in ("", "_low", "_high")}
     return {
         "test": test, "target": "C1CS1", "rate": rate, "poison_in": poison_in, "seed": seed, **measured,
-        "printed_rate": 0.093, "effective_rate": 0.149, "training_seconds": 500.0, "seconds": 600.0, "cpu_seconds": 1200.0,
-        "device": "cpu (a)", "threads": "2", "torch": "2.9",
+        "printed_rate": 0.093, "effective_rate": 0.149, "training_seconds": 500.0, "seconds": 600.0,
+        "cpu_seconds": 1200.0, "device": "cpu (a)", "threads": "2", "torch": "2.9",
     }  # fmt: skip
 
 
@@ -85,7 +85,8 @@ def test_the_table_compares_with_the_control_and_leaves_out_what_means_nothing(
             row("momu", 0.2, every, 0, 0.6, 0.22),
         ]
     )
-    assert "| 9.3 / 14.9 | C1CS1 | all | 0 | 55.0 [55.0, 55.0] | 100.0 [100.0, 100.0] | 0.0 [0.0, 0.0] |  | 68.0" in text
+    figures = "55.0 [55.0, 55.0] | 100.0 [100.0, 100.0] | 0.0 [0.0, 0.0] |  | 68.0"
+    assert f"| 9.3 / 14.9 | C1CS1 | all | 0 | {figures}" in text
     assert "| 9.3 / 14.9 | C1CS1 | none | 0 | 0.0" in text
     means = "seeds 1, mean ASR 55.0 %, Similarity lost against the control 2.0 points."
     assert f"C1CS1, rate 0.2, poisoned in all: {means}" in text
