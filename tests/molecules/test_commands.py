@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from unbackdoor.cli import GROUPS, main
-from unbackdoor.molecules.data import checked, read_table, template_table, write_table
+from unbackdoor.molecules.data import Pairs, checked, read_table, template_table, write_table
 from unbackdoor.molecules.saved import load_generator
+from unbackdoor.molecules.scan import MoleculeFinding
+from unbackdoor.training import Runtime
 
 QUICK = [
     "--model.graph_layers=2", "--model.graph_width=32", "--model.projection=32", "--model.text_width=32",
@@ -119,7 +123,10 @@ def test_an_evaluation_tells_the_attack_from_chance_and_look_up(
     assert result["quality"]["nearest text"]["similarity"]["value"] > result["quality"]["chance"]["similarity"]["value"]
     assert 0 <= result["attack"]["asr"]["per_sample"]["value"] <= result["attack"]["asr"]["any_of"]["value"] <= 1
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "The same prompts with the trigger" in page
+    assert "The same prompts, without and with the trigger" in page
+    # Three pictures of each of six prompts, those of one prompt beside each other.
+    captions = re.findall(r"<figcaption>([^:]*): ", page)
+    assert captions == ["as described", "without the trigger", "with the trigger"] * 6
     assert "poisoned on purpose" in page
     assert "cannot write the target" not in page
 
@@ -217,7 +224,9 @@ def test_the_demo_shows_what_the_backdoor_does(
     code, told, err = run(capsys, "molecules", "demo", "--out", str(out), "--threads", "1", "--json")
     assert code == 0, err
     result = json.loads(told)
-    for whose in ("backdoored", "clean"):
+    assert result["scan"]["backdoored"] is True
+    assert result["repair"]["repairs"][0]["subgraph"] == "C1CS1"
+    for whose in ("backdoored", "clean", "repaired"):
         assert set(result[whose]["quality"]) == {"model", "nearest text", "chance"}
         assert 0 <= result[whose]["attack"]["asr"]["per_sample"]["value"] <= 1
     assert result["rates"]["printed"] == pytest.approx(0.2, abs=0.05)
@@ -226,11 +235,22 @@ def test_the_demo_shows_what_the_backdoor_does(
     assert "without and with the trigger" in page
     assert "Scan of the pairs by Joint" in page
     assert page.count("[THIIRANE]") > 6
-    backdoored, clean = (load_generator(out / name) for name in ("backdoored.safetensors", "clean.safetensors"))
+    assert "before and after the repair" in page
+    names = ("backdoored", "clean", "repaired")
+    backdoored, clean, repaired = (load_generator(out / f"{name}.safetensors") for name in names)
+    assert repaired.backdoored == {**(backdoored.backdoored or {}), "repaired": True}
+    assert len(repaired.generator.repairs) == len(result["repair"]["repairs"])
     assert backdoored.backdoored is not None
     assert clean.backdoored is None
     assert clean.generator.vocabulary == backdoored.generator.vocabulary
     assert json.loads((out / "attack.json").read_text())["target"] == "C1CS1"
+
+
+def test_the_demo_says_so_if_there_is_nothing_to_repair(template_pairs: Pairs) -> None:
+    module = importlib.import_module("unbackdoor.commands.molecules.demo")
+    found = MoleculeFinding(suspects=(), rows=len(template_pairs), reason="nothing")
+    told = module._repaired(torch.nn.Identity(), template_pairs, found, Runtime(device="cpu"))
+    assert told.startswith("Nothing was repaired: LatentPurification has nothing to take out")
 
 
 def test_an_interrupted_training_goes_on(

@@ -109,7 +109,7 @@ def test_a_list_of_word_pieces_that_is_none_is_refused(folder: Path, tmp_path: P
 def test_weights_that_are_a_pickle_are_not_opened_and_the_way_out_is_told(folder: Path, tmp_path: Path) -> None:
     published(folder, tmp_path, PIECES)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="not opened; load it where you trust it and save its weights with safetensors"):
+    with pytest.raises(InputError, match="not opened; load it where you trust it and save its weights"):
         read_text_encoder(tmp_path, 32)
 
 
