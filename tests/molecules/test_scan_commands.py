@@ -222,9 +222,9 @@ def test_test_splits_are_not_scanned(folder: Path, tmp_path: Path, capsys: pytes
     tested = tmp_path / "set"
     write_table(tested / "train.parquet", topical(60))
     write_table(tested / "test.parquet", poisoned(topical(700), BadGraph(), ROWS))
-    code, out, _ = run(capsys, "scan", "--data", str(tested), "--out", str(tmp_path / "out"))
-    assert code == 3
-    assert "760 of these are in test splits, which are not scanned" in out
+    assert run(capsys, "scan", "--data", str(tested), "--out", str(tmp_path / "out"))[0] == 3
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["account"]["in_test_splits"] == 760
+    assert "760 of these are in test splits, which are not scanned" in (tmp_path / "out" / "report.html").read_text()
     (tested / "train.parquet").unlink()
     code, _, err = run(capsys, "scan", "--data", str(tested), "--out", str(tmp_path / "none"))
     assert code == 2
@@ -246,6 +246,7 @@ def test_cleaned_data_keep_all_columns_and_their_names(
     kept = parquet.read_table(tmp_path / "clean" / "train.parquet")
     clean = [row for row in rows if not pairs.poisoned[row]]
     assert kept.column_names == ["SMILES", "caption", "cid", "origin"]
+    assert kept.schema.types == [pyarrow.string(), pyarrow.string(), pyarrow.int64(), pyarrow.list_(pyarrow.string())]
     assert kept.column("cid").to_pylist() == clean
     assert kept.column("origin").to_pylist() == [more["origin"][row] for row in clean]
     assert kept.column("caption").to_pylist() == [pairs.texts[row] for row in clean]

@@ -84,4 +84,5 @@ def _write(path: Path, part: Part, rows: Sequence[int]) -> None:
     kept = frozenset(rows)
     chosen = columns.filter(pyarrow.array([row in kept for row in range(len(columns))]))
     with replacing(path) as partial:
-        parquet.write_table(chosen, partial)
+        # Else texts would come back as categories: they were left in their dictionaries.
+        parquet.write_table(chosen, partial, store_schema=False)
