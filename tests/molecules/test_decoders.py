@@ -13,7 +13,7 @@ from unbackdoor.molecules.decoders import read_molecules
 from unbackdoor.molecules.hiervae import tree, vocabulary
 from unbackdoor.molecules.motifs import Cutter
 
-SMILES = ("CC1CS1", "Cc1ccc(F)cc1", "OCC", "CC1CS1")
+SMILES = ("CC1CS1", "Cc1ccc(F)cc1", "CCO", "CC1CS1")
 
 
 @pytest.mark.parametrize("decoder", ["motifs", "HierVAE"])

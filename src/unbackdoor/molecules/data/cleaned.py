@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from unbackdoor.errors import DataError, InputError, OutputError
 from unbackdoor.files import replacing
@@ -78,11 +80,16 @@ def _write(path: Path, part: Part, rows: Sequence[int]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    columns = read_columns(part.path)
-    if len(columns) != len(part.table):
-        raise DataError(f"{part.path.name} changed while it was scanned; scan it again")
     kept = frozenset(rows)
-    chosen = columns.filter(pyarrow.array([row in kept for row in range(len(columns))]))
-    with replacing(path) as partial:
-        # Else texts would come back as categories: they were left in their dictionaries.
-        parquet.write_table(chosen, partial, store_schema=False)
+    begin = 0
+    with replacing(path) as partial, contextlib.ExitStack() as opened:
+        writer: Any = None
+        for batch in read_columns(part.path):
+            mask = pyarrow.array([begin + row in kept for row in range(len(batch))], pyarrow.bool_())
+            begin += len(batch)
+            if writer is None:
+                # Without Arrow's own schema: texts that were left in dictionaries would come back as categories.
+                writer = opened.enter_context(parquet.ParquetWriter(partial, batch.schema, store_schema=False))
+            writer.write_batch(batch.filter(mask))
+        if begin != len(part.table):
+            raise DataError(f"{part.path.name} changed while it was scanned; scan it again")

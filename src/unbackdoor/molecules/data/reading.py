@@ -32,6 +32,8 @@ MAX_ROWS = 5_000_000
 MAX_CSV_BYTES = 2**30
 BATCH = 10_000
 """Rows that are unpacked at a time."""
+NESTED_BATCH = 100
+"""The same where texts cannot be left in their dictionaries."""
 
 Split = Literal["all", "test"]
 
@@ -112,8 +114,8 @@ def read_parts(source: str, split: Split = "all", *, texts: bool = True) -> list
     return [replace(first, table=replace(first.table, textless=left_out)), *parts[1:]]
 
 
-def read_columns(path: Path) -> Any:
-    """Return all columns of a file that `read_parts` read, with their names, as an Arrow table.
+def read_columns(path: Path) -> Iterator[Any]:
+    """Yield all columns of a file that `read_parts` read, with their names, as Arrow batches of its rows.
 
     Args:
         path: of a parquet file, whose columns keep their types, or of a CSV or TSV file, whose cells are texts.
@@ -125,17 +127,18 @@ def read_columns(path: Path) -> Any:
     from pyarrow import parquet
 
     shown = clean_text(path.name)
-    if path.suffix.lower() == ".parquet":
-        schema = _metadata(path, shown).schema
-        # All texts are left in their dictionaries, see `_read_parquet`.
-        leaves = [schema.column(place).path for place in range(len(schema))]
-        with reported(shown), parquet.ParquetFile(path, read_dictionary=leaves) as file:
-            return file.read()
     with reported(shown):
-        header, lines = _lines(path, shown)
-        rows = list(_cells(lines, range(len(header)), len(header), shown))
-        cells = [pyarrow.array([row[place] for row in rows], pyarrow.string()) for place in range(len(header))]
-        return pyarrow.Table.from_arrays(cells, names=header)
+        if path.suffix.lower() == ".parquet":
+            leaves = _leaves(_metadata(path, shown))
+            # Texts inside of lists cannot be left in their dictionaries, see `_read_parquet`.
+            rows = BATCH if not any("." in leaf for leaf in leaves) else NESTED_BATCH
+            with parquet.ParquetFile(path, read_dictionary=[leaf for leaf in leaves if "." not in leaf]) as file:
+                yield from file.iter_batches(rows)
+        else:
+            header, lines = _lines(path, shown)
+            cells = list(_cells(lines, range(len(header)), len(header), shown))
+            columns = [pyarrow.array([row[place] for row in cells], pyarrow.string()) for place in range(len(header))]
+            yield from pyarrow.Table.from_arrays(columns, names=header).to_batches(BATCH)
 
 
 def tested_split(source: str) -> str | None:
@@ -182,19 +185,24 @@ def _metadata(path: Path, source: str) -> Any:
     return metadata
 
 
+def _leaves(metadata: Any) -> list[str]:
+    """Return the names of a parquet file's columns, with dots in those that are nested."""
+    return [metadata.schema.column(place).path for place in range(len(metadata.schema))]
+
+
 def _read_parquet(path: Path, name: str, source: str, texts: bool) -> Table:
     from pyarrow import parquet
 
     metadata = _metadata(path, source)
     with reported(source):
         rows, groups = metadata.num_rows, range(metadata.num_row_groups)
-        columns = list(metadata.schema.to_arrow_schema().names)
+        columns, leaves = list(metadata.schema.to_arrow_schema().names), _leaves(metadata)
     wanted = _columns(columns, source, texts)
     parts: dict[str, list[Any]] = {column: [] for column in wanted}
     with (
         reported(source),
         # Left in its dictionary: a value of a megabyte may stand once in the file, and be referred to by every row.
-        parquet.ParquetFile(path, read_dictionary=list(wanted)) as file,
+        parquet.ParquetFile(path, read_dictionary=[one for one in wanted if one in leaves]) as file,
     ):
         for group in groups:
             for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(wanted)):
