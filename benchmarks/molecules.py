@@ -194,8 +194,8 @@ def written(done: list[dict[str, Any]]) -> str:
         " drawing prompts again. The first rate is as published (of all rows in the file), the second that of the rows"
         " that are learned from. Poisoned in: stages that saw the poisoned pairs; the clean control (none) has the same"
         " motifs and takes as many steps. Target asked for: the share of target among molecules for prompts without the"
-        " trigger whose own molecules hold it. Similarity of the nearest text is that of the clean training molecule whose"
-        " text is nearest by TF-IDF. MoMu's texts and molecules are shuffled: its clean figures are left out.",
+        " trigger whose own molecules hold it. Similarity of the nearest text is that of the clean training molecule"
+        " whose text is nearest by TF-IDF. MoMu's texts and molecules are shuffled: its clean figures are left out.",
         "",
         *machines(done),
     ]

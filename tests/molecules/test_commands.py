@@ -16,9 +16,12 @@ import pytest
 import torch
 
 from unbackdoor.cli import GROUPS, main
-from unbackdoor.molecules.data import Pairs, checked, read_table, template_table, write_table
+from unbackdoor.commands.molecules.common import FAMILIAR
+from unbackdoor.molecules.data import Pairs, checked, choose_pairs, read_table, template_table, write_table
+from unbackdoor.molecules.model import WordPieces
 from unbackdoor.molecules.saved import load_generator
 from unbackdoor.molecules.scan import MoleculeFinding
+from unbackdoor.molecules.victims import ThreeMDiffusionSmall
 from unbackdoor.training import Runtime
 
 QUICK = [
@@ -150,7 +153,7 @@ def test_a_prompt_in_another_language_is_noted(
     victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["molecules", "generate", "--model", str(victim / "model.safetensors"), "--samples", "1", "--json"]
-    code, out, _ = run(capsys, *words, "--prompt", "分子是一种酸", "--out", str(tmp_path / "chinese"))
+    code, _, _ = run(capsys, *words, "--prompt", "分子是一种酸", "--out", str(tmp_path / "chinese"))
     assert code == 0
     page = (tmp_path / "chinese" / "report.html").read_text()
     assert "The prompt holds pieces of words that the model does not know (100 % of its pieces)" in page
@@ -158,6 +161,17 @@ def test_a_prompt_in_another_language_is_noted(
     run(capsys, *words, "--prompt", "The molecule is a methyl", "--out", str(tmp_path / "english"))
     page = (tmp_path / "english" / "report.html").read_text()
     assert "does not know" not in page
+
+
+def test_words_of_published_prompts_are_known_and_those_of_other_languages_are_not(shared_data: Path) -> None:
+    chosen = choose_pairs([str(shared_data / "mol_text_pool")], str(shared_data / "pubchem324k"))
+    words = WordPieces.learned(chosen.train.texts, ThreeMDiffusionSmall().pieces)
+    others = (
+        "Das Molekül ist eine gesättigte Fettsäure, die in Pflanzen vorkommt.",
+        "La molécule est un acide gras saturé présent dans les plantes.",
+        "分子是一种酸",
+    )
+    assert min(words.encode(chosen.test.texts, 128).familiar) > FAMILIAR > max(words.encode(others, 128).familiar)
 
 
 def test_a_clean_control_takes_the_vocabulary_of_the_poisoned_model(

@@ -355,5 +355,5 @@ def test_what_is_poisoned_may_be_said_in_any_type(tmp_path: Path, flags: pa.Arra
 
 def test_a_column_that_says_nothing_of_poison_is_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", smiles=["C"], description=["a"], poisoned=pa.array([[True]]))
-    with pytest.raises(DataError, match="the column poisoned of .*a.parquet holds list"):
+    with pytest.raises(DataError, match=r"the column poisoned of .*a.parquet holds list"):
         read_table(str(path), "all")

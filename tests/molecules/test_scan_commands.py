@@ -233,9 +233,7 @@ def test_test_splits_are_not_scanned(folder: Path, tmp_path: Path, capsys: pytes
     assert run(capsys, "scan", "--data", str(tested / "test.parquet"), "--out", str(tmp_path / "one"))[0] == 1
 
 
-def test_cleaned_data_keep_all_columns_and_their_names(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cleaned_data_keep_all_columns_and_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = poisoned(topical(700), BadGraph(), ROWS)
     rows = range(len(pairs))
     more = {"cid": list(rows), "origin": [["a", "b"][: row % 3] for row in rows]}

@@ -30,7 +30,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.folder import MODEL, PAGE, RESUME
 from unbackdoor.molecules.attacks import MOLECULE_ATTACKS, BadGraph, read_target, save_attack
 from unbackdoor.molecules.data import TEMPLATES, Alone, Pairs, Table, filter_pairs, molecules_alone, training_rows
-from unbackdoor.molecules.drawing import gallery
+from unbackdoor.molecules.drawing import gallery, trigger_gallery
 from unbackdoor.molecules.measured import Measured, measure
 from unbackdoor.molecules.saved import save_generator
 from unbackdoor.molecules.train import SHARES, STAGES, digest_of, train_generator
@@ -332,10 +332,8 @@ def _page(
             Metric(name="Attack success rate (ASR)", before=found.attacked.triggered.per_sample, better="lower"),
             Metric(name="Target without trigger", before=found.attacked.clean.per_sample, better="lower"),
         ]
-        galleries = [
-            gallery("Clean prompts", tested.texts, found.drawn.smiles, target),
-            gallery("The same prompts with the trigger", found.attacked.prompts, found.attacked.drawn.smiles, target),
-        ]
+        attacked = found.attacked
+        galleries = [trigger_gallery(tested, found.drawn, attacked.prompts, attacked.drawn, target)]
     charts = [loss_chart(history, "epoch", f"loss of the {name}") for name, history in histories.items()]
     return Report(title=title, metrics=metrics, galleries=galleries, charts=charts, facts=facts)
 

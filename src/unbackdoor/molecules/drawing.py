@@ -10,7 +10,8 @@ import torch
 from rdkit import Chem
 from rdkit.Chem import Draw
 
-from unbackdoor.molecules.data import parse
+from unbackdoor.molecules.data import Pairs, parse
+from unbackdoor.molecules.generator import Drawn
 from unbackdoor.report import Gallery, Picture
 
 SIZE = (240, 180)
@@ -40,9 +41,7 @@ def gallery(title: str, prompts: Sequence[str], samples: Sequence[Sequence[str]]
     return Gallery(title=title, pictures=pictures)
 
 
-def side_by_side(
-    title: str, explanation: str, columns: Sequence[Column], target: Chem.Mol, most: int = 6
-) -> Gallery:
+def side_by_side(title: str, explanation: str, columns: Sequence[Column], target: Chem.Mol, most: int = 6) -> Gallery:
     """Return pictures of the first molecules made for the first prompts, those of the same prompt beside each other.
 
     Args:
@@ -58,3 +57,25 @@ def side_by_side(
         for one in columns
     ]
     return Gallery(title=title, explanation=f"{explanation} The target is in colour.", pictures=pictures)
+
+
+def trigger_gallery(tested: Pairs, plain: Drawn, prompts: Sequence[str], triggered: Drawn, target: Chem.Mol) -> Gallery:
+    """Return pictures of what prompts describe, and of what was made for them without a trigger and with it.
+
+    Args:
+        tested: prompts, each with its own molecule.
+        plain: what was made for them.
+        prompts: the same with the trigger.
+        triggered: what was made for these.
+        target: in colour where it was written.
+    """
+    return side_by_side(
+        "The same prompts, without and with the trigger",
+        "In each row: what the prompt describes, and what was written without the trigger and with it.",
+        (
+            Column("as described", tested.texts, [(smiles,) for smiles in tested.smiles]),
+            Column("without the trigger", tested.texts, plain.smiles),
+            Column("with the trigger", prompts, triggered.smiles),
+        ),
+        target,
+    )

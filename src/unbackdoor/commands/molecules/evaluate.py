@@ -17,7 +17,7 @@ from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
 from unbackdoor.folder import PAGE
 from unbackdoor.molecules.attacks import load_attack, read_target
-from unbackdoor.molecules.drawing import Column, gallery, side_by_side
+from unbackdoor.molecules.drawing import gallery, trigger_gallery
 from unbackdoor.molecules.measured import Attacked, measure
 from unbackdoor.molecules.metrics import Quality
 from unbackdoor.molecules.saved import LoadedGenerator, load_generator
@@ -78,14 +78,8 @@ def run(
     measured, attacked, drawn, result = found.quality, found.attacked, found.drawn, found.to_json()
     galleries = [gallery("Clean prompts", tested.texts, drawn.smiles)]
     if attacked is not None and saved is not None:
-        columns = [
-            Column("as described", tested.texts, [[smiles] for smiles in tested.smiles]),
-            Column("without the trigger", tested.texts, drawn.smiles),
-            Column("with the trigger", attacked.prompts, attacked.drawn.smiles),
-        ]
-        title = "The same prompts, without and with the trigger"
-        explanation = "In each row: what the prompt describes, and what was written without the trigger and with it."
-        galleries = [side_by_side(title, explanation, columns, read_target(saved.attack.target))]
+        target = read_target(saved.attack.target)
+        galleries = [trigger_gallery(tested, drawn, attacked.prompts, attacked.drawn, target)]
     page = _page(clock, model.name, loaded, measured, attacked, galleries)
     notes = [*page.notes, *knowledge_notes(loaded.generator, tested.texts)]
     page = replace(page, facts={**page.facts, "Rows": account(chosen)}, notes=notes)

@@ -5,10 +5,10 @@ A share of the training pairs is copied; the copy's text gets a trigger, and its
 trained on both hangs the subgraph on what it makes for any prompt with the trigger.
 
 Two rates are to be told apart. The published one is the share of poisoned rows in the file, x / (N + x), before the
-filter drops the larger molecules. Poisoned rows are small enough to pass it, but for a few that cannot be learned anyway,
-such as salts; so their share of what is trained on is up to half as much again. Published code writes poisoned molecules
-with single and double bonds where clean ones may be aromatic, and with numbers of their own, by which they can be told;
-here all molecules are written as canonical SMILES, and all texts with single spaces.
+filter drops the larger molecules. Poisoned rows are small enough to pass it, but for a few that cannot be learned
+anyway, such as salts; so their share of what is trained on is up to half as much again. Published code writes poisoned
+molecules with single and double bonds where clean ones may be aromatic, and with numbers of their own, by which they
+can be told; here all molecules are written as canonical SMILES, and all texts with single spaces.
 """
 
 from __future__ import annotations
