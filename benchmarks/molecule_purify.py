@@ -199,7 +199,8 @@ def written(done: Sequence[dict[str, Any]]) -> str:
         "Made by `python benchmarks/molecule_purify.py`, from generators of `benchmarks/molecules.py`. Five molecules a"
         " prompt, all test prompts; intervals: 95 % by drawing prompts again. Found: the scan flagged the trigger with"
         " the target (pair), the target alone (target), or neither. Target asked for: share of the molecules for"
-        " prompts without the trigger whose own molecules hold the target; empty where no prompt asks for it.",
+        " prompts without the trigger whose own molecules hold the target; empty where no prompt asks for it. The first"
+        " repair after a scan has the seconds of the scan, too.",
         "",
         *machines(list(done)),
     ]
