@@ -224,7 +224,7 @@ def test_test_splits_are_not_scanned(folder: Path, tmp_path: Path, capsys: pytes
     write_table(tested / "test.parquet", poisoned(topical(700), BadGraph(), ROWS))
     assert run(capsys, "scan", "--data", str(tested), "--out", str(tmp_path / "out"))[0] == 3
     assert json.loads((tmp_path / "out" / "run.json").read_text())["account"]["in_test_splits"] == 760
-    assert "760 of these are in test splits, which are not scanned" in (tmp_path / "out" / "report.html").read_text()
+    assert "760 rows that could be used are in test splits" in (tmp_path / "out" / "report.html").read_text()
     (tested / "train.parquet").unlink()
     code, _, err = run(capsys, "scan", "--data", str(tested), "--out", str(tmp_path / "none"))
     assert code == 2

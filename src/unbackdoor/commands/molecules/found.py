@@ -39,7 +39,7 @@ class Untrusted:
         """Return the account of all rows, for people."""
         lines = self.dropped.sentences()
         if self.tested:
-            lines.append(f"{self.tested:,} of these are in test splits, which are not scanned")
+            lines.append(f"{self.tested:,} rows that could be used are in test splits, which are not scanned")
         return lines
 
     def to_json(self) -> dict[str, Any]:
