@@ -322,10 +322,10 @@ def test_retraining_follows_no_path_from_a_file(
     generator: Generator, poisoned: Pairs, learned: list[SimpleNamespace], tmp_path: Path
 ) -> None:
     suspect = Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=2.0)
-    with pytest.raises(InputError, match="leave --method.text_model out"):
+    with pytest.raises(InputError, match=r"leave --method\.text_model out"):
         Retraining(text_model=tmp_path).purify(generator, poisoned, [suspect], RUNTIME)
     generator.options = replace(TINY, text_model=Path("/etc"))
-    with pytest.raises(InputError, match="name its folder with --method.text_model"):
+    with pytest.raises(InputError, match=r"name its folder with --method\.text_model"):
         Retraining().purify(generator, poisoned, [suspect], RUNTIME)
     assert not learned
     Retraining(text_model=tmp_path).purify(generator, poisoned, [suspect], RUNTIME)
