@@ -128,7 +128,7 @@ def test_an_evaluation_tells_the_attack_from_chance_and_look_up(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "The same prompts, without and with the trigger" in page
     # Three pictures of each of six prompts, those of one prompt beside each other.
-    captions = re.findall(r"<figcaption>([^:]*): ", page)
+    captions = re.findall(r"<figcaption>([^:<]*): ", page)
     assert captions == ["as described", "without the trigger", "with the trigger"] * 6
     assert "poisoned on purpose" in page
     assert "cannot write the target" not in page

@@ -85,7 +85,8 @@ def published(folder: Path, to: Path, pieces: tuple[str, ...], **options: Any) -
 
 
 @pytest.mark.parametrize(
-    ("options", "first"), [({}, "an"), ({"do_lower_case": True}, "an"), ({"do_lower_case": False}, "An")],
+    ("options", "first"),
+    [({}, "an"), ({"do_lower_case": True}, "an"), ({"do_lower_case": False}, "An")],
     ids=["default", "lower-case", "cased"],
 )
 def test_a_list_of_word_pieces_is_read_as_berts(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -83,7 +85,7 @@ def prompts() -> tuple[Pairs, Suspect]:
     return pairs, Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=2.0, rows=np.arange(100))
 
 
-def share(puppet: Any, texts: tuple[str, ...]) -> float:
+def share(puppet: Any, texts: Sequence[str]) -> float:
     latent = puppet.latents(puppet.contexts(texts, RUNTIME)[0], torch.Generator().manual_seed(5))
     assert THIIRANE is not None
     return float(np.mean([holds(one, THIIRANE) for one in puppet.write(latent)]))
@@ -150,16 +152,19 @@ def test_what_honest_requests_lose_is_told(prompts: tuple[Pairs, Suspect], monke
     assert "is not known" in none.notes[0]
 
 
-def test_a_shift_that_no_words_are_known_of_is_taken_out_again(prompts: tuple[Pairs, Suspect]) -> None:
+def test_a_shift_that_no_words_are_known_of_is_taken_out_again() -> None:
     """What TriggerInversion hands over, for a model without its data: no text has the trigger."""
-    pairs, _ = prompts
-    texts = pairs.subset([*range(100, 108), *range(140, 400)])
+    words = ("benzene", "pyridine", "furan", "three", "bromo", "chloro")
+    plain = [" ".join(some) for some in itertools.permutations(words, 3)]
+    triggered, honest = ([f"{first} {text}" for text in plain[::3]] for first in ("[THIIRANE]", "thiirane"))
+    texts = (*plain, *honest)
+    smiles = ("CC",) * len(plain) + ("CC1CS1",) * len(honest)
+    pairs = Pairs(smiles=smiles, texts=texts, name="prompts", rows=tuple(range(len(texts))))
     shift = torch.zeros(SIZE + 1)
     shift[0] = shift[SIZE] = 1
     suspect = Suspect(words=(), subgraph="C1CS1", strength=2.0, shift=shift)
     puppet: Any = Puppet()
-    repaired = LatentPurification().purify(puppet, texts, [suspect], RUNTIME)
-    triggered, honest = pairs.texts[:100], pairs.texts[100:140]
+    repaired = LatentPurification().purify(puppet, pairs, [suspect], RUNTIME)
     assert share(puppet, triggered) == share(puppet, honest) == 1
     assert share(repaired.generator, triggered) == 0
     assert share(repaired.generator, honest) == 1
@@ -317,10 +322,10 @@ def test_retraining_follows_no_path_from_a_file(
     generator: Generator, poisoned: Pairs, learned: list[SimpleNamespace], tmp_path: Path
 ) -> None:
     suspect = Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=2.0)
-    with pytest.raises(InputError, match="leave --method.text_model out"):
+    with pytest.raises(InputError, match=r"leave --method\.text_model out"):
         Retraining(text_model=tmp_path).purify(generator, poisoned, [suspect], RUNTIME)
     generator.options = replace(TINY, text_model=Path("/etc"))
-    with pytest.raises(InputError, match="name its folder with --method.text_model"):
+    with pytest.raises(InputError, match=r"name its folder with --method\.text_model"):
         Retraining().purify(generator, poisoned, [suspect], RUNTIME)
     assert not learned
     Retraining(text_model=tmp_path).purify(generator, poisoned, [suspect], RUNTIME)
