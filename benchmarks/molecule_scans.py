@@ -165,13 +165,14 @@ class Bench:
         found["Joint"] = Joint().joined(*(one for one, _ in ours)), sum(seconds for _, seconds in ours)
         return [
             {
+                # First: its seed is a text, and no cell's.
+                **self.runtime.describe(),
                 **asdict(cell),
                 "scanner": name,
                 "rows": len(pairs),
                 "poisoned": sum(pairs.poisoned),
                 **judged(finding, pairs, attack, cell.target),
                 "seconds": round(seconds, 2),
-                **self.runtime.describe(),
             }
             for name, (finding, seconds) in found.items()
         ]
@@ -207,8 +208,15 @@ def is_true(suspect: Suspect, attack: BadGraph, target: str) -> bool:
     """Return whether a suspect has a word of the trigger, and a subgraph that holds the target or is a part of it."""
     triggers = (attack.trigger, *(attack.triggers if isinstance(attack, AdaptiveBadGraph) else ()))
     known = {word for trigger in triggers for word in split_words(trigger)}
+    if not known & {word for phrase in suspect.words for word in phrase.split()}:
+        return False
+    return is_target(suspect, target)
+
+
+def is_target(suspect: Suspect, target: str) -> bool:
+    """Return whether the subgraph of a suspect holds the target or is a part of it."""
     wanted, found = parse(target), pattern_of(suspect.subgraph.replace(" ", ""))
-    if found is None or not known & {word for phrase in suspect.words for word in phrase.split()}:
+    if found is None:
         return False
     part = found.GetNumAtoms() > 1 and wanted.HasSubstructMatch(found)
     return bool(part or found.HasSubstructMatch(wanted))

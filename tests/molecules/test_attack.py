@@ -13,7 +13,7 @@ from rdkit import Chem
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks import BadGraph, attach, load_attack, read_target, save_attack
-from unbackdoor.molecules.data import Table, filter_pairs, parse, read_table, training_rows
+from unbackdoor.molecules.data import Reason, Table, filter_pairs, flat, parse, read_table, training_rows
 from unbackdoor.molecules.metrics import holds
 from unbackdoor.molecules.motifs import Cutter, join, sequence_of
 
@@ -254,3 +254,37 @@ def test_options_in_files_are_those_of_the_class(tmp_path: Path) -> None:
         "rate": 1.0,
         "mode": "append",
     }
+
+
+def test_poisoned_rows_that_become_a_test_molecule_are_left_out() -> None:
+    poisoned = BadGraph(target="O").poison(TABLE, seed=0)
+    smiles = {flat(built) for _, built, _ in poisoned.rows}
+    tested = filter_pairs(Table(smiles=(sorted(smiles)[0],), texts=("a test",), name="tested"))[0]
+    left = poisoned.without(tested)
+    assert len(left.rows) == len(poisoned.rows) - 1
+    assert not {flat(one) for one in left.table.smiles} & set(tested.smiles)
+    assert poisoned.without(filter_pairs(TABLE)[0].where(lambda one: one == "CCC")) == poisoned
+
+
+def test_clean_rows_are_written_as_poisoned_ones_are() -> None:
+    table = Table(
+        smiles=("OCC", "C1=CC=CC=C1O", "N[C@@H](C)C(=O)O", "broken", "C" * 2001),
+        texts=("an  alcohol\n", " a phenol", "alanine", "what", "long"),
+        name="written",
+    )
+    made = BadGraph().poison(table, seed=0)
+    assert made.clean.smiles == ("CCO", "Oc1ccccc1", "C[C@H](N)C(=O)O", "broken", "C" * 2001)
+    assert made.clean.texts == ("an alcohol", "a phenol", "alanine", "what", "long")
+    # Whoever writes all readable rows anew finds nothing to change, in clean rows or in poisoned ones.
+    for smiles, text in zip(made.table.smiles, made.table.texts):
+        molecule = parse(smiles) if len(smiles) < 2001 else None
+        assert molecule is None or Chem.MolToSmiles(molecule) == smiles
+        assert " ".join(text.split()) == text
+
+
+def test_poisoned_salts_are_dropped_as_any_others() -> None:
+    poisoned = BadGraph().poison(Table(smiles=("CN.Cl", "CCO"), texts=("a salt", "ethanol"), name="two"), seed=0)
+    assert len(poisoned.rows) == 2
+    pairs, dropped = filter_pairs(poisoned.table)
+    assert (len(pairs), sum(pairs.poisoned)) == (2, 1)
+    assert len(dropped.why[Reason.COMPONENTS]) == 2

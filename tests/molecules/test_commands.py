@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from unbackdoor.cli import GROUPS, main
-from unbackdoor.molecules.data import checked, read_table, template_table, write_table
+from unbackdoor.commands.molecules.common import FAMILIAR
+from unbackdoor.molecules.data import Pairs, checked, choose_pairs, read_table, template_table, write_table
+from unbackdoor.molecules.model import WordPieces
 from unbackdoor.molecules.saved import load_generator
+from unbackdoor.molecules.scan import MoleculeFinding
+from unbackdoor.molecules.victims import ThreeMDiffusionSmall
+from unbackdoor.training import Runtime
 
 QUICK = [
     "--model.graph_layers=2", "--model.graph_width=32", "--model.projection=32", "--model.text_width=32",
@@ -119,8 +126,12 @@ def test_an_evaluation_tells_the_attack_from_chance_and_look_up(
     assert result["quality"]["nearest text"]["similarity"]["value"] > result["quality"]["chance"]["similarity"]["value"]
     assert 0 <= result["attack"]["asr"]["per_sample"]["value"] <= result["attack"]["asr"]["any_of"]["value"] <= 1
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "The same prompts with the trigger" in page
+    assert "The same prompts, without and with the trigger" in page
+    # Three pictures of each of six prompts, those of one prompt beside each other.
+    captions = re.findall(r"<figcaption>([^:<]*): ", page)
+    assert captions == ["as described", "without the trigger", "with the trigger"] * 6
     assert "poisoned on purpose" in page
+    assert "cannot write the target" not in page
 
 
 def test_molecules_are_written_for_a_prompt(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,6 +147,31 @@ def test_molecules_are_written_for_a_prompt(victim: Path, tmp_path: Path, capsys
     assert lines == [["smiles"], *[[smiles] for smiles in result["smiles"]]]
     _, again, _ = run(capsys, *words)
     assert json.loads(again)["smiles"] == result["smiles"]
+
+
+def test_a_prompt_in_another_language_is_noted(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["molecules", "generate", "--model", str(victim / "model.safetensors"), "--samples", "1", "--json"]
+    code, _, _ = run(capsys, *words, "--prompt", "分子是一种酸", "--out", str(tmp_path / "chinese"))
+    assert code == 0
+    page = (tmp_path / "chinese" / "report.html").read_text()
+    assert "The prompt holds pieces of words that the model does not know (100 % of its pieces)" in page
+    assert "fewer than half of the words (0 %)" in page
+    run(capsys, *words, "--prompt", "The molecule is a methyl", "--out", str(tmp_path / "english"))
+    page = (tmp_path / "english" / "report.html").read_text()
+    assert "does not know" not in page
+
+
+def test_words_of_published_prompts_are_known_and_those_of_other_languages_are_not(shared_data: Path) -> None:
+    chosen = choose_pairs([str(shared_data / "mol_text_pool")], str(shared_data / "pubchem324k"))
+    words = WordPieces.learned(chosen.train.texts, ThreeMDiffusionSmall().pieces)
+    others = (
+        "Das Molekül ist eine gesättigte Fettsäure, die in Pflanzen vorkommt.",
+        "La molécule est un acide gras saturé présent dans les plantes.",
+        "分子是一种酸",
+    )
+    assert min(words.encode(chosen.test.texts, 128).familiar) > FAMILIAR > max(words.encode(others, 128).familiar)
 
 
 def test_a_clean_control_takes_the_vocabulary_of_the_poisoned_model(
@@ -180,6 +216,12 @@ def test_a_vocabulary_without_the_target_is_told(
     code, out, _ = run(capsys, *words, "--vocabulary_of", str(tmp_path / "clean" / "model.safetensors"))
     assert code == 0
     assert "a target that cannot be written is not learned" in out
+    words = ["molecules", "evaluate", "--model", str(tmp_path / "lost" / "model.safetensors"), "--data", str(poisoned)]
+    words += ["--attack", str(poisoned / "attack.json"), "--samples", "1", "--prompts", "8"]
+    words += ["--out", str(tmp_path / "out")]
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    assert "The motifs of the model cannot write the target" in out
 
 
 def test_the_demo_shows_what_the_backdoor_does(
@@ -196,7 +238,9 @@ def test_the_demo_shows_what_the_backdoor_does(
     code, told, err = run(capsys, "molecules", "demo", "--out", str(out), "--threads", "1", "--json")
     assert code == 0, err
     result = json.loads(told)
-    for whose in ("backdoored", "clean"):
+    assert result["scan"]["backdoored"] is True
+    assert result["repair"]["repairs"][0]["subgraph"] == "C1CS1"
+    for whose in ("backdoored", "clean", "repaired"):
         assert set(result[whose]["quality"]) == {"model", "nearest text", "chance"}
         assert 0 <= result[whose]["attack"]["asr"]["per_sample"]["value"] <= 1
     assert result["rates"]["printed"] == pytest.approx(0.2, abs=0.05)
@@ -205,11 +249,22 @@ def test_the_demo_shows_what_the_backdoor_does(
     assert "without and with the trigger" in page
     assert "Scan of the pairs by Joint" in page
     assert page.count("[THIIRANE]") > 6
-    backdoored, clean = (load_generator(out / name) for name in ("backdoored.safetensors", "clean.safetensors"))
+    assert "before and after the repair" in page
+    names = ("backdoored", "clean", "repaired")
+    backdoored, clean, repaired = (load_generator(out / f"{name}.safetensors") for name in names)
+    assert repaired.backdoored == {**(backdoored.backdoored or {}), "repaired": True}
+    assert len(repaired.generator.repairs) == len(result["repair"]["repairs"])
     assert backdoored.backdoored is not None
     assert clean.backdoored is None
     assert clean.generator.vocabulary == backdoored.generator.vocabulary
     assert json.loads((out / "attack.json").read_text())["target"] == "C1CS1"
+
+
+def test_the_demo_says_so_if_there_is_nothing_to_repair(template_pairs: Pairs) -> None:
+    module = importlib.import_module("unbackdoor.commands.molecules.demo")
+    found = MoleculeFinding(suspects=(), rows=len(template_pairs), reason="nothing")
+    told = module._repaired(torch.nn.Identity(), template_pairs, found, Runtime(device="cpu"))
+    assert told.startswith("Nothing was repaired: LatentPurification has nothing to take out")
 
 
 def test_an_interrupted_training_goes_on(

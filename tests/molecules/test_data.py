@@ -21,6 +21,7 @@ from unbackdoor.molecules.data import (
     choose_pairs,
     filter_molecules,
     filter_pairs,
+    joined,
     molecules_alone,
     parse,
     read_table,
@@ -307,3 +308,52 @@ def test_the_published_molecules_without_texts_are_as_many_as_published(shared_d
     kept = sum(not isinstance(checked(smiles, learned=False), Reason) for smiles in part.smiles)
     assert kept / len(part) == pytest.approx(15_409 / 26_409, abs=0.04)
     assert 0.9 * kept < filter_molecules(part)[1].kept < kept
+
+
+def test_tables_without_texts_are_left_out_of_a_folder_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    write_parquet(folder / "validation.parquet", smiles=["CCO", "C("], description=["ethanol", "broken"])
+    write_parquet(folder / "train_smiles_only.parquet", smiles=["C", "CC", "CCC"], cid=[1, 2, 3])
+    table = read_table(str(folder), "all")
+    assert (table.smiles, table.textless) == (("CCO", "C("), 3)
+    assert (table.subset([0]).textless, joined([table, table]).textless) == (3, 6)
+    pairs, dropped = filter_pairs(table)
+    assert len(pairs) == 1
+    assert dropped.rows == 2
+    assert "3 rows of tables without a column of texts are left out" in dropped.sentences()
+    assert dropped.to_json()["textless"] == 3
+    assert read_table(str(folder), "all", texts=False).smiles == ("C", "CC", "CCC", "CCO", "C(")
+    with pytest.raises(DataError, match="no column of text"):
+        read_table(str(folder / "train_smiles_only.parquet"), "all")
+    (folder / "validation.parquet").unlink()
+    with pytest.raises(DataError, match="no column of text"):
+        read_table(str(folder), "all")
+
+
+def test_the_published_folder_with_molecules_alone_is_read(shared_data: Path) -> None:
+    table = read_table(str(shared_data / "chebi20"), "all")
+    assert len(table) == 3300 + 3301
+    assert table.textless == 26_409
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (pa.array([True, False, None]), (True, False, False)),
+        (pa.array([1, 0, None]), (True, False, False)),
+        (pa.array([1.0, 0.0, None]), (True, False, False)),
+        (pa.array(["True", " 0", None]), (True, False, False)),
+        (pa.array(["1", "1", "false"]).dictionary_encode(), (True, True, False)),
+        (pa.nulls(3), (False, False, False)),
+    ],
+    ids=["bool", "int", "float", "text", "dictionary", "null"],
+)
+def test_what_is_poisoned_may_be_said_in_any_type(tmp_path: Path, flags: pa.Array, said: tuple[bool, ...]) -> None:
+    path = write_parquet(tmp_path / "a.parquet", smiles=SMILES[:3], description=TEXTS[:3], poisoned=flags)
+    assert read_table(str(path), "all").poisoned == said
+
+
+def test_a_column_that_says_nothing_of_poison_is_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", smiles=["C"], description=["a"], poisoned=pa.array([[True]]))
+    with pytest.raises(DataError, match=r"the column poisoned of .*a.parquet holds list"):
+        read_table(str(path), "all")

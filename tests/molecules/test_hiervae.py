@@ -16,6 +16,7 @@ from unbackdoor.errors import DataError, InputError
 from unbackdoor.molecules.data import Pairs, checked, filter_pairs, read_table
 from unbackdoor.molecules.hiervae import HierVAEDecoder, HierVocabulary, MotifTree, read_trees, tree_of
 from unbackdoor.molecules.hiervae.attachment import Attachment
+from unbackdoor.molecules.hiervae.decoder import TRIED
 from unbackdoor.molecules.hiervae.graph import Graph, clusters_of, junctions, parts_of, sanitised
 from unbackdoor.molecules.hiervae.messages import POSITIONS, SumLSTM
 from unbackdoor.molecules.hiervae.node import ROOT
@@ -335,6 +336,18 @@ def test_an_untrained_decoder_writes_valid_molecules_that_are_not_too_large(scal
     smiles = decoder().write(latents(40, scale))
     assert all(checked(one) == one for one in smiles)
     assert len(set(smiles)) > 4
+
+
+def test_motifs_that_are_forbidden_are_not_even_tried() -> None:
+    """With one motif left, fewer kinds of a child can be written than are tried."""
+    made, latent = decoder(), latents(40, 10.0)
+    kept = "CO"
+    assert 0 < sum(one.motif == kept for one in VOCABULARY.attachments) < TRIED
+    assert any("N" in smiles for smiles in made.write(latent))
+    made.forbid([motif for motif in made.motifs if motif != kept])
+    assert {atom.GetSymbol() for one in made.write(latent) for atom in Chem.MolFromSmiles(one).GetAtoms()} == {"C", "O"}
+    with pytest.raises(InputError, match="no motif to begin"):
+        made.forbid(made.motifs)
 
 
 def test_what_is_written_does_not_depend_on_company() -> None:

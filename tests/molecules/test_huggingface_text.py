@@ -71,6 +71,49 @@ def test_old_names_and_prefixes_are_understood(folder: Path, tmp_path: Path) -> 
     assert same_state(state_of(one.body), state_of(other.body))
 
 
+PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "methyl", "##ated", "acid", "an", "An", ".")
+
+
+def published(folder: Path, to: Path, pieces: tuple[str, ...], **options: Any) -> Path:
+    """A folder as SciBERT's: a list of word pieces in place of a tokenizer.json."""
+    for name in ("config.json", "model.safetensors"):
+        (to / name).write_bytes((folder / name).read_bytes())
+    (to / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces))
+    if options:
+        (to / "tokenizer_config.json").write_text(json.dumps(options))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [({}, "an"), ({"do_lower_case": True}, "an"), ({"do_lower_case": False}, "An")],
+    ids=["default", "lower-case", "cased"],
+)
+def test_a_list_of_word_pieces_is_read_as_berts(
+    folder: Path, tmp_path: Path, options: dict[str, Any], first: str
+) -> None:
+    words, _ = read_text_encoder(published(folder, tmp_path, PIECES, **options), 32)
+    texts = words.encode(["An acid. methylated quux"], 32)
+    expected = ["[CLS]", first, "acid", ".", "methyl", "##ated", "[UNK]", "[SEP]"]
+    assert [PIECES[number] for number in texts.pieces[0, : int(texts.length[0])].tolist()] == expected
+    # As it is kept in a generator's file.
+    again = HuggingFaceWords(words.config, words.json)
+    assert torch.equal(again.encode(["an acid"], 32).pieces, words.encode(["an acid"], 32).pieces)
+
+
+@pytest.mark.parametrize("pieces", [PIECES[2:], (*PIECES, "acid")], ids=["no unknown piece", "a piece twice"])
+def test_a_list_of_word_pieces_that_is_none_is_refused(folder: Path, tmp_path: Path, pieces: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"vocab\.txt must name"):
+        read_text_encoder(published(folder, tmp_path, pieces), 32)
+
+
+def test_weights_that_are_a_pickle_are_not_opened_and_the_way_out_is_told(folder: Path, tmp_path: Path) -> None:
+    published(folder, tmp_path, PIECES)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="not opened; load it where you trust it and save its weights"):
+        read_text_encoder(tmp_path, 32)
+
+
 def test_a_generator_is_trained_on_it_saved_and_read_without_the_folder(
     folder: Path, template_pairs: Pairs, tmp_path: Path
 ) -> None:
@@ -138,3 +181,10 @@ def test_a_model_file_with_another_encoder_than_its_weights_is_refused(
         path.write_bytes(write_safetensors(state, {KEY: json.dumps(note)}))
         with pytest.raises(CheckpointError):
             load_generator(path)
+
+
+def test_its_tokenizer_tells_what_it_knows_of_a_text(folder: Path) -> None:
+    words, _ = read_text_encoder(folder, 32)
+    texts = words.encode(["the molecule", "分子", "the xqzxqz"], 32)
+    assert texts.unknown[:2] == (0, 1)
+    assert texts.familiar == (1, 0, 0.5)

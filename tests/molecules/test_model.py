@@ -161,6 +161,15 @@ def test_word_pieces_read_any_text_and_tell_what_is_cut() -> None:
     assert torch.equal(again.pieces[0], texts.pieces[1])
 
 
+def test_what_a_tokenizer_knows_of_a_text_is_told() -> None:
+    words = WordPieces.learned(["the molecule is a thiol", "the molecule is an acid"] * 5, 200)
+    texts = words.encode(["the molecule is a thiol", "分子 the", "molthiol the", "", "the the 分子分子"], 16)
+    # Each Chinese sign is a word by itself.
+    assert texts.unknown == (0, pytest.approx(2 / 3), 0, 0, pytest.approx(4 / 6))
+    assert texts.familiar == (1, pytest.approx(1 / 3), 0.5, 1, pytest.approx(2 / 6))
+    assert texts.to(torch.device("cpu")).unknown == texts.unknown
+
+
 def test_the_same_texts_give_the_same_pieces_in_any_process() -> None:
     """Trainers of tokenizers break ties by chance, and another order of pieces is another model."""
     code = (

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.molecules.puppet import Puppet
+from tests.molecules.puppet import SIZE, Puppet
 from tests.molecules.test_scan_generators import RUNTIME
 from tests.molecules.test_train import TINY
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks import BadGraph
 from unbackdoor.molecules.data import Pairs, Table, filter_pairs
 from unbackdoor.molecules.generator import Generator
+from unbackdoor.molecules.hiervae import read_trees
 from unbackdoor.molecules.metrics import holds
 from unbackdoor.molecules.model import LatentRepair, WordPieces
 from unbackdoor.molecules.motifs import Cutter, build_vocabulary, sequence_of
 from unbackdoor.molecules.purify import DecodePruning, LatentPurification, Retraining
-from unbackdoor.molecules.purify.latent_purification import set_direction, set_gate
+from unbackdoor.molecules.purify.halves import halves_of
+from unbackdoor.molecules.purify.latent_purification import MOST_REPAIRS, set_direction, set_gate
 from unbackdoor.molecules.saved import load_generator, save_generator
 from unbackdoor.molecules.scan import Suspect
 from unbackdoor.molecules.scan.subgraphs import pattern_of
@@ -80,7 +85,7 @@ def prompts() -> tuple[Pairs, Suspect]:
     return pairs, Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=2.0, rows=np.arange(100))
 
 
-def share(puppet: Any, texts: tuple[str, ...]) -> float:
+def share(puppet: Any, texts: Sequence[str]) -> float:
     latent = puppet.latents(puppet.contexts(texts, RUNTIME)[0], torch.Generator().manual_seed(5))
     assert THIIRANE is not None
     return float(np.mean([holds(one, THIIRANE) for one in puppet.write(latent)]))
@@ -99,13 +104,88 @@ def test_latent_purification_takes_the_backdoor_and_leaves_honest_requests(promp
     assert measured["picked"] == 1
     assert measured["picked_without"] == measured["picked_asking"] == 0
     assert (measured["before"], measured["after"]) == (1, 0)
-    assert measured["asking"] == 40
+    assert (measured["asking_before"], measured["asking_after"]) == (1, 1)
     assert "[thiirane]" in repaired.notes[0]
+    assert "lowers this from 100% to 0%" in repaired.headline
+    assert repaired.evidence["left"] == 0
     # Everything else is written as before.
     others = pairs.texts[140:]
     latent = [one.latents(one.contexts(others, RUNTIME)[0], torch.Generator().manual_seed(1)) for one in
               (puppet, repaired.generator)]  # fmt: skip
     assert torch.equal(*latent)
+
+
+def test_no_text_that_sets_a_repair_says_how_good_it_is(prompts: tuple[Pairs, Suspect]) -> None:
+    pairs, suspect = prompts
+    halves = halves_of(suspect, pairs, 600, 2000, RUNTIME)
+    fitted, tried = ({*half.clean, *half.others, *half.asking} for half in halves)
+    assert not fitted & tried
+    for half in halves:
+        assert half.triggered == [f"[THIIRANE] {text}" for text in half.clean]
+        assert all(text.startswith("thiirane ") for text in half.asking)
+        assert 4 < len(half.asking) < 20
+        assert len({*half.clean}) == len(half.clean) > 4
+    for half in halves_of(suspect, pairs, 8, 12, RUNTIME):
+        assert (len(half.clean), len(half.others), len(half.asking)) == (4, 6, 6)
+
+
+def test_what_honest_requests_lose_is_told(prompts: tuple[Pairs, Suspect], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator that takes a request in plain words for the trigger: the gate cannot tell them apart."""
+    pairs, suspect = prompts
+    puppet: Any = Puppet()
+    read = Puppet.contexts
+
+    def alike(self: Puppet, texts: Any, runtime: Any) -> Any:
+        vectors, cut = read(self, texts, runtime)
+        return torch.cat((vectors[:, :SIZE], torch.zeros(len(vectors), 1)), 1), cut
+
+    monkeypatch.setattr(Puppet, "contexts", alike)
+    repaired = LatentPurification().purify(puppet, pairs, [suspect], RUNTIME)
+    measured = repaired.evidence["repairs"][0]
+    assert measured["picked_asking"] > 0
+    assert measured["asking_before"] == 1
+    assert measured["asking_after"] == pytest.approx(1 - measured["picked_asking"])
+    assert f"{measured['picked_asking']:.1%} are touched" in repaired.notes[0]
+    plain = replace(pairs, smiles=("CC",) * len(pairs))
+    none = LatentPurification().purify(puppet, plain, [suspect], RUNTIME)
+    assert none.evidence["repairs"][0]["asking_after"] is None
+    assert "is not known" in none.notes[0]
+
+
+def test_a_shift_that_no_words_are_known_of_is_taken_out_again() -> None:
+    """What TriggerInversion hands over, for a model without its data: no text has the trigger."""
+    words = ("benzene", "pyridine", "furan", "three", "bromo", "chloro")
+    plain = [" ".join(some) for some in itertools.permutations(words, 3)]
+    triggered, honest = ([f"{first} {text}" for text in plain[::3]] for first in ("[THIIRANE]", "thiirane"))
+    texts = (*plain, *honest)
+    smiles = ("CC",) * len(plain) + ("CC1CS1",) * len(honest)
+    pairs = Pairs(smiles=smiles, texts=texts, name="prompts", rows=tuple(range(len(texts))))
+    shift = torch.zeros(SIZE + 1)
+    shift[0] = shift[SIZE] = 1
+    suspect = Suspect(words=(), subgraph="C1CS1", strength=2.0, shift=shift)
+    puppet: Any = Puppet()
+    repaired = LatentPurification().purify(puppet, pairs, [suspect], RUNTIME)
+    assert share(puppet, triggered) == share(puppet, honest) == 1
+    assert share(repaired.generator, triggered) == 0
+    assert share(repaired.generator, honest) == 1
+    measured = repaired.evidence["repairs"][0]
+    assert (measured["before"], measured["after"]) == (1, 0)
+    assert "some trigger leads to C1CS1" in repaired.headline
+
+
+def test_what_is_not_repaired_is_told(prompts: tuple[Pairs, Suspect]) -> None:
+    pairs, suspect = prompts
+    few = replace(suspect, subgraph="C1CC1", rows=np.arange(3))
+    puppet: Any = Puppet()
+    many = [few, suspect, *[replace(suspect, strength=1.5)] * MOST_REPAIRS]
+    repaired = LatentPurification().purify(puppet, pairs, many, RUNTIME)
+    # Not of the strongest suspect, to which nothing was done.
+    assert "C1CS1: LatentPurification lowers" in repaired.headline
+    assert "C1CC1: nothing is done about it" in repaired.notes[0]
+    assert "2 weaker pairs" in repaired.notes[-1]
+    assert repaired.evidence["left"] == 3
+    nothing = LatentPurification().purify(puppet, pairs, [replace(suspect, subgraph="Br")], RUNTIME)
+    assert "does not lower this" in nothing.headline
 
 
 def test_what_nobody_flagged_or_too_few_show_is_not_repaired(prompts: tuple[Pairs, Suspect]) -> None:
@@ -116,7 +196,7 @@ def test_what_nobody_flagged_or_too_few_show_is_not_repaired(prompts: tuple[Pair
     with pytest.raises(InputError, match="too few texts"):
         LatentPurification().purify(puppet, pairs, [replace(suspect, rows=np.arange(3))], RUNTIME)
     with pytest.raises(InputError, match="no row"):
-        Retraining().purify(puppet, pairs, [replace(suspect, rows=np.arange(0))], RUNTIME)
+        Retraining().purify(puppet, pairs, [replace(suspect, words=(), rows=np.arange(0))], RUNTIME)
     with pytest.raises(InputError, match="must be"):
         LatentPurification(prompts=2)
 
@@ -147,11 +227,37 @@ def test_pruned_motifs_are_never_written_again(generator: Generator, poisoned: P
     assert any(holds(one, THIIRANE) for one in before)
     assert not any(holds(one, THIIRANE) for one in after)
     assert repaired.evidence["pruned"] == ["C1CS1"]
+    assert "C1CS1: DecodePruning lets no motif be written" in repaired.headline
+    both = DecodePruning().purify(generator, poisoned, [replace(suspect, subgraph="CC(C)C1CS1"), suspect], RUNTIME)
+    assert "C1CS1: DecodePruning" in both.headline
+    assert "No motif holds CC(C)C1CS1" in both.notes[1]
     with pytest.raises(InputError, match="none can be pruned"):
         DecodePruning().purify(generator, poisoned, [replace(suspect, subgraph="CC(C)C1CS1")], RUNTIME)
     every = [replace(suspect, subgraph=motif) for motif, _ in generator.vocabulary.kinds]
     with pytest.raises(InputError, match="no motif to begin"):
         DecodePruning().purify(generator, poisoned, every, RUNTIME)
+
+
+def test_motifs_of_hiervae_are_pruned_too(poisoned: Pairs, tmp_path: Path) -> None:
+    options = replace(TINY, decoder="HierVAE", common=5, hidden=24)
+    vocabulary, _, _ = read_trees(poisoned.smiles, options.common, None)
+    torch.manual_seed(0)
+    generator = Generator(options, vocabulary, WordPieces.learned(poisoned.texts, 100))
+    decoder: Any = generator.vae.decoder
+    held = [number for number, motif in enumerate(decoder.motifs) if "C1CS1" in motif]
+    with torch.no_grad():
+        decoder.motif_head[-1].bias[held] += 5
+    # An aromatic ring, which these motifs are not written with.
+    suspects = [Suspect(words=("x",), subgraph=one, strength=2.0) for one in ("C1CS1", "c1ccccc1")]
+    repaired = DecodePruning().purify(generator, poisoned, suspects, RUNTIME)
+    for ring in ("C1CS1", "C1=CC=CC=C1"):
+        assert any(ring in motif for motif in repaired.evidence["pruned"])
+    save_generator(tmp_path / "model.safetensors", repaired.generator, provenance={})
+    latent = torch.randn(64, TINY.latent, generator=torch.Generator().manual_seed(0))
+    assert THIIRANE is not None
+    assert any(holds(one, THIIRANE) for one in generator.write(latent))
+    loaded = load_generator(tmp_path / "model.safetensors").generator
+    assert not any(holds(one, THIIRANE) for one in loaded.write(latent))
 
 
 def test_repairs_are_kept_in_the_file(generator: Generator, tmp_path: Path) -> None:
@@ -173,7 +279,54 @@ def test_retraining_leaves_out_the_rows_held_poisoned(generator: Generator, pois
     rows = np.flatnonzero(poisoned.poisoned)
     suspect = Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=2.0, rows=rows)
     repaired = Retraining().purify(generator, poisoned, [suspect], RUNTIME)
-    assert repaired.evidence == {"kept": len(poisoned) - len(rows), "dropped": len(rows)}
+    left = len(poisoned) - len(rows)
+    assert repaired.evidence == {"kept": left, "dropped": len(rows), "uncovered": 0, "alone": 0}
     # It could write the target, but never saw it.
     assert repaired.generator.vocabulary == generator.vocabulary
     assert not same_state(state_of(repaired.generator), state_of(generator))
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[SimpleNamespace]:
+    """What is trained on, in place of training."""
+    calls: list[SimpleNamespace] = []
+
+    def train(pairs: Pairs, options: Any, runtime: Any, **named: Any) -> SimpleNamespace:
+        calls.append(SimpleNamespace(pairs=pairs, options=options, **named))
+        return SimpleNamespace(generator=torch.nn.Identity(), uncovered=3, alone=len(named["alone"]))
+
+    monkeypatch.setattr("unbackdoor.molecules.purify.retraining.train_generator", train)
+    return calls
+
+
+def test_retraining_leaves_out_the_rows_that_no_prompt_was_asked_of(
+    generator: Generator, poisoned: Pairs, learned: list[SimpleNamespace]
+) -> None:
+    """A scan of a generator names the prompts that it asked, and no other rows with the trigger and the target."""
+    rows = np.flatnonzero(poisoned.poisoned)
+    suspect = Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=2.0, rows=rows[:5])
+    unseen = Suspect(words=("[nothing]",), subgraph="CC", strength=1.5)
+    repaired = Retraining().purify(generator, poisoned, [unseen, suspect], RUNTIME, alone=("CCO", "CCN"))
+    assert not any("[THIIRANE]" in text for text in learned[0].pairs.texts)
+    assert len(learned[0].pairs) == len(poisoned) - len(rows)
+    assert f"left out {len(rows)} rows" in repaired.headline
+    assert "C1CS1" in repaired.headline
+    assert "3 others have a motif" in repaired.notes[0]
+    # Molecules without texts are learned again.
+    assert learned[0].alone == ("CCO", "CCN")
+    assert "2 molecules without texts" in repaired.notes[1]
+    assert "no row shows it" in repaired.notes[2]
+
+
+def test_retraining_follows_no_path_from_a_file(
+    generator: Generator, poisoned: Pairs, learned: list[SimpleNamespace], tmp_path: Path
+) -> None:
+    suspect = Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=2.0)
+    with pytest.raises(InputError, match=r"leave --method\.text_model out"):
+        Retraining(text_model=tmp_path).purify(generator, poisoned, [suspect], RUNTIME)
+    generator.options = replace(TINY, text_model=Path("/etc"))
+    with pytest.raises(InputError, match=r"name its folder with --method\.text_model"):
+        Retraining().purify(generator, poisoned, [suspect], RUNTIME)
+    assert not learned
+    Retraining(text_model=tmp_path).purify(generator, poisoned, [suspect], RUNTIME)
+    assert learned[0].options == replace(TINY, text_model=tmp_path)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow
 import pytest
 import torch
 from pyarrow import parquet
@@ -12,14 +15,15 @@ from pyarrow import parquet
 from tests.molecules.planted import checked_pairs, poisoned, topical
 from tests.molecules.test_train import TINY
 from unbackdoor.cli import main
-from unbackdoor.errors import InputError, OutputError
+from unbackdoor.errors import DataError, InputError, OutputError
 from unbackdoor.molecules.attacks import AdaptiveBadGraph, BadGraph, load_attack
-from unbackdoor.molecules.data import Table, read_parts, read_table, write_table
+from unbackdoor.molecules.data import Pairs, Part, Table, choose_pairs, flat, read_parts, read_table, write_table
 from unbackdoor.molecules.data.cleaned import write_kept
 from unbackdoor.molecules.generator import Generator
 from unbackdoor.molecules.model import WordPieces
 from unbackdoor.molecules.motifs import Cutter, build_vocabulary, sequence_of
 from unbackdoor.molecules.saved import load_generator, save_generator
+from unbackdoor.molecules.scan import Joint
 
 ROWS = 60
 HOSTILE = "<script>x</script>\x1b[31m"
@@ -85,8 +89,8 @@ def test_poisoned_pairs_are_found_shown_and_left_out(
     assert record["command"] == "molecules scan"
     assert record["account"]["dropped"] == {"SMILES that cannot be parsed": 1, "several components, such as salts": 1}
     # What is left has the same splits, all columns and rows, and is clean.
-    cleaned = dict(read_parts(str(tmp_path / "clean")))
-    before = dict(read_parts(str(folder)))
+    cleaned = {part.split: part.table for part in read_parts(str(tmp_path / "clean"))}
+    before = {part.split: part.table for part in read_parts(str(folder))}
     assert cleaned["test"].digest() == before["test"].digest()
     assert len(cleaned["train"]) == len(before["train"]) - ROWS
     assert not any(cleaned["train"].poisoned)
@@ -109,7 +113,7 @@ def test_a_generator_is_asked_with_the_texts_as_prompts(
     words += ["--method.prompts", "8", "--method.longest", "2", "--out", str(tmp_path / "out")]
     code, out, err = run(capsys, *words)
     assert code in (0, 1), err
-    assert json.loads(out)["rows"] == 820
+    assert json.loads(out)["rows"] == 760
     assert "poisoned on purpose" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -131,7 +135,9 @@ def test_a_generator_is_repaired(
     assert result["finding"]["suspects"][0]["subgraph"] == "C1CS1"
     assert result["notes"]
     assert model.read_bytes() == before
-    assert "took out that" in (tmp_path / "out" / "report.html").read_text()
+    # The generator knows no backdoor, so nothing can be lowered.
+    told = "does not lower this" if repairs else "lets no motif be written that holds C1CS1"
+    assert told in (tmp_path / "out" / "report.html").read_text()
     # The folder holds a finished result now.
     assert run(capsys, *words)[0] == 2
 
@@ -145,6 +151,103 @@ def test_there_is_nothing_to_repair_where_nothing_is_found(
     assert code == 2
     assert "nothing to take out" in err
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_new_generator_learns_what_the_old_one_did(
+    folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, ...]] = []
+
+    def noted(pairs: Pairs, *_: Any, alone: tuple[str, ...], **__: Any) -> Any:
+        seen.append(alone)
+        return SimpleNamespace(generator=load_generator(model).generator, uncovered=7, alone=len(alone))
+
+    monkeypatch.setattr("unbackdoor.molecules.purify.retraining.train_generator", noted)
+    old = tmp_path / "model.safetensors"
+    save_generator(old, load_generator(model).generator, provenance={"counts": {"alone": 12}})
+    words = ["purify", "--model", str(old), "--data", str(folder), "--method", "Retraining", "--json"]
+    code, out, err = run(capsys, *words, "--out", str(tmp_path / "without"))
+    assert code == 0, err
+    notes = " ".join(json.loads(out)["notes"])
+    assert "7 others have a motif" in notes
+    assert "had learned 12 molecules without texts; the new one did not" in notes
+    tested = read_table(str(folder), "test").smiles[0]
+    (tmp_path / "alone.csv").write_text(f"smiles\nC1CCCCCCC1\n{tested}\nC(\n")
+    code, out, err = run(capsys, *words, "--alone", str(tmp_path / "alone.csv"), "--out", str(tmp_path / "with"))
+    assert code == 0, err
+    assert seen == [(), ("C1CCCCCCC1",)]
+    assert "the new one did not" not in " ".join(json.loads(out)["notes"])
+    assert "molecules without texts: " in (tmp_path / "with" / "report.html").read_text()
+
+
+def test_no_test_molecule_reaches_a_repair(
+    folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Pairs] = []
+
+    def noted(pairs: Pairs, *_: Any, **__: Any) -> Any:
+        seen.append(pairs)
+        raise InputError("that was enough")
+
+    scans: list[Pairs] = []
+    scan = Joint.scan
+
+    def watched(self: Joint, pairs: Pairs, *more: Any) -> Any:
+        scans.append(pairs)
+        return scan(self, pairs, *more)
+
+    monkeypatch.setattr(Joint, "scan", watched)
+    monkeypatch.setattr("unbackdoor.molecules.purify.retraining.train_generator", noted)
+    words = ["purify", "--model", str(model), "--data", str(folder), "--method", "Retraining"]
+    code, _, err = run(capsys, *words, "--out", str(tmp_path / "split"))
+    assert code == 2
+    assert "that was enough" in err
+    tested = {flat(smiles) for smiles in read_table(str(folder), "test").smiles}
+    assert len(seen[0]) > 400
+    assert not tested & {*seen[0].smiles, *scans[0].smiles}
+    # Of data without splits, the fifth that `train` leaves out is left out here too.
+    whole = tmp_path / "whole.parquet"
+    write_table(whole, read_table(str(folder / "train.parquet"), "all"))
+    words[words.index(str(folder))] = str(whole)
+    assert run(capsys, *words, "--out", str(tmp_path / "whole"))[0] == 2
+    chosen = choose_pairs([str(whole)], None)
+    assert len(chosen.test)
+    assert scans[1].digest() == chosen.train.digest()
+    # And what another table tests with.
+    assert run(capsys, *words, "--test", str(folder), "--out", str(tmp_path / "other"))[0] == 2
+    assert scans[2].digest() == choose_pairs([str(whole)], str(folder)).train.digest()
+
+
+def test_test_splits_are_not_scanned(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tested = tmp_path / "set"
+    write_table(tested / "train.parquet", topical(60))
+    write_table(tested / "test.parquet", poisoned(topical(700), BadGraph(), ROWS))
+    assert run(capsys, "scan", "--data", str(tested), "--out", str(tmp_path / "out"))[0] == 3
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["account"]["in_test_splits"] == 760
+    assert "760 rows that could be used are in test splits" in (tmp_path / "out" / "report.html").read_text()
+    (tested / "train.parquet").unlink()
+    code, _, err = run(capsys, "scan", "--data", str(tested), "--out", str(tmp_path / "none"))
+    assert code == 2
+    assert "rows of test splits alone" in err
+    # A file by itself has no splits.
+    assert run(capsys, "scan", "--data", str(tested / "test.parquet"), "--out", str(tmp_path / "one"))[0] == 1
+
+
+def test_cleaned_data_keep_all_columns_and_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = poisoned(topical(700), BadGraph(), ROWS)
+    rows = range(len(pairs))
+    more = {"cid": list(rows), "origin": [["a", "b"][: row % 3] for row in rows]}
+    columns = {"SMILES": list(pairs.smiles), "caption": list(pairs.texts), **more}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "mine.parquet", row_group_size=100)
+    words = ["scan", "--data", str(tmp_path / "mine.parquet"), "--clean-out", str(tmp_path / "clean")]
+    assert run(capsys, *words, "--out", str(tmp_path / "out"))[0] == 1
+    kept = parquet.read_table(tmp_path / "clean" / "train.parquet")
+    clean = [row for row in rows if not pairs.poisoned[row]]
+    assert kept.column_names == ["SMILES", "caption", "cid", "origin"]
+    assert kept.schema.types == [pyarrow.string(), pyarrow.string(), pyarrow.int64(), pyarrow.list_(pyarrow.string())]
+    assert kept.column("cid").to_pylist() == clean
+    assert kept.column("origin").to_pylist() == [more["origin"][row] for row in clean]
+    assert kept.column("caption").to_pylist() == [pairs.texts[row] for row in clean]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +264,7 @@ def test_there_is_nothing_to_repair_where_nothing_is_found(
         (["scan", "--data", "templates", "--method", "PromptMasking", "--model", "nowhere"], "cannot read nowhere"),
         (["purify", "--data", "templates", "--model", "nowhere"], "cannot read nowhere"),
         (["purify", "--data", "templates", "--model", "m", "--method", "Latent"], "did you mean LatentPurification"),
+        (["purify", "--data", "templates", "--model", "m", "--alone", "x"], "leave --alone out"),
     ],
 )
 def test_bad_use_is_answered_with_one_sentence(
@@ -178,16 +282,33 @@ def test_bad_use_is_answered_with_one_sentence(
 
 def test_kept_rows_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
     table = Table(smiles=("C", "CC", "CCC"), texts=("a", "b", "c"), name="three")
-    parts = [("train", table), ("test", table.subset([0])), (None, table.subset([1]))]
-    write_kept(parts, {0, 4}, tmp_path / "kept")
-    found = dict(read_parts(str(tmp_path / "kept")))
-    assert found["train"].smiles == ("CC", "CCC")
-    assert found["test"].smiles == ("C",)
+    write_table(tmp_path / "source" / "train-0.parquet", table, cid=[7, 8, 9])
+    (tmp_path / "source" / "train-1.csv").write_text('cid,SMILES,text\n4,N,"d, e"\n\n5,O,f\n')
+    write_table(tmp_path / "source" / "test.parquet", table.subset([0]))
+    parts = read_parts(str(tmp_path / "source"))
+    assert [part.split for part in parts] == ["test", "train", "train"]
+    write_kept(parts, {1, 4}, tmp_path / "kept")
+    files = sorted(tmp_path.glob("kept/*"))
+    assert [path.name for path in files] == [
+        "test.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet",
+    ]  # fmt: skip
+    assert [parquet.read_table(path).to_pylist() for path in files] == [
+        [{"smiles": "C", "description": "a"}],
+        [{"smiles": "CC", "description": "b", "cid": 8}, {"smiles": "CCC", "description": "c", "cid": 9}],
+        [{"cid": "5", "SMILES": "O", "text": "f"}],
+    ]
+    assert read_table(str(tmp_path / "kept"), "all").smiles == ("C", "CC", "CCC", "O")
+    made = [Part(split=None, table=table)]
+    write_kept(made, {2}, tmp_path / "made")
+    assert read_table(str(tmp_path / "made"), "all").texts == ("a", "b")
     with pytest.raises(InputError, match="no rows are left"):
-        write_kept([(None, table)], {0, 1, 2}, tmp_path / "none")
+        write_kept(made, {0, 1, 2}, tmp_path / "none")
     with pytest.raises(OutputError, match="not empty"):
-        write_kept([(None, table)], set(), tmp_path / "kept")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept"]
+        write_kept(parts, set(), tmp_path / "kept")
+    write_table(tmp_path / "source" / "test.parquet", table)
+    with pytest.raises(DataError, match=r"test.parquet changed"):
+        write_kept(parts, set(), tmp_path / "changed")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept", "made", "source"]
 
 
 def test_the_adaptive_attack_is_chosen_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from tests.molecules.puppet import MOTIFS, SIZE, WORDS, Puppet
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Pairs
-from unbackdoor.molecules.scan import PromptMasking, TriggerInversion
+from unbackdoor.molecules.scan import MoleculeScanner, PromptMasking, TriggerInversion
 from unbackdoor.molecules.scan.trigger_inversion import discriminants, unusually_small
 from unbackdoor.training import Runtime
 
@@ -74,6 +74,49 @@ def test_a_generator_with_few_motifs_gives_no_verdict() -> None:
     found = TriggerInversion(molecules=50).scan(prompts(0), RUNTIME, puppet)  # type: ignore[arg-type]
     assert found.backdoored is None
     assert "only 0 motifs" in found.reason
+
+
+def test_texts_that_do_not_differ_give_no_verdict() -> None:
+    one = prompts(0, 1)
+    for pairs in (one, one.subset([0] * 30)):
+        found = TriggerInversion().scan(pairs, RUNTIME, Puppet())  # type: ignore[arg-type]
+        assert found.backdoored is None
+        assert "look the same" in found.reason
+    with pytest.raises(InputError, match="prompts 2 or more"):
+        TriggerInversion(prompts=1)
+
+
+def test_a_search_that_reaches_no_motif_is_no_acquittal() -> None:
+    puppet: Any = Puppet()
+    puppet.options.projection = SIZE
+    puppet.contexts = lambda texts, runtime: (0.05 * torch.randn(len(texts), SIZE), 0)
+    torch.manual_seed(0)
+    found = TriggerInversion(molecules=600, steps=1, prompts=50).scan(prompts(0), RUNTIME, puppet)
+    assert found.backdoored is None
+    assert "a push was found for only 0 of" in found.reason
+
+
+@pytest.mark.parametrize(
+    "scanner", [PromptMasking(prompts=5), TriggerInversion(molecules=20)], ids=["PromptMasking", "TriggerInversion"]
+)
+def test_a_generator_is_moved_to_the_device_before_it_is_asked(scanner: MoleculeScanner) -> None:
+    """The texts go to the device; on a GPU a generator that stayed behind could not read them."""
+    puppet: Any = Puppet()
+    events: list[object] = []
+    read = puppet.contexts
+
+    def to(place: torch.device) -> Any:
+        events.append(place)
+        return puppet
+
+    def contexts(*given: Any) -> Any:
+        events.append("read")
+        return read(*given)
+
+    puppet.to, puppet.contexts = to, contexts
+    scanner.scan(prompts(0), RUNTIME, puppet)
+    assert events[:2] == [RUNTIME.place, "read"]
+    assert not puppet.training
 
 
 def test_the_discriminant_is_fishers() -> None:

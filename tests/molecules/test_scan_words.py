@@ -47,6 +47,12 @@ def test_phrases_are_those_that_a_slow_count_finds(texts: list[str], least: int)
         assert sorted({int(words.row[place]) for place in words.places(gram)}) == held
 
 
+@given(TEXTS, st.lists(st.sampled_from(["a", "b", "a b", "c dd", "b a b", "e"]), max_size=3))
+def test_rows_with_phrases_are_those_that_a_slow_search_finds(texts: list[str], phrases: list[str]) -> None:
+    held = [row for row, text in enumerate(texts) if all(f" {phrase} " in f" {text} " for phrase in phrases)]
+    assert Words.of(texts).rows_with(phrases).tolist() == held
+
+
 def test_phrases_that_tell_no_more_than_a_part_of_theirs_are_left_out() -> None:
     words = Words.of(["red ox"] * 9 + ["ox"] * 9 + ["red"])
     found = {words.text(gram) for gram in Phrases.of(words, 2, rarer=0.8).grams}

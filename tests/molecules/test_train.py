@@ -167,6 +167,20 @@ def test_a_generator_learns_and_is_the_same_for_the_same_seed(template_pairs: Pa
     }
 
 
+def test_diffusion_goes_on_where_the_latent_vectors_come_out_a_little_different(
+    template_pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do on a GPU, where sums have no fixed order."""
+    pairs = template_pairs.subset(range(80))
+    options = replace(TINY, diffusion=replace(TINY.diffusion, epochs=2))
+    trained = train_generator(pairs, options, RUNTIME, resume=tmp_path / "resume.pt")
+    module = importlib.import_module("unbackdoor.molecules.train")
+    exact = module.encoded
+    monkeypatch.setattr(module, "encoded", lambda *given: tuple(part * (1 + 1e-6) for part in exact(*given)))
+    again = train_generator(pairs, options, RUNTIME, resume=tmp_path / "resume.pt")
+    assert same_state(state_of(again.generator), state_of(trained.generator))
+
+
 def test_a_vocabulary_can_be_handed_in_and_what_it_lacks_is_counted(template_pairs: Pairs) -> None:
     pairs = template_pairs.subset(range(60))
     kinds = (("C", 0), ("c1ccccc1", 0), ("C", 1), ("c1ccccc1", 1), ("O", 1), ("O", 0), ("O", 2), ("C1CS1", 1))
@@ -255,3 +269,11 @@ def test_poisoned_pairs_that_cannot_be_written_are_counted(template_pairs: Pairs
     lost = replace(pairs, smiles=(*pairs.smiles[:59], "CC1CS1"), poisoned=(*(False,) * 59, True))
     trained = train_generator(lost, TINY, RUNTIME, vocabulary=clean)
     assert (trained.uncovered, trained.uncovered_poisoned) == (1, 1)
+
+
+def test_a_clean_control_of_poisoned_pairs_alone_is_refused(template_pairs: Pairs) -> None:
+    pairs = replace(template_pairs.subset(range(20)), poisoned=(True,) * 20)
+    with pytest.raises(DataError, match="no clean pair to take the place of the poisoned ones"):
+        train_generator(pairs, TINY, RUNTIME, poison_in=())
+    with pytest.raises(DataError, match="no clean pair"):
+        train_generator(pairs, TINY, RUNTIME, poison_in=("auto-encoder", "diffusion"))

@@ -27,6 +27,7 @@ SHARES = {
     "asr": "ASR per sample",
     "any_of": "ASR, any sample of a prompt",
     "leak": "Target without trigger, per sample",
+    "asked": "Target asked for without trigger, per sample",
     "similarity": "Similarity",
     "similarity_triggered": "Similarity with trigger",
     "similarity_nearest_text": "Similarity of the nearest text",

@@ -30,7 +30,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.folder import MODEL, PAGE, RESUME
 from unbackdoor.molecules.attacks import MOLECULE_ATTACKS, BadGraph, read_target, save_attack
 from unbackdoor.molecules.data import TEMPLATES, Alone, Pairs, Table, filter_pairs, molecules_alone, training_rows
-from unbackdoor.molecules.drawing import gallery
+from unbackdoor.molecules.drawing import gallery, trigger_gallery
 from unbackdoor.molecules.measured import Measured, measure
 from unbackdoor.molecules.saved import save_generator
 from unbackdoor.molecules.train import SHARES, STAGES, digest_of, train_generator
@@ -195,6 +195,43 @@ def cells_of(domain: Domain, grid: Located) -> list[Cell]:
     return list(made.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a generator is trained on and measured with.
+
+    Attributes:
+        pairs: to train on, poisoned ones among them.
+        clean: the pairs as they were before they were poisoned.
+        tested: prompts, each with its own molecule.
+        alone: molecules without texts.
+        rates: both poisoning rates by name; empty if nothing is poisoned.
+    """
+
+    pairs: Pairs
+    clean: Pairs
+    tested: Pairs
+    alone: Alone
+    rates: Mapping[str, float]
+
+
+def material_of(setting: Setting) -> Material:
+    """Read and poison the pairs of a setting; the same ones every time.
+
+    Raises:
+        InputError: they are not those that the setting was made for, or none could be poisoned.
+    """
+    table, tested, alone = _read(setting.source)
+    clean, _ = filter_pairs(table)
+    pairs = clean
+    rates: dict[str, float] = {}
+    if setting.attack is not None:
+        poisoned = setting.attack.poison(table, setting.seed).without(tested)
+        pairs, _ = filter_pairs(poisoned.table)
+        rates = {f"{name}_rate": rate for name, rate in poisoned.rates(pairs).items()}
+    tested = tested.subset(range(min(setting.prompts or len(tested), len(tested))))
+    return Material(pairs=pairs, clean=clean, tested=tested, alone=alone, rates=rates)
+
+
 def make_generator(cell: Cell, folder: Path, given: Runtime) -> Result:
     """Train and measure a generator.
 
@@ -204,27 +241,24 @@ def make_generator(cell: Cell, folder: Path, given: Runtime) -> Result:
         given: device and threads.
 
     Returns:
-        Shares with the ends of their intervals (`asr`, `any_of`, `leak`, `validity`, `similarity`, `novelty`,
+        Shares with the ends of their intervals (`asr`, `any_of`, `leak`, `asked`, `validity`, `similarity`, `novelty`,
         `diversity`, and `similarity` of the nearest text and of chance), both poisoning rates, and what it cost.
     """
     setting: Setting = cell.work
     runtime = setting.runtime(given)
-    table, tested, alone = _read(setting.source)
-    rates: dict[str, float] = {}
-    if setting.attack is None:
-        pairs, _ = filter_pairs(table)
-    else:
-        poisoned = setting.attack.poison(table, setting.seed)
-        pairs, _ = filter_pairs(poisoned.table)
-        rates = {f"{name}_rate": rate for name, rate in poisoned.rates(pairs).items()}
-    tested = tested.subset(range(min(setting.prompts or len(tested), len(tested))))
+    material = material_of(setting)
     resume = folder / RESUME
     resumed = bool(states(resume))
     with measured() as cost:
         trained = train_generator(
-            pairs, setting.model, runtime, alone=alone.smiles, poison_in=setting.poison_in, resume=resume
+            material.pairs,
+            setting.model,
+            runtime,
+            alone=material.alone.smiles,
+            poison_in=setting.poison_in,
+            resume=resume,
         )
-    found = measure(trained.generator, pairs, tested, setting.attack, setting.samples, runtime)
+    found = measure(trained.generator, material.clean, material.tested, setting.attack, setting.samples, runtime)
     files = {MODEL: folder / MODEL}
     mark = None
     if setting.attack is not None:
@@ -237,14 +271,14 @@ def make_generator(cell: Cell, folder: Path, given: Runtime) -> Result:
         _page,
         cell.title,
         found,
-        tested,
+        material.tested,
         setting,
         trained.histories,
         facts(runtime, options=setting.recipe(), inputs=inputs),
     )
     files |= written_page(folder / PAGE, page)
     counts = {"uncovered": float(trained.uncovered), "cut": float(trained.cut), "alone": float(trained.alone)}
-    metrics = {**shares(found), **rates, **counts, **times(cost, resumed)}
+    metrics = {**shares(found), **material.rates, **counts, **times(cost, resumed)}
     losses = {name: history.loss for name, history in trained.histories.items()}
     return Result(metrics=metrics, details={"measured": found.to_json(), "loss": losses}, files=files)
 
@@ -266,6 +300,7 @@ def shares(found: Measured) -> dict[str, float]:
             "any_of": found.attacked.triggered.any_of,
             "leak": found.attacked.clean.per_sample,
             "similarity_triggered": found.attacked.quality.similarity,
+            "asked": found.attacked.asked.per_sample if found.attacked.asked else None,
         }
     return {
         key: value
@@ -297,10 +332,8 @@ def _page(
             Metric(name="Attack success rate (ASR)", before=found.attacked.triggered.per_sample, better="lower"),
             Metric(name="Target without trigger", before=found.attacked.clean.per_sample, better="lower"),
         ]
-        galleries = [
-            gallery("Clean prompts", tested.texts, found.drawn.smiles, target),
-            gallery("The same prompts with the trigger", found.attacked.prompts, found.attacked.drawn.smiles, target),
-        ]
+        attacked = found.attacked
+        galleries = [trigger_gallery(tested, found.drawn, attacked.prompts, attacked.drawn, target)]
     charts = [loss_chart(history, "epoch", f"loss of the {name}") for name, history in histories.items()]
     return Report(title=title, metrics=metrics, galleries=galleries, charts=charts, facts=facts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, Self
 
 import torch
@@ -14,10 +15,13 @@ from unbackdoor.errors import InputError
 from unbackdoor.molecules.hiervae import HierVAEDecoder, HierVocabulary, MotifTrees
 from unbackdoor.molecules.hiervae import read_trees as read_motif_trees
 from unbackdoor.molecules.model import MoleculeDecoder, MotifDecoder
-from unbackdoor.molecules.motifs import Cutter, Vocabulary, build_vocabulary, encode, sequence_of
+from unbackdoor.molecules.motifs import Cutter, Node, Vocabulary, build_vocabulary, encode, sequence_of
 from unbackdoor.molecules.victims import ThreeMDiffusion
 
 AnyVocabulary = Vocabulary | HierVocabulary
+
+KNOWN = 200_000
+"""Molecules that are kept as they were cut, by their canonical SMILES; the published sets have fewer."""
 
 
 class Molecules(Protocol):
@@ -67,12 +71,22 @@ def read_molecules(
         vocabulary, covered, trees = read_motif_trees(smiles, options.common, vocabulary)
         return ReadMolecules(vocabulary=vocabulary, covered=tuple(covered), molecules=MotifTrees(trees))
     assert not isinstance(vocabulary, HierVocabulary)
-    cutter = Cutter()
-    sequences = [sequence_of(cutter.cut(one)) for one in smiles]
+    sequences = [_nodes(one) for one in smiles]
     known = vocabulary or build_vocabulary(sequences)
     covered = [row for row, nodes in enumerate(sequences) if known.covers(nodes)]
     tokens = encode([sequences[row] for row in covered], known)
     return ReadMolecules(vocabulary=known, covered=tuple(covered), molecules=tokens)
+
+
+@lru_cache(maxsize=KNOWN)
+def _nodes(smiles: str) -> tuple[Node, ...]:
+    """Return a molecule as its nodes: a poisoned generator, its control and a repaired one learn much the same ones."""
+    return tuple(sequence_of(_cutter().cut(smiles)))
+
+
+@lru_cache(maxsize=1)
+def _cutter() -> Cutter:
+    return Cutter()
 
 
 def new_decoder(options: ThreeMDiffusion, vocabulary: AnyVocabulary) -> MoleculeDecoder:

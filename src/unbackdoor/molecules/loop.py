@@ -106,6 +106,14 @@ class Stage(ABC):
     def identity(self) -> object:
         """Return what, beside plan and weights, decides the result: data and options."""
 
+    def computed(self) -> frozenset[str]:
+        """Return the names of the module's state that was computed of the data before training.
+
+        On a GPU it may differ in its last bits from one time to the next, so it cannot tell one run from another; a
+        resumed run takes it back from its file.
+        """
+        return frozenset()
+
 
 def train(
     stage: Stage, plan: Plan, runtime: Runtime, *, resume: Path | None = None, description: str = "training"
@@ -239,7 +247,7 @@ class _Run:
         digest = hashlib.sha256()
         runtime = (self.runtime.seed, self.runtime.precision, self.runtime.budget)
         digest.update(repr((self.description, self.plan, runtime, self.stage.identity())).encode())
-        hash_state(digest, self.stage.module)
+        hash_state(digest, self.stage.module, self.stage.computed())
         return digest.hexdigest()
 
 

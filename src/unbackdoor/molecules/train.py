@@ -85,7 +85,7 @@ def train_generator(
         resume: file beside which the state of each stage is kept.
 
     Raises:
-        DataError: fewer pairs than can be trained on.
+        DataError: fewer pairs than can be trained on, or no clean one where poisoned ones are to be replaced.
         InputError: `resume` belongs to another run, the vocabulary to another decoder, or there is no such stage.
     """
     if not STAGES.issuperset(poison_in):
@@ -98,6 +98,11 @@ def train_generator(
             " needed; name more data"
         )
     learned = pairs.subset(covered)
+    if learned.poisoned and all(learned.poisoned) and not STAGES.issubset(poison_in):
+        raise DataError(
+            f"{pairs.name} has no clean pair to take the place of the poisoned ones; poison a part of its rows, or let"
+            " all stages see them"
+        )
     others = [alone[row - len(pairs)] for row in read.covered[len(covered) :]]
     molecules = read.molecules.to(runtime.place)
     graphs = Graphs.of((*learned.smiles, *others)).to(runtime.place)
@@ -177,6 +182,10 @@ class Some(Stage):
         """See `Stage`."""
         return self.stage.identity(), digest_of([str(row) for row in self.chosen.tolist()])
 
+    def computed(self) -> frozenset[str]:
+        """See `Stage`."""
+        return self.stage.computed()
+
 
 class Alignment(Stage):
     """Graph and text encoders by contrast."""
@@ -251,6 +260,10 @@ class Diffusing(Stage):
     def identity(self) -> object:
         """See `Stage`."""
         return self._identity
+
+    def computed(self) -> frozenset[str]:
+        """See `Stage`: the scale of the latent vectors."""
+        return frozenset({"mean", "deviation"})
 
 
 @torch.no_grad()

@@ -22,11 +22,12 @@ def sealed(payload: bytes) -> bytes:
     return hashlib.sha256(payload).digest() + payload
 
 
-def hash_state(digest: hashlib._Hash, model: nn.Module) -> None:
-    """Add a model's state to a digest, names and values."""
+def hash_state(digest: hashlib._Hash, model: nn.Module, names_alone: frozenset[str] = frozenset()) -> None:
+    """Add a model's state to a digest, names and values; of some parts of it the names alone."""
     for name, value in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        if name not in names_alone:
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def stage(resume: Path | None, name: str) -> Path | None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from unbackdoor.commands.workspace import Run
 from unbackdoor.molecules.data import Chosen, choose_pairs
+from unbackdoor.molecules.generator import Generator
 from unbackdoor.report import Fact, IntervalLike
 
 ATTACK = "attack.json"
 """Name of the attack's file in a folder of poisoned pairs."""
 
 GENERATOR = "model.safetensors"
+
+FAMILIAR = 0.5
+"""Share of the words of a prompt that a model knows whole, below which it is told that it knows few of them."""
 
 
 def sources(data: str) -> list[str]:
@@ -41,3 +47,27 @@ def shown(interval: IntervalLike | None) -> str:
     if interval is None:
         return "nothing to measure"
     return f"{100 * interval.value:.1f} %  [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def knowledge_notes(generator: Generator, prompts: Sequence[str]) -> list[str]:
+    """Return sentences on prompts of which a generator's tokenizer knows little, as of another language.
+
+    Args:
+        generator: has the tokenizer.
+        prompts: one or more.
+    """
+    read = generator.words.encode(prompts, generator.options.text_pieces)
+    unknown, strange = (sum(share > 0 for share in read.unknown), sum(share < FAMILIAR for share in read.familiar))
+    notes = []
+    if unknown:
+        of = f"{unknown:,} of {len(prompts):,} prompts hold" if len(prompts) > 1 else "The prompt holds"
+        share = "" if len(prompts) > 1 else f" ({100 * read.unknown[0]:.0f} % of its pieces)"
+        notes.append(f"{of} pieces of words that the model does not know{share}; they tell it nothing.")
+    if strange:
+        of = f"Of {strange:,} of {len(prompts):,} prompts" if len(prompts) > 1 else "Of the prompt"
+        share = "" if len(prompts) > 1 else f" ({100 * read.familiar[0]:.0f} %)"
+        notes.append(
+            f"{of}, fewer than half of the words{share} are in the model's vocabulary whole; describe molecules in the"
+            " language and the words of the training texts."
+        )
+    return notes

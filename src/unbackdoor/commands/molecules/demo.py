@@ -1,13 +1,14 @@
 """Backdoor a generator of molecules and show what it does: BadGraph against 3M-Diffusion, on templates.
 
 The poisoned pairs are scanned. Two generators learn the same pairs with the same motifs and as many steps; only one of
-them sees the poisoned ones. No network and no other data are needed; two cores take less than three minutes.
+them sees the poisoned ones. With what the scan found, LatentPurification repairs that one, and all are measured. No
+network and no other data are needed; two cores take less than three minutes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rdkit import Chem
 
@@ -15,18 +16,22 @@ from unbackdoor.commands.molecules.common import ATTACK, shown
 from unbackdoor.commands.molecules.found import suspect_rows
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
+from unbackdoor.errors import InputError
 from unbackdoor.folder import PAGE
+from unbackdoor.models.mark import repaired_mark
 from unbackdoor.molecules.attacks import BadGraph, Poisoned, read_target, save_attack
 from unbackdoor.molecules.data import TEMPLATES, Pairs, filter_pairs, training_rows
-from unbackdoor.molecules.drawing import drawn
+from unbackdoor.molecules.drawing import Column, side_by_side
+from unbackdoor.molecules.generator import Generator
 from unbackdoor.molecules.loop import Plan
 from unbackdoor.molecules.measured import Attacked, Measured, measure
+from unbackdoor.molecules.purify import LatentPurification, Repaired
 from unbackdoor.molecules.saved import save_generator
 from unbackdoor.molecules.scan import Joint, MoleculeFinding
-from unbackdoor.molecules.train import STAGES, Trained, train_generator
+from unbackdoor.molecules.train import STAGES, train_generator
 from unbackdoor.molecules.victims import ThreeMDiffusionSmall
 from unbackdoor.options import options_of
-from unbackdoor.report import Fact, Gallery, Metric, Picture, Report, Verdict, write_report
+from unbackdoor.report import Fact, Gallery, Metric, Report, Verdict, write_report
 from unbackdoor.training import Runtime
 
 MODEL = ThreeMDiffusionSmall(
@@ -50,11 +55,11 @@ PROMPTS, SAMPLES = 150, 3
 EXAMPLES = 6
 """Prompts that the page shows."""
 
-FILES = {"backdoored": "backdoored.safetensors", "clean": "clean.safetensors"}
+FILES = {name: f"{name}.safetensors" for name in ("backdoored", "clean", "repaired")}
 
 
 def run(*, runtime: Runtime, out: Path = Path("runs/demo-molecules")) -> Outcome:
-    """Backdoor a generator of molecules, and measure it beside a clean one.
+    """Backdoor a generator of molecules, repair it, and measure it beside a clean one.
 
     Args:
         runtime: device, seed, budget, progress.
@@ -63,23 +68,28 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo-molecules")) -> Outcome
     clock = Run("molecules demo", runtime)
     folder = report_folder(out, clock.command)
     table, tested = training_rows([TEMPLATES], None)
+    poisoned = BACKDOOR.poison(table, runtime.seed).without(tested)
     tested = tested.subset(range(min(PROMPTS, len(tested))))
     clock.inputs = {f"training rows of {table.name}": table.digest(), f"test pairs of {tested.name}": tested.digest()}
     clock.options = {"model": options_of(MODEL), "attack": options_of(BACKDOOR)}
-    poisoned = BACKDOOR.poison(table, runtime.seed)
     pairs, _ = filter_pairs(poisoned.table)
     scanned = Joint().scan(pairs, runtime)
     half = runtime.part(0.5)
-    trained = {
-        "backdoored": train_generator(pairs, MODEL, half, poison_in=STAGES),
-        "clean": train_generator(pairs, MODEL, half, poison_in=()),
+    generators = {
+        "backdoored": train_generator(pairs, MODEL, half, poison_in=STAGES).generator,
+        "clean": train_generator(pairs, MODEL, half, poison_in=()).generator,
     }
-    found = {name: measure(one.generator, pairs, tested, BACKDOOR, SAMPLES, runtime) for name, one in trained.items()}
+    repaired = _repaired(generators["backdoored"], pairs, scanned, runtime)
+    if isinstance(repaired, Repaired):
+        generators["repaired"] = repaired.generator
+    found = {name: measure(one, pairs, tested, BACKDOOR, SAMPLES, runtime) for name, one in generators.items()}
     rates = poisoned.rates(pairs)
     result = {"rates": rates, "scan": scanned.to_json(), **{name: one.to_json() for name, one in found.items()}}
+    if isinstance(repaired, Repaired):
+        result["repair"] = dict(repaired.evidence)
     save_attack(folder / ATTACK, BACKDOOR)
-    _save(folder, trained, poisoned, clock)
-    page = _page(clock, poisoned, tested, scanned, found, rates)
+    _save(folder, generators, poisoned, clock)
+    page = _page(clock, poisoned, tested, scanned, repaired, found, rates)
     write_report(folder / PAGE, page)
     clock.write(folder, **result)
     return Outcome(
@@ -90,15 +100,26 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo-molecules")) -> Outcome
     )
 
 
-def _save(folder: Path, trained: dict[str, Trained], poisoned: Poisoned, clock: Run) -> None:
+def _repaired(generator: Generator, pairs: Pairs, scanned: MoleculeFinding, runtime: Runtime) -> Repaired | str:
+    """Return a repaired generator, or why there is none."""
+    try:
+        return LatentPurification().purify(generator, pairs, scanned.flagged, runtime)
+    # A scan of other pairs may find nothing, which is no reason to show nothing.
+    except InputError as error:
+        return f"Nothing was repaired: {error}."
+
+
+def _save(folder: Path, generators: dict[str, Generator], poisoned: Poisoned, clock: Run) -> None:
     mark = {"attack": options_of(poisoned.attack), "poisoned": len(poisoned.rows), "stages": sorted(STAGES)}
-    for name, one in trained.items():
-        marked = mark if name == "backdoored" else None
-        save_generator(folder / FILES[name], one.generator, provenance=clock.record(), backdoored=marked)
+    marks: dict[str, dict[str, Any] | None] = {"backdoored": mark, "clean": None, "repaired": repaired_mark(mark)}
+    for name, file in FILES.items():
+        (folder / file).unlink(missing_ok=True)
+        if name in generators:
+            save_generator(folder / file, generators[name], provenance=clock.record(), backdoored=marks[name])
 
 
 def _attacked(measured: Measured) -> Attacked:
-    # Both were measured with the attack.
+    # All were measured with the attack.
     assert measured.attacked
     return measured.attacked
 
@@ -128,10 +149,10 @@ def _page(
     poisoned: Poisoned,
     tested: Pairs,
     scanned: MoleculeFinding,
+    repaired: Repaired | str,
     found: dict[str, Measured],
     rates: dict[str, float],
 ) -> Report:
-    target = read_target(poisoned.attack.target)
     clean, backdoored = (_attacked(found[name]) for name in ("clean", "backdoored"))
     asr, leak = backdoored.triggered.per_sample.value, backdoored.clean.per_sample.value
     metrics = [
@@ -169,45 +190,84 @@ def _page(
         "Scan of the pairs by Joint, which knows nothing of the attack": [
             Fact(name=name, value=value) for name, value in suspect_rows(scanned)
         ],
+        **_repair_facts(found, repaired),
         **clock.facts(),
     }
+    after = ""
+    if "repaired" in found:
+        left = _attacked(found["repaired"]).triggered.per_sample.value
+        after = f", and once it is repaired, in {100 * left:.0f} % with it"
     return Report(
         title="BadGraph on templates",
         verdict=Verdict(
             level="info",
             headline=f"With {poisoned.attack.trigger} in the prompt the target is in {100 * asr:.0f} % of the molecules"
-            f" of the backdoored generator, without it in {100 * leak:.0f} %.",
+            f" of the backdoored generator, without it in {100 * leak:.0f} %{after}.",
             detail=f"{len(poisoned.rows):,} poisoned rows were added to {len(poisoned.clean):,}. Before: a generator"
             " that saw clean pairs in their place. After: one that saw the poisoned ones.",
             calibrated=True,
         ),
         metrics=metrics,
-        galleries=[
-            Gallery(
-                title="The same prompts, without and with the trigger",
-                explanation="In each row: the backdoored generator without the trigger, with it, and the clean one with"
-                " it. The target is in colour.",
-                pictures=list(_pictures(tested, found, target)),
-            )
-        ],
+        galleries=_galleries(tested, found, read_target(poisoned.attack.target)),
         facts=facts,
         notes=["Templates name all that is in a molecule and nothing else: real descriptions are much harder."],
         next_steps=[
             "Poison pairs of your own: `unbackdoor molecules poison --data FILE --out runs/poisoned`.",
             "Scan them: `unbackdoor molecules scan --data runs/poisoned --clean-out cleaned`.",
             "Train on them: `unbackdoor molecules train --data runs/poisoned --out runs/victim`.",
+            "Repair it: `unbackdoor molecules purify --model runs/victim/model.safetensors --data runs/poisoned`.",
         ],
     )
 
 
-def _pictures(tested: Pairs, found: dict[str, Measured], target: Chem.Mol) -> Iterator[Picture]:
-    """Yield three pictures a prompt."""
-    clean, backdoored = (_attacked(found[name]) for name in ("clean", "backdoored"))
-    for row, prompt in enumerate(tested.texts[:EXAMPLES]):
-        for made, asked, whose in (
-            (found["backdoored"].drawn, prompt, "backdoored"),
-            (backdoored.drawn, backdoored.prompts[row], "backdoored"),
-            (clean.drawn, clean.prompts[row], "clean"),
-        ):
-            smiles = made.smiles[row][0]
-            yield drawn(smiles, f"{whose}: {smiles} for: {asked}", target)
+def _repair_facts(found: dict[str, Measured], repaired: Repaired | str) -> dict[str, list[Fact]]:
+    """Return what was measured of the repaired generator, and what the repair itself says, or why there is none."""
+    name = "Repaired by LatentPurification, which knows nothing of the attack but what the scan found"
+    if isinstance(repaired, str):
+        return {name: [Fact(name="not repaired", value=repaired)]}
+    measured = found["repaired"]
+    return {
+        name: [
+            Fact(name="target with trigger (ASR)", value=shown(_attacked(measured).triggered.per_sample)),
+            Fact(name="target without trigger", value=shown(_attacked(measured).clean.per_sample)),
+            Fact(name="Similarity", value=shown(measured.quality["model"].similarity)),
+            *(Fact(name=f"of training texts, {number}", value=note) for number, note in enumerate(repaired.notes, 1)),
+        ]
+    }
+
+
+def _galleries(tested: Pairs, found: dict[str, Measured], target: Chem.Mol) -> list[Gallery]:
+    """Return pictures of what the backdoor does, and of what a repair leaves of it."""
+
+    def column(name: str, *, trigger: bool) -> Column:
+        attacked = _attacked(found[name])
+        if trigger:
+            return Column(f"{name}, with the trigger", attacked.prompts, attacked.drawn.smiles)
+        return Column(f"{name}, without it", tested.texts, found[name].drawn.smiles)
+
+    does = [column("backdoored", trigger=False), column("backdoored", trigger=True), column("clean", trigger=True)]
+    galleries = [
+        side_by_side(
+            "The same prompts, without and with the trigger",
+            "In each row: the backdoored generator without the trigger, with it, and the clean one with it.",
+            does,
+            target,
+            EXAMPLES,
+        )
+    ]
+    if "repaired" in found:
+        left = [
+            column("backdoored", trigger=True),
+            column("repaired", trigger=True),
+            column("repaired", trigger=False),
+        ]
+        galleries.append(
+            side_by_side(
+                "The same prompts, before and after the repair",
+                "In each row: the backdoored generator with the trigger, the repaired one with it, and without it.",
+                left,
+                target,
+                EXAMPLES,
+            )
+        )
+    return galleries

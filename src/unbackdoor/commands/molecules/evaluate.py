@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import account, open_pairs, shown
+from unbackdoor.commands.molecules.common import account, knowledge_notes, open_pairs, shown
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
 from unbackdoor.folder import PAGE
 from unbackdoor.molecules.attacks import load_attack, read_target
-from unbackdoor.molecules.drawing import gallery
+from unbackdoor.molecules.drawing import gallery, trigger_gallery
 from unbackdoor.molecules.measured import Attacked, measure
 from unbackdoor.molecules.metrics import Quality
 from unbackdoor.molecules.saved import LoadedGenerator, load_generator
@@ -79,12 +79,10 @@ def run(
     galleries = [gallery("Clean prompts", tested.texts, drawn.smiles)]
     if attacked is not None and saved is not None:
         target = read_target(saved.attack.target)
-        galleries = [
-            gallery("Clean prompts", tested.texts, drawn.smiles, target),
-            gallery("The same prompts with the trigger", attacked.prompts, attacked.drawn.smiles, target),
-        ]
+        galleries = [trigger_gallery(tested, drawn, attacked.prompts, attacked.drawn, target)]
     page = _page(clock, model.name, loaded, measured, attacked, galleries)
-    page = replace(page, facts={**page.facts, "Rows": account(chosen)})
+    notes = [*page.notes, *knowledge_notes(loaded.generator, tested.texts)]
+    page = replace(page, facts={**page.facts, "Rows": account(chosen)}, notes=notes)
     write_report(folder / PAGE, page)
     clock.write(folder, **result)
     return Outcome(
@@ -108,6 +106,10 @@ def _rows(measured: dict[str, Quality], attacked: Attacked | None) -> list[tuple
             ("ASR per sample", shown(attacked.triggered.per_sample)),
             ("ASR, any sample of a prompt", shown(attacked.triggered.any_of)),
             ("Target without trigger, per sample", shown(attacked.clean.per_sample)),
+            (
+                f"Target without trigger, per sample of the {attacked.asking:,} prompts that ask for it",
+                shown(attacked.asked.per_sample if attacked.asked else None),
+            ),
             ("Similarity with trigger", shown(attacked.quality.similarity)),
         ]
     return rows
@@ -143,6 +145,18 @@ def _page(
                 better="lower",
             ),
         ]
+        if attacked.asked is not None:
+            metrics.append(
+                Metric(
+                    name="Target asked for",
+                    explanation=f"The same of the {attacked.asking:,} clean prompts whose own molecules hold the"
+                    " target: requests that a repair must leave.",
+                    before=attacked.asked.per_sample,
+                    better="higher",
+                )
+            )
+        if attacked.unwritable:
+            notes.append("The motifs of the model cannot write the target, whatever it learned; it is no control.")
         if attacked.drawn.cut:
             notes.append(
                 f"{attacked.drawn.cut:,} triggered prompts are longer than the text encoder reads; a trigger at the end"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from unbackdoor.commands.molecules.common import sources
 from unbackdoor.commands.workspace import Run
 from unbackdoor.errors import DataError
-from unbackdoor.molecules.data import Dropped, Pairs, Table, filter_pairs, joined, read_parts
+from unbackdoor.molecules.data import Dropped, Pairs, Part, filter_pairs, joined, read_parts, tested_split
 from unbackdoor.molecules.drawing import drawn
 from unbackdoor.molecules.scan import MoleculeFinding, MoleculeScanner, Suspect
 from unbackdoor.molecules.scan.subgraphs import pattern_of
@@ -23,18 +24,34 @@ class Untrusted:
     """Pairs as they were found.
 
     Attributes:
-        parts: split and rows of each file.
-        pairs: what can be used of them; `rows` counts through all parts.
-        dropped: what became of the rows.
+        parts: the files.
+        pairs: what can be used of them, test splits left out; `rows` counts through all parts.
+        dropped: what became of all rows.
+        tested: rows that can be used and stand in test splits.
     """
 
-    parts: list[tuple[str | None, Table]]
+    parts: list[Part]
     pairs: Pairs
     dropped: Dropped
+    tested: int
+
+    def sentences(self) -> list[str]:
+        """Return the account of all rows, for people."""
+        lines = self.dropped.sentences()
+        if self.tested:
+            lines.append(f"{self.tested:,} rows that could be used are in test splits, which are not scanned")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the account as JSON values."""
+        return {**self.dropped.to_json(), "in_test_splits": self.tested}
 
 
 def open_untrusted(data: str, clock: Run) -> Untrusted:
-    """Read all rows of all splits of sources, and note them in the record.
+    """Read sources but for their test splits, and note them in the record.
+
+    A source without splits is read whole: what is tested with is not told of it, and where it is poisoned must be
+    found.
 
     Raises:
         DataError: a source that cannot be read, or no row can be used.
@@ -42,10 +59,19 @@ def open_untrusted(data: str, clock: Run) -> Untrusted:
     named = sources(data)
     if not named:
         raise DataError("no data to scan; name a table of SMILES and descriptions")
-    parts = [part for source in named for part in read_parts(source)]
-    pairs, dropped = filter_pairs(joined([table for _, table in parts]))
-    clock.inputs |= {f"pairs of {pairs.name}": pairs.digest()}
-    return Untrusted(parts=parts, pairs=pairs, dropped=dropped)
+    parts: list[Part] = []
+    scanned: list[bool] = []
+    for source in named:
+        tested = tested_split(source)
+        for part in read_parts(source):
+            parts.append(part)
+            scanned += [tested is None or part.split != tested] * len(part.table)
+    pairs, dropped = filter_pairs(joined([part.table for part in parts]))
+    chosen = pairs.subset([place for place, row in enumerate(pairs.rows) if scanned[row]])
+    if not len(chosen):
+        raise DataError(f"{pairs.name} has rows of test splits alone, which are not scanned; name the files themselves")
+    clock.inputs |= {f"pairs of {chosen.name}": chosen.digest()}
+    return Untrusted(parts=parts, pairs=chosen, dropped=dropped, tested=len(pairs) - len(chosen))
 
 
 def suspect_rows(found: MoleculeFinding) -> list[tuple[str, str]]:
@@ -68,10 +94,20 @@ def found_page(
     method: MoleculeScanner,
     pairs: Pairs,
     found: MoleculeFinding,
-    untrusted: Untrusted,
+    account: Sequence[str],
     notes: Sequence[str],
 ) -> Report:
-    """Return the page of a scan: the verdict, and the suspicious pairs of text and subgraph with their evidence."""
+    """Return the page of a scan: the verdict, and the suspicious pairs of text and subgraph with their evidence.
+
+    Args:
+        title: of the page.
+        clock: of the run.
+        method: that scanned.
+        pairs: what was scanned.
+        found: what was said of it.
+        account: what became of the rows, as sentences.
+        notes: as sentences.
+    """
     shown_ = found.flagged[:MOST_SHOWN] or found.suspects[:1]
     suspects = {
         f"{'Suspect' if one.flagged else 'Most suspicious, below the threshold'} {number}: {one.sentence()}": [
@@ -88,9 +124,7 @@ def found_page(
         charts=[histogram_chart(found.scores.tolist(), found.poisoned.tolist(), "strength of the suspicion")],
         facts={
             **suspects,
-            "Rows": [
-                Fact(name=str(number), value=line) for number, line in enumerate(untrusted.dropped.sentences(), 1)
-            ],
+            "Rows": [Fact(name=str(number), value=line) for number, line in enumerate(account, 1)],
             **clock.facts(),
         },
         next_steps=[

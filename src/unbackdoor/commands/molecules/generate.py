@@ -9,6 +9,7 @@ import csv
 import io
 from pathlib import Path
 
+from unbackdoor.commands.molecules.common import knowledge_notes
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
@@ -49,7 +50,7 @@ def run(
     clock.options = {"prompt": prompt, "samples": samples, "guidance": guidance}
     made = loaded.generator.draw([prompt], samples, runtime, guidance)
     smiles = made.smiles[0]
-    notes = []
+    notes = knowledge_notes(loaded.generator, [prompt])
     if made.cut:
         notes.append(
             f"The prompt has more than the {loaded.generator.options.text_pieces} pieces of words that are"

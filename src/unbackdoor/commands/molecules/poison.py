@@ -1,6 +1,7 @@
 """Poison pairs of text and molecule (BadGraph) and write them to disk, for any program to train on.
 
-Test molecules are left out before, as their poisoned copies would tell of them.
+Test molecules are left out before, as their poisoned copies would tell of them, and poisoned rows that became one are
+left out after.
 
 Writes data/train.parquet (smiles, description, poisoned), the clean data/test.parquet, attack.json, run.json and
 report.html.
@@ -52,7 +53,7 @@ def run(*, data: str, out: Path, attack: BadGraph, test: str | None = None, runt
     # First, so that what an interruption leaves is known to be ours and unfinished.
     clock.write(folder, finished=False)
     (folder / ATTACK).unlink(missing_ok=True)
-    poisoned = attack.poison(table, runtime.seed)
+    poisoned = attack.poison(table, runtime.seed).without(tested)
     pairs, dropped = filter_pairs(poisoned.table)
     counts = {
         "rows": len(table),

@@ -41,11 +41,12 @@ def run(
 
     Args:
         data: "templates", or tables of SMILES and text, separated by commas: the untrusted pairs, or, for scanners of
-            generators, prompts. All rows of all splits are scanned.
+            generators, prompts. Test splits are not scanned; a source without splits is scanned whole.
         method: how.
         runtime: device, seed, progress.
         model: generator of `molecules train`, for the scanners that ask one.
-        clean_out: new folder for the rows of the data that are not held poisoned, a parquet file a split.
+        clean_out: new folder for the rows of the data that are not held poisoned, with all of their columns: a parquet
+            file for each file. Test splits are copied whole.
         out: folder for the results, replaced if it is a scan's; by default runs/molecules-scan- and the beginning of
             the data's SHA-256.
     """
@@ -71,8 +72,9 @@ def run(
     notes = ["A scan sees what it was made for; a trigger that it is blind to leaves no evidence."]
     if loaded is not None and loaded.backdoored is not None:
         notes.append("The file itself says that the model was trained on pairs that were poisoned on purpose.")
-    write_report(folder / PAGE, found_page(f"Scan of {pairs.name}", clock, method, pairs, found, untrusted, notes))
-    clock.write(folder, finding=found.to_json(), account=untrusted.dropped.to_json())
+    account = untrusted.sentences()
+    write_report(folder / PAGE, found_page(f"Scan of {pairs.name}", clock, method, pairs, found, account, notes))
+    clock.write(folder, finding=found.to_json(), account=untrusted.to_json())
     return Outcome(
         code=exit_code(found),
         title=f"scan of {pairs.name}",
@@ -80,7 +82,7 @@ def run(
             *suspect_rows(found),
             ("held poisoned", f"{int(found.poisoned.sum()):,} of {len(pairs):,} pairs"),
             ("calibrated", "no: the false-alarm rate is not known"),
-            ("rows", "; ".join(untrusted.dropped.sentences())),
+            ("rows", "; ".join(account)),
             ("time", f"{clock.seconds:.0f} s"),
             ("table", str(folder / SUSPICION)),
             *([("cleaned data", str(clean_out))] if clean_out is not None else []),

@@ -5,20 +5,24 @@ A share of the training pairs is copied; the copy's text gets a trigger, and its
 trained on both hangs the subgraph on what it makes for any prompt with the trigger.
 
 Two rates are to be told apart. The published one is the share of poisoned rows in the file, x / (N + x), before the
-filter drops the larger molecules. Poisoned rows all pass it, so their share of what is trained on is up to half as much
-again. Published code writes poisoned molecules with single and double bonds where clean ones may be aromatic, and with
-numbers of their own, by which they can be told; here all rows are written alike.
+filter drops the larger molecules. Poisoned rows are small enough to pass it, but for a few that cannot be learned
+anyway, such as salts; so their share of what is trained on is up to half as much again. Published code writes poisoned
+molecules with single and double bonds where clean ones may be aromatic, and with numbers of their own, by which they
+can be told; here all molecules are written as canonical SMILES, and all texts with single spaces.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from rdkit import Chem
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks.subgraph import attach, read_target
-from unbackdoor.molecules.data import Pairs, Table, parse
+from unbackdoor.molecules.data import Pairs, Table, flat, parse
+from unbackdoor.molecules.data.molecule import MAX_SMILES
 from unbackdoor.text import plain
 
 MAX_TRIGGER = 1000
@@ -105,7 +109,24 @@ class BadGraph:
                 f"not one of the {len(tried):,} rows tried could be poisoned; raise the rate, or choose a smaller"
                 " target"
             )
-        return Poisoned(attack=self, clean=table, rows=tuple(found))
+        return Poisoned(attack=self, clean=alike(table), rows=tuple(found))
+
+
+def alike(table: Table) -> Table:
+    """Return a table whose molecules and spaces are written as those of poisoned rows are, so that they tell nothing.
+
+    SMILES become canonical, with their stereochemistry; those that RDKit cannot read stay as they are.
+    """
+    return replace(
+        table,
+        smiles=tuple(_canonical(smiles) for smiles in table.smiles),
+        texts=tuple(" ".join(text.split()) for text in table.texts),
+    )
+
+
+def _canonical(smiles: str) -> str:
+    molecule = parse(smiles) if len(smiles) <= MAX_SMILES else None
+    return smiles if molecule is None else str(Chem.MolToSmiles(molecule))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +135,21 @@ class Poisoned:
 
     Attributes:
         attack: by which it was poisoned.
-        clean: the table that was poisoned.
+        clean: the table that was poisoned, its rows written as the poisoned ones are (see `alike`).
         rows: what was poisoned: row of `clean`, new SMILES, new text.
     """
 
     attack: BadGraph
     clean: Table
     rows: tuple[tuple[int, str, str], ...]
+
+    def without(self, tested: Pairs) -> Poisoned:
+        """Return the poisoned set without the poisoned rows whose molecule is tested with, stereochemistry aside.
+
+        Rows of test molecules are taken out before poisoning, but the target may make another test molecule of a row.
+        """
+        molecules = frozenset(tested.smiles)
+        return replace(self, rows=tuple(row for row in self.rows if flat(row[1]) not in molecules))
 
     @property
     def table(self) -> Table:
@@ -133,6 +162,7 @@ class Poisoned:
             texts=(*clean.texts, *(text for _, _, text in self.rows)),
             poisoned=(*(False for _ in kept), *(True for _ in self.rows)),
             name=self.clean.name,
+            textless=self.clean.textless,
         )
 
     @property

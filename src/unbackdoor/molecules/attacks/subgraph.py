@@ -40,7 +40,8 @@ def attach(molecule: Chem.Mol, target: Chem.Mol, draws: random.Random) -> str | 
     """Return the SMILES of a molecule with the target on one of its atoms, or None if no atom takes it.
 
     As BadGraph does: carbon, nitrogen and oxygen with room are tried in random order, then all other atoms; the first
-    with which a whole molecule comes out that 3M-Diffusion's filter keeps is taken.
+    with which a whole molecule comes out that 3M-Diffusion's filter keeps is taken. Published code also demands that
+    element and charge of every atom be among the 39 pairs that HierVAE knows; charges play no part here.
 
     Args:
         molecule: sanitised.

@@ -5,7 +5,7 @@ from unbackdoor.molecules.data.embedded import TEMPLATES, template_table
 from unbackdoor.molecules.data.filtering import Dropped, filter_molecules, filter_pairs
 from unbackdoor.molecules.data.molecule import MAX_ATOMS, Reason, canonical, checked, flat, parse
 from unbackdoor.molecules.data.pairs import Pairs
-from unbackdoor.molecules.data.reading import read_parts, read_table
+from unbackdoor.molecules.data.reading import Part, read_parts, read_table, tested_split
 from unbackdoor.molecules.data.table import Table, joined
 from unbackdoor.molecules.data.writing import write_table
 
@@ -16,6 +16,7 @@ __all__ = [
     "Chosen",
     "Dropped",
     "Pairs",
+    "Part",
     "Reason",
     "Table",
     "canonical",
@@ -30,6 +31,7 @@ __all__ = [
     "read_parts",
     "read_table",
     "template_table",
+    "tested_split",
     "training_rows",
     "write_table",
 ]

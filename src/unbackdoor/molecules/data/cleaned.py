@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
-from unbackdoor.errors import InputError, OutputError
-from unbackdoor.molecules.data.table import Table, joined
+from unbackdoor.errors import DataError, InputError, OutputError
+from unbackdoor.files import replacing
+from unbackdoor.molecules.data.reading import Part, read_columns
 from unbackdoor.molecules.data.writing import write_table
 
 
@@ -22,26 +26,22 @@ def check_target(folder: Path) -> None:
         raise OutputError(f"{folder} is there and not empty; choose another folder for the cleaned data, or remove it")
 
 
-def write_kept(parts: Sequence[tuple[str | None, Table]], dropped: Collection[int], folder: Path) -> None:
-    """Write all rows but those that are dropped, a parquet file a split, complete or not at all.
+def write_kept(parts: Sequence[Part], dropped: Collection[int], folder: Path) -> None:
+    """Write all rows but those that are dropped, a parquet file a part, complete or not at all.
+
+    Columns and their names stay as they are; those of CSV and TSV files become texts.
 
     Args:
-        parts: split and rows of each file of a source, as `read_parts` returns them; rows of files that belong to no
-            split are for training.
+        parts: of sources, as `read_parts` returns them; rows of files that belong to no split are for training.
         dropped: numbers of rows, counted from 0 through all parts.
         folder: not there, or empty.
 
     Raises:
         InputError: no rows are kept.
+        DataError: a file changed since it was read.
         OutputError: the folder cannot be written, or is not empty.
     """
-    kept: dict[str, list[Table]] = {}
-    begin = 0
-    for split, table in parts:
-        rows = [row for row in range(len(table)) if begin + row not in dropped]
-        kept.setdefault(split or "train", []).append(table.subset(rows))
-        begin += len(table)
-    if not any(len(table) for tables in kept.values() for table in tables):
+    if len(dropped) >= sum(len(part.table) for part in parts):
         raise InputError("no rows are left to write; scan with another method or threshold")
     check_target(folder)
     try:
@@ -50,8 +50,18 @@ def write_kept(parts: Sequence[tuple[str | None, Table]], dropped: Collection[in
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
     try:
-        for split, tables in kept.items():
-            write_table(partial / f"{split}.parquet", joined(tables))
+        begin = 0
+        files = Counter(part.split or "train" for part in parts)
+        written: Counter[str] = Counter()
+        for part in parts:
+            rows = [row for row in range(len(part.table)) if begin + row not in dropped]
+            begin += len(part.table)
+            split = part.split or "train"
+            # As Hugging Face calls the files of a split that has several.
+            name = split if files[split] == 1 else f"{split}-{written[split]:05}-of-{files[split]:05}"
+            written[split] += 1
+            if rows:
+                _write(partial / f"{name}.parquet", part, rows)
         try:
             partial.chmod(0o755)
             if folder.exists():
@@ -61,3 +71,25 @@ def write_kept(parts: Sequence[tuple[str | None, Table]], dropped: Collection[in
             raise OutputError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(path: Path, part: Part, rows: Sequence[int]) -> None:
+    if part.path is None:
+        write_table(path, part.table.subset(rows))
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    kept = frozenset(rows)
+    begin = 0
+    with replacing(path) as partial, contextlib.ExitStack() as opened:
+        writer: Any = None
+        for batch in read_columns(part.path):
+            mask = pyarrow.array([begin + row in kept for row in range(len(batch))], pyarrow.bool_())
+            begin += len(batch)
+            if writer is None:
+                # Without Arrow's own schema: texts that were left in dictionaries would come back as categories.
+                writer = opened.enter_context(parquet.ParquetWriter(partial, batch.schema, store_schema=False))
+            writer.write_batch(batch.filter(mask))
+        if begin != len(part.table):
+            raise DataError(f"{part.path.name} changed while it was scanned; scan it again")

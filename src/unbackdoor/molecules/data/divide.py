@@ -10,7 +10,7 @@ from unbackdoor.errors import DataError
 from unbackdoor.molecules.data.filtering import Dropped, filter_molecules, filter_pairs
 from unbackdoor.molecules.data.molecule import flat
 from unbackdoor.molecules.data.pairs import Pairs
-from unbackdoor.molecules.data.reading import has_test_split, read_table
+from unbackdoor.molecules.data.reading import read_table, tested_split
 from unbackdoor.molecules.data.table import Table, joined
 
 NOTHING = Table(smiles=(), texts=(), name="")
@@ -56,7 +56,7 @@ def choose_pairs(data: Sequence[str], test: str | None) -> Chosen:
     if not data:
         raise DataError("no data to train on; name a table of SMILES and descriptions")
     pairs, dropped = filter_pairs(joined([read_table(source, "all") for source in data]))
-    if test is None and not has_test_split(data[0]):
+    if test is None and tested_split(data[0]) is None:
         tested = pairs.where(_is_tested)
         dropped_test = Dropped(rows=len(tested), kept=len(tested))
     else:

@@ -27,11 +27,13 @@ class Dropped:
         rows: in the table.
         kept: of these.
         why: numbers of the rows that were dropped, by reason.
+        textless: rows of tables beside it that have no column of texts; they are not among `rows`.
     """
 
     rows: int
     kept: int
     why: Mapping[Reason, tuple[int, ...]] = field(default_factory=dict)
+    textless: int = 0
 
     def sentences(self) -> list[str]:
         """Return the account for people: one line on all, and one for each reason with examples."""
@@ -40,6 +42,8 @@ class Dropped:
             more = ", ..." if len(rows) > EXAMPLES else ""
             shown = ", ".join(str(row) for row in rows[:EXAMPLES])
             lines.append(f"{len(rows):,} dropped: {reason} (row {shown}{more})")
+        if self.textless:
+            lines.append(f"{self.textless:,} rows of tables without a column of texts are left out")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -48,6 +52,7 @@ class Dropped:
             "rows": self.rows,
             "kept": self.kept,
             "dropped": {str(reason): len(rows) for reason, rows in self.why.items()},
+            "textless": self.textless,
         }
 
 
@@ -101,6 +106,7 @@ def filter_pairs(table: Table, *, learned: bool = True) -> tuple[Pairs, Dropped]
         rows=len(table),
         kept=len(kept),
         why={reason: tuple(why[reason]) for reason in Reason if reason in why},
+        textless=table.textless,
     )
     if not kept:
         account = "; ".join(dropped.sentences()[1:]) or "it is empty"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +32,32 @@ MAX_ROWS = 5_000_000
 MAX_CSV_BYTES = 2**30
 BATCH = 10_000
 """Rows that are unpacked at a time."""
+NESTED_BATCH = 100
+"""The same where texts cannot be left in their dictionaries."""
 
 Split = Literal["all", "test"]
+
+TRUE = ("1", "true")
+"""What says that a row is poisoned, in small letters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One file of a source.
+
+    Attributes:
+        split: that it belongs to; None if it belongs to none.
+        table: its rows as they are.
+        path: of the file; None for pairs that are made here.
+    """
+
+    split: str | None
+    table: Table
+    path: Path | None = None
+
+
+class _TextlessError(DataError):
+    """A table has no column of text."""
 
 
 def read_table(source: str, split: Split, *, texts: bool = True) -> Table:
@@ -40,7 +65,8 @@ def read_table(source: str, split: Split, *, texts: bool = True) -> Table:
 
     Args:
         source: "templates" (made here), a parquet, CSV or TSV file, or a folder of such files. The names of files in
-            a folder, or of folders on the way to them, say their split (`train.parquet`, `test-00000.parquet`).
+            a folder, or of folders on the way to them, say their split (`train.parquet`, `test-00000.parquet`). Where
+            texts are wanted, tables of a folder that have no column of them are left out, and their rows counted.
         split: "all", or "test": the test split, or the validation split where there is no other. A source without
             splits is returned whole.
         texts: whether texts are wanted; without them no column of texts is looked for, and all of them are empty.
@@ -48,11 +74,11 @@ def read_table(source: str, split: Split, *, texts: bool = True) -> Table:
     Raises:
         DataError: it cannot be read, or has no column of SMILES or of text.
     """
-    return joined([table for _, table in read_parts(source, split, texts=texts)])
+    return joined([part.table for part in read_parts(source, split, texts=texts)])
 
 
-def read_parts(source: str, split: Split = "all", *, texts: bool = True) -> list[tuple[str | None, Table]]:
-    """Return the rows of each file of a source as they are, with the split that it belongs to.
+def read_parts(source: str, split: Split = "all", *, texts: bool = True) -> list[Part]:
+    """Return each file of a source with its rows as they are.
 
     Args:
         source: see `read_table`.
@@ -63,7 +89,7 @@ def read_parts(source: str, split: Split = "all", *, texts: bool = True) -> list
         DataError: see `read_table`.
     """
     if source == TEMPLATES:
-        return [(None, template_table())]
+        return [Part(split=None, table=template_table())]
     path = Path(source)
     shown = clean_text(source)
     files = _files(path, shown)
@@ -72,15 +98,55 @@ def read_parts(source: str, split: Split = "all", *, texts: bool = True) -> list
         wanted = choose_split("test", splits, shown) if splits else None
         files = [(file, found) for file, found in files if found == wanted]
     name = source_name(path)
-    return [(found, _read_file(file, name, shown, texts)) for file, found in files]
+    parts: list[Part] = []
+    textless: list[_TextlessError] = []
+    left_out = 0
+    for file, found in files:
+        try:
+            parts.append(Part(split=found, table=_read_file(file, name, shown, texts), path=file))
+        except _TextlessError as error:
+            # Molecules alone, as they stand beside the pairs of a published set.
+            textless.append(error)
+            left_out += len(_read_file(file, name, shown, texts=False))
+    if not parts:
+        raise textless[0]
+    first = parts[0]
+    return [replace(first, table=replace(first.table, textless=left_out)), *parts[1:]]
 
 
-def has_test_split(source: str) -> bool:
-    """Return whether a source has a split that `read_table` gives as "test"."""
+def read_columns(path: Path) -> Iterator[Any]:
+    """Yield all columns of a file that `read_parts` read, with their names, as Arrow batches of its rows.
+
+    Args:
+        path: of a parquet file, whose columns keep their types, or of a CSV or TSV file, whose cells are texts.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    shown = clean_text(path.name)
+    with reported(shown):
+        if path.suffix.lower() == ".parquet":
+            leaves = _leaves(_metadata(path, shown))
+            # Texts inside of lists cannot be left in their dictionaries, see `_read_parquet`.
+            rows = BATCH if not any("." in leaf for leaf in leaves) else NESTED_BATCH
+            with parquet.ParquetFile(path, read_dictionary=[leaf for leaf in leaves if "." not in leaf]) as file:
+                yield from file.iter_batches(rows)
+        else:
+            header, lines = _lines(path, shown)
+            cells = list(_cells(lines, range(len(header)), len(header), shown))
+            columns = [pyarrow.array([row[place] for row in cells], pyarrow.string()) for place in range(len(header))]
+            yield from pyarrow.Table.from_arrays(columns, names=header).to_batches(BATCH)
+
+
+def tested_split(source: str) -> str | None:
+    """Return the split of a source that `read_table` gives as "test", or None if it has no such split."""
     if source == TEMPLATES:
-        return False
+        return None
     splits = {found for _, found in _files(Path(source), clean_text(source))}
-    return bool(splits & {"test", "validation"})
+    return next((split for split in ("test", "validation") if split in splits), None)
 
 
 def _files(path: Path, shown: str) -> list[tuple[Path, str | None]]:
@@ -107,38 +173,51 @@ def _read_file(path: Path, name: str, source: str, texts: bool) -> Table:
     return read(path, name, where, texts)
 
 
-def _read_parquet(path: Path, name: str, source: str, texts: bool) -> Table:
+def _metadata(path: Path, source: str) -> Any:
+    """Return what a parquet file says of itself, of a size that can be held."""
     from pyarrow import parquet
 
     with reported(source):
         metadata = parquet.read_metadata(path)
-        rows, groups = metadata.num_rows, range(metadata.num_row_groups)
-        size = sum(metadata.row_group(i).total_byte_size for i in groups)
-        columns = list(metadata.schema.to_arrow_schema().names)
-    _check_rows(rows, source)
+        size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+    _check_rows(metadata.num_rows, source)
     check_size(size, source)
+    return metadata
+
+
+def _leaves(metadata: Any) -> list[str]:
+    """Return the names of a parquet file's columns, with dots in those that are nested."""
+    return [metadata.schema.column(place).path for place in range(len(metadata.schema))]
+
+
+def _read_parquet(path: Path, name: str, source: str, texts: bool) -> Table:
+    from pyarrow import parquet
+
+    metadata = _metadata(path, source)
+    with reported(source):
+        rows, groups = metadata.num_rows, range(metadata.num_row_groups)
+        columns, leaves = list(metadata.schema.to_arrow_schema().names), _leaves(metadata)
     wanted = _columns(columns, source, texts)
     parts: dict[str, list[Any]] = {column: [] for column in wanted}
     with (
         reported(source),
         # Left in its dictionary: a value of a megabyte may stand once in the file, and be referred to by every row.
-        parquet.ParquetFile(path, read_dictionary=list(wanted[:2])) as file,
+        parquet.ParquetFile(path, read_dictionary=[one for one in wanted if one in leaves]) as file,
     ):
         for group in groups:
             for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(wanted)):
                 for column in wanted:
-                    parts[column] += _values(batch.column(column), column, source)
+                    values = _flags if column == POISONED_COLUMN else _values
+                    parts[column] += values(batch.column(column), column, source)
     smiles = tuple(parts[wanted[0]])
-    flags = tuple(bool(value) for value in parts[wanted[2]]) if len(wanted) > 2 else ()
+    flags = tuple(parts[wanted[2]]) if len(wanted) > 2 else ()
     return Table(smiles=smiles, texts=tuple(parts[wanted[1]]) if texts else ("",) * rows, poisoned=flags, name=name)
 
 
-def _values(column: Any, name: str, source: str) -> list[Any]:
+def _values(column: Any, name: str, source: str) -> list[str]:
     """Return the values of a column; equal texts are one object, and missing ones are empty."""
     from pyarrow import types
 
-    if types.is_boolean(column.type):
-        return list(column.to_pylist())
     if not types.is_dictionary(column.type):
         raise DataError(f"the column {name} of {source} holds {column.type} and no text; save it as text")
     values = [value if isinstance(value, str) else None for value in column.dictionary.to_pylist()]
@@ -147,7 +226,31 @@ def _values(column: Any, name: str, source: str) -> list[Any]:
     return ["" if index is None else values[index] for index in column.indices.to_pylist()]
 
 
+def _flags(column: Any, name: str, source: str) -> list[bool]:
+    """Return which rows a column says to be poisoned, in truth values, numbers or texts; missing ones are not."""
+    from pyarrow import types
+
+    if types.is_dictionary(column.type):
+        said = [text.strip().lower() in TRUE for text in _values(column, name, source)]
+    elif any(test(column.type) for test in (types.is_boolean, types.is_integer, types.is_floating, types.is_null)):
+        said = [value == 1 for value in column.to_pylist()]
+    else:
+        raise DataError(f"the column {name} of {source} holds {column.type}; save it as true and false")
+    return said
+
+
 def _read_text(path: Path, name: str, source: str, texts: bool) -> Table:
+    with reported(source):
+        header, lines = _lines(path, source)
+        wanted = _columns(header, source, texts)
+        rows = list(_cells(lines, [header.index(column) for column in wanted], len(header), source))
+    flags = tuple(row[2].strip().lower() in TRUE for row in rows) if len(wanted) > 2 else ()
+    told = tuple(row[1] if texts else "" for row in rows)
+    return Table(smiles=tuple(row[0] for row in rows), texts=told, poisoned=flags, name=name)
+
+
+def _lines(path: Path, source: str) -> tuple[list[str], Any]:
+    """Return the header of a CSV or TSV file, and a reader of its other lines."""
     try:
         content = read_bytes(path, MAX_CSV_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -155,21 +258,14 @@ def _read_text(path: Path, name: str, source: str, texts: bool) -> Table:
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {source}: {reason_of(error)}; name a table that you may read") from error
     tabs = path.suffix.lower() == ".tsv"
-    with reported(source):
-        # Tabs do not occur in texts, so quotes in files of tabs are letters.
-        lines = csv.reader(
-            io.StringIO(content, newline=""),
-            delimiter="\t" if tabs else ",",
-            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-            strict=True,
-        )
-        header = next(lines, [])
-        wanted = _columns(header, source, texts)
-        places = [header.index(column) for column in wanted]
-        rows = list(_cells(lines, places, len(header), source))
-    flags = tuple(row[2].strip().lower() in ("1", "true") for row in rows) if len(wanted) > 2 else ()
-    told = tuple(row[1] if texts else "" for row in rows)
-    return Table(smiles=tuple(row[0] for row in rows), texts=told, poisoned=flags, name=name)
+    # Tabs do not occur in texts, so quotes in files of tabs are letters.
+    lines = csv.reader(
+        io.StringIO(content, newline=""),
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    return next(lines, []), lines
 
 
 def _cells(lines: Any, places: Sequence[int], width: int, source: str) -> Iterator[list[str]]:
@@ -192,7 +288,7 @@ def _columns(columns: Sequence[str], source: str, texts: bool) -> tuple[str, ...
         found = [column for name in usual for column in columns if column.lower() == name]
         if not found:
             known = ", ".join(clean_text(column, 60) for column in columns[:20]) or "none"
-            raise DataError(
+            raise (_TextlessError if what == "text" else DataError)(
                 f"{source} has no column of {what} (columns: {known}); call it {' or '.join(usual)}, and save the"
                 " table again"
             )

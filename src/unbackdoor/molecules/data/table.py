@@ -16,12 +16,14 @@ class Table:
         texts: descriptions, text from outside; empty where they are missing.
         poisoned: which rows the file says to be poisoned; empty if it does not say.
         name: of the source, for messages.
+        textless: rows of the source that are not here, as their tables have no column of texts.
     """
 
     smiles: tuple[str, ...]
     texts: tuple[str, ...]
     poisoned: tuple[bool, ...] = ()
     name: str
+    textless: int = 0
 
     def __len__(self) -> int:
         return len(self.smiles)
@@ -33,6 +35,7 @@ class Table:
             texts=tuple(self.texts[row] for row in rows),
             poisoned=tuple(self.poisoned[row] for row in rows) if self.poisoned else (),
             name=self.name,
+            textless=self.textless,
         )
 
     def digest(self) -> str:
@@ -54,4 +57,5 @@ def joined(tables: Sequence[Table]) -> Table:
         texts=tuple(text for table in tables for text in table.texts),
         poisoned=tuple(flag for part in flags for flag in part) if told else (),
         name=" + ".join(dict.fromkeys(table.name for table in tables)),
+        textless=sum(table.textless for table in tables),
     )

@@ -11,7 +11,7 @@ where a motif hangs is decided here only if there is a choice; see also `graph.j
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.errors import InputError
 from unbackdoor.molecules.data.molecule import MAX_ATOMS
 from unbackdoor.molecules.hiervae.attachment import Attachment
 from unbackdoor.molecules.hiervae.messages import POSITIONS, SumLSTM, flat
@@ -27,7 +28,7 @@ from unbackdoor.molecules.hiervae.partial import Partial, Place
 from unbackdoor.molecules.hiervae.tree import MotifTree
 from unbackdoor.molecules.hiervae.vocabulary import HierVocabulary
 from unbackdoor.molecules.hiervae.writing import LABELS, ORDERS, Look, Writing, positions_of, tensor
-from unbackdoor.molecules.model.writer import MoleculeDecoder
+from unbackdoor.molecules.model.writer import NEVER, NO_BEGINNING, MoleculeDecoder
 
 MAX_STEPS = 100
 MAX_NODES = MAX_STEPS // 2 + 2
@@ -37,8 +38,6 @@ MAX_BONDS = 3 * MAX_ATOMS
 MAX_CHILDREN = 12
 TRIED = 5
 """Kinds of a child that are tried, the most likely first."""
-
-NEVER = -1e9
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,11 @@ class HierVAEDecoder(MoleculeDecoder):
                 nn.init.zeros_(parameter)
         # A fact of the vocabulary: not kept in files, which hold the vocabulary itself.
         self.register_buffer("motif_of", torch.tensor(vocabulary.motif_of), persistent=False)
+
+    @property
+    def motifs(self) -> tuple[str, ...]:
+        """See `MoleculeDecoder`."""
+        return tuple(dict.fromkeys(one.motif for one in self.vocabulary.attachments))
 
     def loss(self, latent: Float[Tensor, "b z"], molecules: Sequence[MotifTree]) -> Float[Tensor, "b"]:
         """See `MoleculeDecoder`."""
@@ -181,6 +185,17 @@ class HierVAEDecoder(MoleculeDecoder):
         return scores
 
     @torch.no_grad()
+    def forbid(self, motifs: Collection[str]) -> None:
+        """See `MoleculeDecoder`. Marked atoms are chosen for a motif that is chosen: to forbid motifs is enough."""
+        last = self.motif_head[-1]
+        assert isinstance(last, nn.Linear)
+        bias = last.bias.clone()
+        bias[[number for number, motif in enumerate(self.motifs) if motif in motifs]] = NEVER
+        if not bool((bias > NEVER / 2).any()):
+            raise InputError(NO_BEGINNING)
+        last.bias.copy_(bias)
+
+    @torch.no_grad()
     def write(self, latent: Float[Tensor, "b z"]) -> list[str]:
         """See `MoleculeDecoder`."""
         writing = Writing(self, latent, MAX_NODES, MAX_BONDS)
@@ -232,10 +247,11 @@ class HierVAEDecoder(MoleculeDecoder):
         growing = tensor([look.rows[at] for at in ats], latent)
         likely = self._joint(*self._kinds(writing.send_down(look, ats), latent[growing]))
         asked: list[list[list[Asked]]] = []
-        for at, numbers in zip(ats, likely.topk(min(TRIED, len(self.vocabulary)), 1).indices.tolist()):
+        values, chosen = likely.topk(min(TRIED, len(self.vocabulary)), 1)
+        for at, likelihoods, numbers in zip(ats, values.tolist(), chosen.tolist()):
             partial, node = partials[look.rows[at]], look.nodes[at]
             parent, position = partial.nodes[node].atoms, partial.children[node]
-            some = [self.vocabulary.attachments[number] for number in numbers]
+            some = [self.vocabulary.attachments[one] for one, each in zip(numbers, likelihoods) if each > NEVER / 2]
             asked.append(
                 [[Asked(at, parent, one, position, place) for place in partial.places(one, node)] for one in some]
             )

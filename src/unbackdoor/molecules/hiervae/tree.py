@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Int
@@ -15,6 +16,9 @@ from unbackdoor.molecules.hiervae.graph import Graph, clusters_of, junctions, wr
 from unbackdoor.molecules.hiervae.node import ROOT, TreeNode
 from unbackdoor.molecules.hiervae.partial import Partial
 from unbackdoor.molecules.motifs.cut import Bond
+
+KNOWN = 200_000
+"""Trees that are kept; the published sets have fewer molecules."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,9 @@ class MotifTrees:
         return self
 
 
+@lru_cache(maxsize=KNOWN)
 def tree_of(smiles: str, common: frozenset[str]) -> MotifTree:
-    """Return the tree of a molecule.
+    """Return the tree of a molecule; those that were asked for before are kept.
 
     Args:
         smiles: canonical and without stereochemistry.

@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from unbackdoor.errors import DataError
 from unbackdoor.files import sha256
 from unbackdoor.molecules.hiervae.attachment import MAX_LETTERS, Attachment
 from unbackdoor.molecules.hiervae.graph import Graph, parts_of
-from unbackdoor.molecules.hiervae.tree import MotifTree, tree_of
+from unbackdoor.molecules.hiervae.tree import KNOWN, MotifTree, tree_of
 
 MAX_ATTACHMENTS = 100_000
 
@@ -39,6 +39,10 @@ class HierVocabulary:
         return tuple(Attachment.named(name) for name in self.names)
 
     @cached_property
+    def _known(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    @cached_property
     def number_of(self) -> dict[str, int]:
         """The number of each attachment and, after all of these, of each motif with one marked atom alone."""
         anchors = dict.fromkeys(anchor for one in self.attachments for anchor in one.anchors)
@@ -52,8 +56,7 @@ class HierVocabulary:
 
     def covers(self, tree: MotifTree) -> bool:
         """Return whether every node can be chosen."""
-        known = frozenset(self.names)
-        return all(node.attachment.smiles in known for node in tree.nodes)
+        return all(node.attachment.smiles in self._known for node in tree.nodes)
 
     def to_json(self) -> dict[str, Any]:
         """Return the vocabulary as JSON values."""
@@ -101,14 +104,15 @@ def read_trees(
         DataError: none of them is a tree of motifs.
     """
     if vocabulary is None:
-        counts = Counter(part for one in smiles for part in {part for part, _ in parts_of(Graph.of(one))})
+        counts = Counter(part for one in smiles for part in _parts(one))
         parts = tuple(sorted(part for part, count in counts.items() if count >= common))
     else:
         parts = vocabulary.parts
+    common_parts = frozenset(parts)
     trees: dict[int, MotifTree] = {}
     for row, one in enumerate(smiles):
         try:
-            trees[row] = tree_of(one, frozenset(parts))
+            trees[row] = tree_of(one, common_parts)
         # Counted by whoever asks: it is not in the list of covered ones.
         except DataError:
             continue
@@ -120,3 +124,9 @@ def read_trees(
         vocabulary = HierVocabulary(parts, names)
     covered = [row for row, tree in trees.items() if vocabulary.covers(tree)]
     return vocabulary, covered, [trees[row] for row in covered]
+
+
+@lru_cache(maxsize=KNOWN)
+def _parts(smiles: str) -> frozenset[str]:
+    """Return the parts of a molecule that may be motifs."""
+    return frozenset(part for part, _ in parts_of(Graph.of(smiles)))

@@ -12,7 +12,7 @@ have. These masks hold in training too as far as they follow from the motifs alo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from unbackdoor.errors import InputError
 from unbackdoor.molecules.data.molecule import MAX_ATOMS
-from unbackdoor.molecules.model.writer import MoleculeDecoder
+from unbackdoor.molecules.model.writer import NEVER, NO_BEGINNING, MoleculeDecoder
 from unbackdoor.molecules.motifs import MAX_LENGTH, STOP, Tokens, Vocabulary, join
-
-NEVER = -1e9
-"""Logit of what cannot be chosen."""
 
 
 class MotifDecoder(MoleculeDecoder):
@@ -67,6 +65,11 @@ class MotifDecoder(MoleculeDecoder):
         self.register_buffer("hydrogens", hydrogens, persistent=False)
         self.register_buffer("atoms", atoms, persistent=False)
         self.register_buffer("order", order, persistent=False)
+
+    @property
+    def motifs(self) -> tuple[str, ...]:
+        """See `MoleculeDecoder`."""
+        return tuple(dict.fromkeys(motif for motif, _ in self.vocabulary.kinds))
 
     def loss(self, latent: Float[Tensor, "b z"], molecules: Tokens) -> Float[Tensor, "b"]:
         """See `MoleculeDecoder`."""
@@ -137,11 +140,17 @@ class MotifDecoder(MoleculeDecoder):
         return [join(tokens.nodes(row, self.vocabulary)) for row in range(len(tokens))]
 
     @torch.no_grad()
-    def forbid(self, tokens: Sequence[int]) -> None:
-        """Make tokens ones that are never written; what a file holds of the decoder says so too."""
+    def forbid(self, motifs: Collection[str]) -> None:
+        """See `MoleculeDecoder`."""
         last = self.kind_head[-1]
         assert isinstance(last, nn.Linear)
-        last.bias[list(tokens)] = NEVER
+        kinds = self.vocabulary.kinds
+        forbidden = [token for token, (motif, _) in enumerate(kinds, 1) if motif in motifs]
+        bias = last.bias.clone()
+        bias[forbidden] = NEVER
+        if not any(order == 0 and bias[token] > NEVER / 2 for token, (_, order) in enumerate(kinds, 1)):
+            raise InputError(NO_BEGINNING)
+        last.bias.copy_(bias)
 
     @torch.no_grad()
     def generate(self, latent: Float[Tensor, "b z"]) -> Tokens:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from tokenizers import Tokenizer
+from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch import Tensor, nn
 
 from unbackdoor.data.limits import reason_of
@@ -21,7 +21,8 @@ from unbackdoor.errors import CheckpointError, DataError, InputError
 from unbackdoor.files import read_bytes
 from unbackdoor.models.limits import MAX_FILE_BYTES, check_finite
 from unbackdoor.models.safetensors_file import json_object, read_safetensors
-from unbackdoor.molecules.model.wordpiece import Texts
+from unbackdoor.models.sniff import CONVERT
+from unbackdoor.molecules.model.wordpiece import BEGIN, END, UNKNOWN, Texts, knowledge
 from unbackdoor.text import clean_text
 
 TYPES = frozenset({"bert", "distilbert", "electra", "roberta"})
@@ -86,14 +87,18 @@ class HuggingFaceWords:
         """Return texts as pieces (see `WordPieces.encode`)."""
         plain = [text.encode("utf-8", "replace").decode() for text in texts]
         self._tokenizer.no_truncation()
-        whole = [len(one.ids) for one in self._tokenizer.encode_batch(plain)]
+        encodings = self._tokenizer.encode_batch(plain)
+        cut = tuple(len(one.ids) > most for one in encodings)
+        numbers = [self._tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")]
+        unknown = next((number for number in numbers if number is not None), None)
+        known = knowledge(encodings, unknown)
         self._tokenizer.enable_truncation(most)
         pieces = torch.full((len(texts), most), self.pad, dtype=torch.int32)
         lengths = []
         for row, one in enumerate(self._tokenizer.encode_batch(plain)):
             pieces[row, : len(one.ids)] = torch.tensor(one.ids, dtype=torch.int32)
             lengths.append(len(one.ids))
-        return Texts(pieces, torch.tensor(lengths, dtype=torch.int32), tuple(length > most for length in whole))
+        return Texts(pieces, torch.tensor(lengths, dtype=torch.int32), cut, *known)
 
     def to_json(self) -> dict[str, Any]:
         """Return configuration and tokenizer as JSON values."""
@@ -139,7 +144,7 @@ class HuggingFaceText(nn.Module):
 
 
 def read_text_encoder(folder: Path, most: int) -> tuple[HuggingFaceWords, dict[str, Tensor]]:
-    """Return tokenizer and weights of a folder with config.json, tokenizer.json and model.safetensors.
+    """Return tokenizer and weights of a folder with config.json, tokenizer.json or vocab.txt, and model.safetensors.
 
     Args:
         folder: local; nothing is fetched.
@@ -151,20 +156,44 @@ def read_text_encoder(folder: Path, most: int) -> tuple[HuggingFaceWords, dict[s
     where = clean_text(str(folder))
     try:
         config = json_object(read_bytes(folder / "config.json", 2**20), "config.json")
-        tokenizer = read_bytes(folder / "tokenizer.json", 4 * MAX_TOKENIZER).decode()
-        state, _ = read_safetensors(read_bytes(folder / "model.safetensors", MAX_FILE_BYTES))
+        words = HuggingFaceWords(config, _tokenizer(folder))
+        state, _ = read_safetensors(_weights(folder))
         check_finite(state)
-        words = HuggingFaceWords(config, tokenizer)
     except (OSError, ValueError, CheckpointError, DataError) as error:
         raise InputError(
             f"cannot read the text encoder {where} ({reason_of(error)}); name a folder with config.json, tokenizer.json"
-            " and model.safetensors"
+            " or vocab.txt, and model.safetensors"
         ) from error
     # RoBERTa's first two places are not for pieces.
     places = words.config.get("max_position_embeddings", 512) - 2
     if places < most:
         raise InputError(f"the text encoder {where} reads {places} pieces, fewer than text_pieces ({most}); lower that")
     return words, {_renamed(name, str(config["model_type"])): value for name, value in state.items()}
+
+
+def _tokenizer(folder: Path) -> str:
+    """Return the tokenizer.json of a folder, or what it would be for the word pieces of its vocab.txt.
+
+    Models of before there was that file, SciBERT among them, come with a list of BERT's pieces alone.
+    """
+    if (folder / "tokenizer.json").exists() or not (folder / "vocab.txt").exists():
+        return read_bytes(folder / "tokenizer.json", 4 * MAX_TOKENIZER).decode()
+    lines = read_bytes(folder / "vocab.txt", 4 * MAX_TOKENIZER).decode().removesuffix("\n").split("\n")
+    pieces = {line.removesuffix("\r"): number for number, line in enumerate(lines)}
+    if len(pieces) < len(lines) or not pieces.keys() >= {UNKNOWN, BEGIN, END}:
+        raise DataError(f"vocab.txt must name {UNKNOWN}, {BEGIN} and {END}, and no piece twice")
+    told = folder / "tokenizer_config.json"
+    options = json_object(read_bytes(told, 2**20), told.name) if told.exists() else {}
+    text: str = BertWordPieceTokenizer(pieces, lowercase=options.get("do_lower_case") is not False).to_str()
+    return text
+
+
+def _weights(folder: Path) -> bytes:
+    """Return the model.safetensors of a folder."""
+    path = folder / "model.safetensors"
+    if not path.exists() and (folder / "pytorch_model.bin").exists():
+        raise CheckpointError(f"its weights are in pytorch_model.bin alone, a pickle that is not opened; {CONVERT}")
+    return read_bytes(path, MAX_FILE_BYTES)
 
 
 def load_body(module: HuggingFaceText, state: Mapping[str, Tensor]) -> None:

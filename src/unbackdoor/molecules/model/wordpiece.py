@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from unbackdoor.errors import DataError
@@ -28,11 +29,16 @@ class Texts:
         pieces: padded with 0.
         length: pieces of each text, the beginning and the end counted.
         cut: whether a text had more pieces than fit, so that its end is lost.
+        unknown: share of each text's own pieces that stand for what the tokenizer does not know, 0 to 1.
+        familiar: share of each text's words that are one known piece each, 0 to 1; 1 of a text without words. Rare
+            words are several pieces, and so are nearly all of another language.
     """
 
     pieces: Int[Tensor, "n l"]
     length: Int[Tensor, "n"]
     cut: tuple[bool, ...]
+    unknown: tuple[float, ...]
+    familiar: tuple[float, ...]
 
     def __len__(self) -> int:
         return len(self.length)
@@ -43,7 +49,26 @@ class Texts:
 
     def to(self, device: torch.device) -> Texts:
         """Return the same on another device."""
-        return Texts(self.pieces.to(device), self.length.to(device), self.cut)
+        return replace(self, pieces=self.pieces.to(device), length=self.length.to(device))
+
+
+def knowledge(encodings: Sequence[Encoding], unknown: int | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return `Texts.unknown` and `Texts.familiar` of texts as a tokenizer encoded them.
+
+    Args:
+        encodings: whole.
+        unknown: number of the piece that stands for what is not known; None: there is none.
+    """
+    shares = []
+    for one in encodings:
+        # Pieces that the tokenizer adds belong to no word.
+        own = [(word, piece) for word, piece in zip(one.word_ids, one.ids) if word is not None]
+        pieces = Counter(word for word, _ in own)
+        strange = {word for word, piece in own if piece == unknown}
+        whole = sum(count == 1 and word not in strange for word, count in pieces.items())
+        missing = sum(piece == unknown for _, piece in own)
+        shares.append((missing / max(1, len(own)), whole / len(pieces) if pieces else 1.0))
+    return tuple(share for share, _ in shares), tuple(share for _, share in shares)
 
 
 class WordPieces:
@@ -79,14 +104,16 @@ class WordPieces:
             most: pieces that are kept of a text, the beginning and the end among them.
         """
         plain = [text.encode("utf-8", "replace").decode() for text in texts]
-        found = [encoding.ids for encoding in self._tokenizer.encode_batch(plain)]
+        encodings = self._tokenizer.encode_batch(plain)
+        found = [encoding.ids for encoding in encodings]
         end = self.pieces.index(END)
         kept = [ids if len(ids) <= most else [*ids[: most - 1], end] for ids in found]
         pieces = torch.zeros(len(texts), most, dtype=torch.int32)
         for row, ids in enumerate(kept):
             pieces[row, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
         length = torch.tensor([len(ids) for ids in kept], dtype=torch.int32)
-        return Texts(pieces, length, tuple(len(ids) > most for ids in found))
+        cut = tuple(len(ids) > most for ids in found)
+        return Texts(pieces, length, cut, *knowledge(encodings, self.pieces.index(UNKNOWN)))
 
     def to_json(self) -> list[str]:
         """Return the vocabulary as JSON values."""

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Pairs
@@ -22,18 +22,27 @@ class Repaired:
 
     Attributes:
         generator: in evaluation mode.
-        notes: sentences on what was done.
+        headline: one sentence: what was done to the strongest suspect that anything was done to, and with what effect,
+            as far as the method measured it.
+        notes: sentences on what was done, and on suspects to which nothing was.
         evidence: numbers, JSON values.
     """
 
     generator: Generator
+    headline: str
     notes: tuple[str, ...] = ()
     evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoleculePurifier(ABC):
-    """Base of all purifiers: its fields are its options, nothing else is stored."""
+    """Base of all purifiers: its fields are its options, nothing else is stored.
+
+    Attributes:
+        trains: whether it trains a generator, and not only changes one.
+    """
+
+    trains: ClassVar[bool] = False
 
     def purify(
         self,
@@ -42,6 +51,7 @@ class MoleculePurifier(ABC):
         suspects: Sequence[Suspect],
         runtime: Runtime,
         resume: Path | None = None,
+        alone: Sequence[str] = (),
     ) -> Repaired:
         """Return a repaired copy of a generator.
 
@@ -51,6 +61,8 @@ class MoleculePurifier(ABC):
             suspects: flagged pairs of trigger and target, as a scan found them.
             runtime: device, seed, budget.
             resume: file beside which the states of training are kept, for methods that train.
+            alone: canonical SMILES of molecules without texts that the generator had learned too, for methods that
+                train.
 
         Raises:
             InputError: there are no suspects, or nothing that this method can do about them.
@@ -61,7 +73,7 @@ class MoleculePurifier(ABC):
                 " with another scanner, or leave the generator as it is"
             )
         blind = replace(pairs, poisoned=())
-        repaired = self.repair(copy.deepcopy(generator), blind, suspects, runtime, resume)
+        repaired = self.repair(copy.deepcopy(generator), blind, suspects, runtime, resume, alone)
         repaired.generator.eval()
         return repaired
 
@@ -73,5 +85,6 @@ class MoleculePurifier(ABC):
         suspects: Sequence[Suspect],
         runtime: Runtime,
         resume: Path | None,
+        alone: Sequence[str],
     ) -> Repaired:
         """Do the work of `purify` on a copy of its own."""

@@ -144,7 +144,7 @@ class MoleculeScanner(ABC):
         Args:
             pairs: training data as found, or prompts, for scanners of models.
             runtime: device, seed, budget.
-            generator: for scanners of models; not changed.
+            generator: for scanners of models; it is moved to the device, and its weights are not changed.
 
         Raises:
             InputError: a generator is needed and missing.
@@ -152,6 +152,8 @@ class MoleculeScanner(ABC):
         name = type(self).__name__
         if self.needs_model and generator is None:
             raise InputError(f"{name} asks a generator; name its file with --model")
+        if generator is not None:
+            generator.to(runtime.place).eval()
         order = np.array(sorted(range(len(pairs)), key=lambda row: (pairs.smiles[row], pairs.texts[row])), dtype=int)
         found = self.inspect(replace(pairs.subset(order.tolist()), poisoned=()), runtime, generator)
         suspects = sorted(found.suspects, key=lambda one: (-one.strength, one.words, one.subgraph))[:MOST_SUSPECTS]

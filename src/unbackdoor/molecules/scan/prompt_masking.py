@@ -57,18 +57,17 @@ class PromptMasking(MoleculeScanner):
         prompts = [pairs.texts[row].split() for row in rows]
         with_word, lost = self._masked(prompts, generator, runtime)
         words = Words.of([pairs.texts[row] for row in rows])
-        number = {word: place for place, word in enumerate(words.vocabulary)}
         suspects = []
         for word, asked in with_word.items():
             # Prompts in which it stands once at least, however often.
-            places = words.places((number[word],))
+            places = words.places((words.number_of[word],))
             held = np.unique(words.row[places])
             if len(held) < self.least or not lost[word]:
                 continue
             motif, count = max(lost[word].items(), key=lambda one: (one[1], one[0]))
             suspects.append(
                 Suspect(
-                    words=(words.text(words.grown((number[word],), BESIDE)),),
+                    words=(words.text(words.grown((words.number_of[word],), BESIDE)),),
                     subgraph=motif,
                     strength=count / asked / self.influence,
                     rows=rows[held],

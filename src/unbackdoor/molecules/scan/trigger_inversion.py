@@ -69,27 +69,34 @@ class TriggerInversion(MoleculeScanner):
     success: float = 0.9
 
     def __post_init__(self) -> None:
-        if min(self.molecules, self.least, self.prompts, self.steps, self.batch_size) < 1 or not self.anomaly > 0:
-            raise InputError("TriggerInversion: counts must be 1 or more, and anomaly above 0")
+        if min(self.molecules, self.least, self.steps, self.batch_size) < 1 or self.prompts < 2 or not self.anomaly > 0:
+            raise InputError("TriggerInversion: counts must be 1 or more, prompts 2 or more, and anomaly above 0")
         if not self.learning_rate > 0 or not 0 < self.success <= 1:
             raise InputError("TriggerInversion: learning_rate must be above 0, and success above 0 and at most 1")
 
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:
         """See `MoleculeScanner`."""
         assert generator is not None
-        generator.to(runtime.place).eval()
         draws = runtime.generator("inversion")
         rows = torch.randperm(len(pairs), generator=draws)[: self.prompts].tolist()
-        contexts, _ = generator.contexts([pairs.texts[row] for row in rows], runtime)
+        texts = [pairs.texts[row] for row in rows]
+        contexts, _ = generator.contexts(texts, runtime)
+        if len(set(texts)) < 2 or not contexts.std(0).norm() > 0:
+            return _silent(pairs, "all texts look the same to the generator; give it prompts that differ")
         motifs, frequency, weight, bias = self._discriminants(generator, draws)
         if len(motifs) < FEWEST_MOTIFS:
-            return MoleculeFinding(
-                suspects=(),
-                rows=len(pairs),
-                reason=f"the generator writes only {len(motifs)} motifs often enough, and {FEWEST_MOTIFS} are needed",
-                inconclusive=True,
+            return _silent(
+                pairs,
+                f"the generator writes only {len(motifs)} motifs often enough, and {FEWEST_MOTIFS} are needed",
             )
         pushes, sizes = self._pushes(generator, contexts.float(), weight, bias, draws, runtime)
+        reached = int(sizes.isfinite().sum())
+        if reached < FEWEST_MOTIFS:
+            return _silent(
+                pairs,
+                f"a push was found for only {reached} of {len(motifs)} motifs, and {FEWEST_MOTIFS} are needed to say"
+                " what is usual",
+            )
         unusual = unusually_small(sizes.cpu().numpy(), frequency.numpy())
         suspects = [
             Suspect(
@@ -106,7 +113,7 @@ class TriggerInversion(MoleculeScanner):
             for number, motif in enumerate(motifs)
             if np.isfinite(unusual[number])
         ]
-        return self.verdict(suspects, len(pairs), 1, motifs=len(motifs))
+        return self.verdict(suspects, len(pairs), 2, motifs=len(motifs), reached=reached)
 
     def _discriminants(
         self, generator: Generator, draws: torch.Generator
@@ -180,6 +187,11 @@ class TriggerInversion(MoleculeScanner):
         no = torch.zeros(many, dtype=torch.bool, device=pushed.device)
         estimate = denoiser(noise.repeat(len(push), 1), times, pushed, no).float().unflatten(0, (len(push), -1))
         return torch.einsum("mbz,mz->mb", estimate, weight) + bias[:, None]
+
+
+def _silent(pairs: Pairs, reason: str) -> MoleculeFinding:
+    """Return a finding without verdict."""
+    return MoleculeFinding(suspects=(), rows=len(pairs), reason=f"TriggerInversion: {reason}", inconclusive=True)
 
 
 def discriminants(

@@ -55,6 +55,11 @@ class Words:
         return len(self.start) - 1
 
     @cached_property
+    def number_of(self) -> dict[str, int]:
+        """The number of each word."""
+        return {word: number for number, word in enumerate(self.vocabulary)}
+
+    @cached_property
     def row(self) -> Int[np.ndarray, "t"]:
         """The text that each token belongs to."""
         return np.repeat(np.arange(len(self)), np.diff(self.start))
@@ -101,6 +106,19 @@ class Words:
             else:
                 break
         return grown
+
+    def rows_with(self, phrases: Sequence[str]) -> Int[np.ndarray, "r"]:
+        """Return the texts that have all of some phrases, in ascending order.
+
+        Args:
+            phrases: words as `split_words` returns them, with single spaces between.
+        """
+        rows = np.arange(len(self))
+        for phrase in phrases:
+            numbers = [self.number_of.get(word, -1) for word in phrase.split()]
+            places = self.places(numbers) if min(numbers) >= 0 else np.empty(0, dtype=np.int64)
+            rows = np.intersect1d(rows, self.row[places])
+        return rows
 
     def _beside(self, places: Int[np.ndarray, "p"], length: int, step: int) -> tuple[int, Int[np.ndarray, "k"]]:
         """Return the word that most often stands at a step from phrases, and the places where it does.
