@@ -22,7 +22,6 @@ from unbackdoor.purify import auto as module
 from unbackdoor.purify import probes as probing
 from unbackdoor.purify.choice import accuracy_on
 from unbackdoor.purify.probes import Probes, answers_to, find_probes, power, standing_out, successes
-from unbackdoor.scan import NeuralCleanse
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import History, Runtime
 
