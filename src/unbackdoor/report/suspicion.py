@@ -62,15 +62,15 @@ def suspicious_galleries(found: Suspicion, rows: ImageSet) -> list[Gallery]:
     present = [c for c in range(rows.classes) if bool((labels == c).any())]
     order = sorted(present, key=lambda c: (-int(held[c]), -float(found.scores[labels == c].max())))
     words = found.words()
-    galleries = []
+    galleries: list[Gallery] = []
     for c in order[:MOST_CLASSES]:
         members = (labels == c).nonzero().squeeze(1)
         told = f"{int(held[c]):,} of its {len(members):,} rows are held poisoned."
         if len(galleries) + 1 == MOST_CLASSES < len(order):
             others = order[MOST_CLASSES:]
             told += (
-                f" {len(others):,} more classes, with {int(held[others].sum()):,} rows held poisoned, are not shown; the"
-                " table has their rows."
+                f" {len(others):,} more classes, with {int(held[others].sum()):,} rows held poisoned, are not shown;"
+                " the table has their rows."
             )
         top = members[found.scores[members].argsort(descending=True, stable=True)[:IMAGES]]
         galleries.append(
