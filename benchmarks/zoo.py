@@ -1,8 +1,8 @@
 """The calibration of the verdict: zoos of small models, scans, tables, and a judgement on what was held out.
 
-Writes zoo and scans to --work, one line a model to results/zoo.jsonl, the judgement to results/zoo.md, and the tables
-to the package (scan/calibration.json). Nothing is done twice, an interrupted model goes on, and the same command on
-several cores shares the work:
+Writes zoo and scans to --work, one line a model and number of clean images to results/zoo.jsonl, the judgement to
+results/zoo.md, and the tables to the package (scan/calibration.json). Nothing is done twice, an interrupted model goes
+on, and the same command on several cores shares the work; started once more at the end, it collects what all have done:
 
     python benchmarks/zoo.py --data ../shared/data --kinds cifar10 --threads 1 &
     python benchmarks/zoo.py --data ../shared/data --kinds cifar10 --threads 1
@@ -18,26 +18,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import torch
 from record import HERE
 
 from unbackdoor.attacks import ATTACKS
-from unbackdoor.bench.calibrate import Judged, Scanned, scan_zoo, table_of
-from unbackdoor.bench.zoo import NETWORKS, QUICK, Part, fill, plan
-from unbackdoor.data import ImageSet, read_images
+from unbackdoor.bench.calibrate import Judged, Scanned, scan_zoo, sizes_for, tables_of, told_of
+from unbackdoor.bench.zoo import NETWORKS, QUICK, fill, plan
+from unbackdoor.data import read_images
 from unbackdoor.errors import InputError
-from unbackdoor.files import write_bytes, write_json
-from unbackdoor.options import short_name
-from unbackdoor.scan import Scanner
-from unbackdoor.scan.calibration import FORMAT, SHIPPED, Table
+from unbackdoor.files import write_bytes
+from unbackdoor.options import options_of
+from unbackdoor.scan.calibration import SHIPPED, Table, write_tables
 from unbackdoor.scan.verdict import DETECTORS
-from unbackdoor.training import Recipe, Runtime, new_network
+from unbackdoor.training import Recipe, Runtime
 
 ROWS, TABLE = HERE / "results" / "zoo.jsonl", HERE / "results" / "zoo.md"
-RATE = 0.05
-"""Of false alarms, at which the verdict is judged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +44,7 @@ class Kind:
         source: of its images, a folder of --data, or "digits".
         size: training images of a model.
         recipe: how models are trained.
-        rounds: of the zoo, half of which are held out.
-        clean_size: clean images that the detectors get.
-        detectors: that the verdict on this kind weighs.
+        rounds: of the zoo, half of which are held out; each network needs 19 clean models to rank among.
         attacks: names; those that train networks of their own before the victim take longer.
     """
 
@@ -58,69 +52,58 @@ class Kind:
     size: int
     recipe: Recipe
     rounds: int
-    clean_size: int
-    detectors: tuple[Scanner, ...] = DETECTORS
     attacks: tuple[str, ...] = tuple(sorted(ATTACKS))
 
 
 KINDS = {
     "digits": Kind(
         source="digits",
-        size=1400,
-        recipe=Recipe(epochs=8, batch_size=64, learning_rate=0.1, augmentation="crop"),
-        rounds=7,
-        clean_size=50,
-        # Without Neural Cleanse, which takes most of a scan's time.
-        detectors=DETECTORS[:3],
+        # All but those that are kept back for the scans, and a few.
+        size=1100,
+        # At full resolution, and images as they are: eight epochs at three quarters of it left no backdoor after most
+        # attacks, and shifted images none of BPP and WaNet. Chosen by the success of attacks, before any scan.
+        recipe=Recipe(epochs=20, batch_size=64, learning_rate=0.1, augmentation="none", low_resolution=0.0),
+        rounds=15,
         attacks=(
             *("AdaptiveBlend", "AdaptivePatch", "BadNets", "CTRL", "FTrojan", "Refool", "TaCT"),
             *("BPP", "Blended", "MESAPatch", "SIG", "Smooth", "WaNet"),
         ),
     ),
-    "cifar10": Kind(source="cifar10", size=10_000, recipe=QUICK, rounds=12, clean_size=250),
-    "gtsrb": Kind(
-        source="gtsrb",
-        size=12_000,
-        recipe=replace(QUICK, augmentation="crop"),
-        rounds=6,
-        clean_size=250,
-    ),
+    "cifar10": Kind(source="cifar10", size=10_000, recipe=QUICK, rounds=12),
+    "gtsrb": Kind(source="gtsrb", size=12_000, recipe=replace(QUICK, augmentation="crop"), rounds=10),
 }
 
 
 def work(name: str, kind: Kind, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Make the zoo of a kind, let the detectors look at it, and return a line a model."""
+    """Make the zoo of a kind, let the detectors look at it, and return a line a model and number of clean images."""
     source = "digits" if kind.source == "digits" else str(arguments.data / kind.source)
     train, test = read_images(source, "train"), read_images(source, "test")
     runtime = Runtime(device=arguments.device, threads=arguments.threads)
     entries = plan(name, kind.attacks, arguments.rounds or kind.rounds)
     rows = fill(arguments.work, entries, train, test, kind.size, kind.recipe, runtime)
-    looked = scan_zoo(arguments.work, rows, train, kind.detectors, kind.clean_size, runtime)
     device = {name: value for name, value in runtime.describe().items() if name in ("device", "threads", "torch")}
     facts = {"kind": name, "classes": list(train.class_names), "shape": list(train.shape), **device}
-    lines = [{**facts, "clean_size": kind.clean_size, "row": row, "scans": scans} for row, scans in looked]
+    lines = []
+    for size in sizes_for(train):
+        looked = scan_zoo(arguments.work, rows, NETWORKS, train, DETECTORS, size, runtime)
+        lines += [{**facts, "clean_size": size, "row": row, "scans": scans} for row, scans in looked]
     scanned = {line["row"]["key"] for line in lines}
     # Attacks that failed, or refused the images, are told of as well.
     return lines + [{**facts, "row": row, "scans": []} for row in rows if row["key"] not in scanned]
 
 
-def table_of_kind(name: str, kind: Kind, lines: Sequence[dict[str, Any]]) -> tuple[Table, list[Judged]]:
-    """Return the calibration table of a kind, and how it does."""
-    models = [Scanned.of(line["row"], line["scans"]) for line in lines if line["scans"]]
-    shape = lines[0]["shape"]
-    blank = ImageSet(
-        images=torch.zeros(1, *shape, dtype=torch.uint8),
-        labels=torch.zeros(1, dtype=torch.long),
-        class_names=tuple(lines[0]["classes"]),
-    )
-    descriptions = [new_network(network, blank, Runtime()).description for network in NETWORKS]
-    counts = {part: sum(one.part == part for one in models) for part in get_args(Part)}
-    told = (
-        f"{name}: {' and '.join(short_name(network) for network in NETWORKS)}, {kind.size} training images,"
-        f" {kind.recipe.epochs} epochs; {counts['weights']} models for the weights, {counts['ranks']} clean ones to"
-        f" rank among, {counts['held-out']} held out"
-    )
-    return table_of(told, descriptions, kind.clean_size, kind.detectors, models, RATE)
+def calibrate(name: str, lines: Sequence[dict[str, Any]], clean_size: int) -> tuple[list[Table], list[Judged]]:
+    """Return the calibration tables of a kind for so many clean images, and how they do."""
+    some = [line for line in lines if line["scans"] and line["clean_size"] == clean_size]
+    models = [Scanned.of(line["row"], line["scans"]) for line in some]
+    # Lines of before may lack a detector, or have one with other options.
+    detectors = [one for one in DETECTORS if all(_looked(str(options_of(one)), line) for line in some)]
+    told, classes, shape = told_of(some[0]["row"]["made"]), len(some[0]["classes"]), some[0]["shape"]
+    return tables_of(told, name, classes, (shape[0], shape[1], shape[2]), NETWORKS, clean_size, detectors, models)
+
+
+def _looked(options: str, line: dict[str, Any]) -> bool:
+    return any(scan["key"].endswith(options) for scan in line["scans"])
 
 
 def main() -> None:
@@ -140,18 +123,18 @@ def main() -> None:
         lines = [line for line in read_lines() if line["kind"] != name] + made
         write_bytes(ROWS, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     tables, pages = [], []
-    for name, kind in KINDS.items():
+    for name in KINDS:
         of_kind = [line for line in lines if line["kind"] == name]
-        try:
-            table, ways = table_of_kind(name, kind, of_kind)
-        except (InputError, IndexError) as error:
-            print(f"{name}: no table, {error}")
-            continue
-        tables.append(table)
-        pages.append(page(name, table, ways, of_kind))
+        for size in sorted({line["clean_size"] for line in of_kind if line["scans"]}):
+            try:
+                made, ways = calibrate(name, of_kind, size)
+            except InputError as error:
+                print(f"{name}, {size} clean images: no table, {error}")
+                continue
+            tables += made
+            pages.append(page(name, size, made, ways, of_kind))
     if tables:
-        made_by = {"made_by": "benchmarks/zoo.py", "date": datetime.now(UTC).date().isoformat()}
-        write_json(SHIPPED, {"format": FORMAT, **made_by, "tables": [table.to_json() for table in tables]})
+        write_tables(SHIPPED, tables, made_by="benchmarks/zoo.py", date=datetime.now(UTC).date().isoformat())
         TABLE.write_text("\n\n".join([HEAD, *pages]) + "\n")
         print(TABLE)
 
@@ -161,26 +144,34 @@ def read_lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 
-HEAD = f"""# The verdict
+HEAD = """# The verdict
 
 Made by `python benchmarks/zoo.py`. Half of the attacks (by the hash of their names) and every second seed are held out:
-no weight and no threshold has seen them. An attack counts as backdoored from an ASR of 50 % on. "Verdict" weighs all
-numbers; each of the other lines ranks one number alone among the same clean models, so that all have the same rate of
-false alarms, {100 * RATE:g} %. Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over held-out models."""
+no weight and no threshold has seen them. The options of the detectors themselves were set before, looking at planted
+models and at a few models of digits; whether some of those are held out here was not recorded. An attack counts as
+backdoored from an ASR of 50 % on. What is usual, and the clean models to rank among, are those of the model's own
+network; the weights are those of all. "Verdict" weighs all numbers; each of the other lines ranks one number alone, so
+that all have the same rate of false alarms. Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the held-out
+models of both networks together."""
 
 
-def page(name: str, table: Table, ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:
-    """Return how a kind's table does, as Markdown."""
-    rows = [line["row"] for line in lines]
-    failed = sorted({row["attack"] for row in rows if row.get("backdoored", 0) is None})
+def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:
+    """Return how a kind's tables for so many clean images do, as Markdown."""
+    rows = {line["row"]["key"]: line["row"] for line in lines}.values()
+    failed = sorted({row["attack"] for row in rows if "refused" not in row and row["backdoored"] is None})
     refused = sorted({row["attack"] for row in rows if "refused" in row})
-    seconds = [sum(scan.get("seconds", 0) for scan in line["scans"]) for line in lines if line["scans"]]
+    seconds = [
+        sum(scan.get("seconds", 0) for scan in line["scans"])
+        for line in lines
+        if line["scans"] and line["clean_size"] == size
+    ]
     clean = [row["acc"] for row in rows if row.get("backdoored") is False]
     success = [row["asr"] for row in rows if row.get("backdoored")]
     out = [
-        f"## {name}",
+        f"## {name}, {size} clean images a scan",
         "",
-        f"{table.name}. {table.clean_size} clean images a scan.",
+        f"At a rate of false alarms of {100 * tables[0].rate:.3g} %, the smallest from 5 % on that the clean models"
+        f" allow. Verdict on each network's held-out models: {'; '.join(map(_told, tables))}.",
         "",
         f"Machine: {lines[0]['device']}, {lines[0]['threads']} threads, torch {lines[0]['torch']}. A scan by all"
         f" detectors takes {statistics.median(seconds):.1f} s (median; at most {max(seconds):.1f} s). ACC of clean"
@@ -192,7 +183,7 @@ def page(name: str, table: Table, ways: Sequence[Judged], lines: Sequence[dict[s
         "| way | weight | AUROC | found | at least % | false alarms | at most % | right target |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    weights = {f"{one.detector}: {one.number}": one.weight for one in table.measures}
+    weights = {f"{one.detector}: {one.number}": one.weight for table in tables for one in table.measures}
     for way in ways:
         held = way.held_out
         weight = f"{weights[way.name]:.2f}" if way.name in weights else ""
@@ -206,6 +197,13 @@ def page(name: str, table: Table, ways: Sequence[Judged], lines: Sequence[dict[s
     out += ["", "| held-out attack | found by the verdict |", "|---|---:|"]
     out += [f"| {attack} | {found} of {there} |" for attack, (found, there) in ways[0].by_attack.items()]
     return "\n".join(out)
+
+
+def _told(table: Table) -> str:
+    held = table.held_out
+    return (
+        f"{table.name}: {held.found} of {held.backdoored} backdoored found, {held.alarms} of {held.clean} clean accused"
+    )
 
 
 if __name__ == "__main__":

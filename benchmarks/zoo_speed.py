@@ -1,7 +1,8 @@
 """Several small models at once as one stacked problem, or one after the other: which trains a zoo faster.
 
 A training step (forward, backward, SGD) of a few small networks, each on a batch of its own: one after the other, and
-together by `torch.func.vmap` over stacked parameters and statistics. Writes results/zoo_speed.json. Seconds:
+together by `torch.func.vmap` over stacked parameters and statistics. Stacked is full precision alone, so one by one is
+timed in that too, beside the precision of the training loop. Writes results/zoo_speed-DEVICE.json. Seconds:
 
     python benchmarks/zoo_speed.py --models 4
     python benchmarks/zoo_speed.py --models 16 --device cuda
@@ -14,6 +15,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +30,7 @@ from unbackdoor.files import write_json
 from unbackdoor.options import short_name
 from unbackdoor.training import Runtime
 
-RESULT = HERE / "results" / "zoo_speed.json"
+RESULTS = HERE / "results"
 BATCH, CLASSES, RATE = 128, 10, 0.1
 
 
@@ -41,14 +43,19 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     arguments = parser.parse_args()
     runtime = Runtime(device=arguments.device, threads=arguments.threads)
+    full = replace(runtime, precision="fp32")
     images = torch.rand(arguments.models, BATCH, 3, 32, 32, device=runtime.place)
     labels = torch.randint(CLASSES, (arguments.models, BATCH), device=runtime.place)
     found: dict[str, Any] = {**runtime.describe(), "models": arguments.models, "batch": BATCH}
     for network in NETWORKS:
         models = [runtime.settle(network(channels=3, classes=CLASSES)).train() for _ in range(arguments.models)]
-        ways = {"one by one": one_by_one(models, images, labels, runtime), "stacked": stacked(models, images, labels)}
+        ways = {
+            f"one by one, {runtime.precision}": one_by_one(models, images, labels, runtime),
+            "one by one, fp32": one_by_one(models, images, labels, full),
+            "stacked, fp32": stacked(models, images, labels),
+        }
         found[short_name(network)] = {name: timed(step, arguments.steps, runtime) for name, step in ways.items()}
-    write_json(RESULT, found)
+    write_json(RESULTS / f"zoo_speed-{arguments.device}.json", found)
     print(found)
 
 

@@ -27,7 +27,7 @@ COMMANDS = {
     "purify": "take the backdoor out of a model",
     "evaluate": "measure accuracy and attack success of a model",
     "inspect": "look into a model: what it is like inside, for those who study backdoors",
-    "zoo": "train many small clean and backdoored models, by which scanners are calibrated",
+    "zoo": "train many small clean and backdoored models, and calibrate scanners by them",
     "bench": "run a grid of attacks and methods, and resume it",
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,17 +24,20 @@ from unbackdoor.bench.calibrate import (
     judged,
     logistic,
     measures_of,
+    rate_of,
     scan_zoo,
     score,
-    table_of,
+    tables_of,
+    told_of,
 )
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import save_model
+from unbackdoor.models import PreActResNet18, WRN16x1, save_model
 from unbackdoor.scan import WeightStatistics
-from unbackdoor.scan.calibration import HeldOut, Measure
+from unbackdoor.scan.calibration import HeldOut, Measure, Table, of_classes
 
 CLASSES = 6
+PREACT, WRN = partial(PreActResNet18, width=8), partial(WRN16x1, width=16)
 
 
 def test_weights_are_at_the_minimum_of_the_loss_within_their_bounds() -> None:
@@ -60,23 +65,30 @@ def test_weights_are_at_the_minimum_of_the_loss_within_their_bounds() -> None:
                 assert best(moved) > least - 1e-6
 
 
-def zoo(clean: int = 40, backdoored: int = 20, seed: int = 0) -> list[Scanned]:
-    """Return made-up models: of backdoored ones the detector "Sees" tells the target, and "Blind" tells nothing."""
+def zoo(
+    clean: int = 40, backdoored: int = 20, seed: int = 0, networks: Sequence[str] = ("PreActResNet18",)
+) -> list[Scanned]:
+    """Return made-up models: of backdoored ones the detector "Sees" tells the target, and "Blind" tells nothing.
+
+    All numbers of the second network are larger by far.
+    """
     draws = torch.Generator().manual_seed(seed)
     models = []
     for number in range(clean + backdoored):
         target = None if number < clean else number % CLASSES
-        seen = torch.randn(CLASSES, generator=draws)
+        place = number // 2 % len(networks)
+        seen = torch.randn(CLASSES, generator=draws) + 50.0 * place
         if target is not None:
             seen[target] += 6.0
         part = "held-out" if number % 2 else "weights" if target is not None or number % 6 == 0 else "ranks"
-        blind = torch.randn(CLASSES, generator=draws)
-        whole = float(torch.randn((), generator=draws))
+        blind = torch.randn(CLASSES, generator=draws) + 50.0 * place
+        whole = float(torch.randn((), generator=draws)) + 50.0 * place
         said = {"Sees": finding(seen.tolist()), "Blind": finding(blind.tolist(), statistics={"whole": whole})}
         models.append(
             Scanned(
                 key=str(number),
-                part=part,
+                network=networks[place],
+                part=part,  # type: ignore[arg-type]
                 attack=None if target is None else "SIG" if number % 3 else "LF",
                 backdoored=target is not None,
                 target=target,
@@ -88,7 +100,7 @@ def zoo(clean: int = 40, backdoored: int = 20, seed: int = 0) -> list[Scanned]:
 
 
 def test_a_number_that_tells_nothing_weighs_little_beside_one_that_tells_all() -> None:
-    measures = {(measure.detector, measure.number): measure for measure in measures_of(zoo())}
+    measures = {(measure.detector, measure.number): measure for measure in measures_of(zoo())["PreActResNet18"]}
     assert set(measures) == {("Sees", "anomaly"), ("Blind", "anomaly"), ("Blind", "whole")}
     sees = measures["Sees", "anomaly"]
     assert all(sees.weight > 3 * one.weight for one in measures.values() if one is not sees)
@@ -96,7 +108,7 @@ def test_a_number_that_tells_nothing_weighs_little_beside_one_that_tells_all() -
 
 def test_centre_and_scale_are_the_median_and_the_deviation_of_the_clean_models_that_teach() -> None:
     models = zoo()
-    (sees,) = (measure for measure in measures_of(models) if measure.detector == "Sees")
+    (sees,) = (measure for measure in measures_of(models)["PreActResNet18"] if measure.detector == "Sees")
     largest = [
         float(one.findings["Sees"].anomaly.max()) for one in models if one.part == "weights" and not one.backdoored
     ]
@@ -121,12 +133,12 @@ def test_too_few_models_to_learn_from_are_refused() -> None:
 
 def test_held_out_models_are_counted_as_by_hand() -> None:
     models = zoo()
-    measure = Measure(detector="Sees", number="anomaly", center=0.0, scale=1.0, weight=1.0)
-    found = judged("Sees", [measure], models, 0.2)
-    ranks = sorted((score([measure], one) for one in models if one.part == "ranks"), reverse=True)
+    measures = {"PreActResNet18": [Measure(detector="Sees", number="anomaly", center=0.0, scale=1.0, weight=1.0)]}
+    found = judged("Sees", measures, models, 0.2)
+    ranks = sorted((score(measures, one) for one in models if one.part == "ranks"), reverse=True)
     threshold = ranks[math.floor(0.2 * (len(ranks) + 1)) - 1]
     held = [one for one in models if one.part == "held-out"]
-    alarms = [score([measure], one) > threshold for one in held]
+    alarms = [score(measures, one) > threshold for one in held]
     accused = [one for one, alarm in zip(held, alarms) if alarm and one.target is not None]
     right = [int(one.findings["Sees"].anomaly.argmax()) == one.target for one in accused]
     assert found.held_out.alarms == sum(alarm for one, alarm in zip(held, alarms) if not one.backdoored)
@@ -134,7 +146,7 @@ def test_held_out_models_are_counted_as_by_hand() -> None:
     assert found.held_out.right_target == sum(right)
     assert sum(pair[1] for pair in found.by_attack.values()) == found.held_out.backdoored == 10
     pairs = [
-        (score([measure], bad), score([measure], good))
+        (score(measures, bad), score(measures, good))
         for bad in held
         if bad.backdoored
         for good in held
@@ -155,14 +167,70 @@ def test_bounds_are_those_of_clopper_and_pearson(count: int, of: int) -> None:
 
 
 def test_the_table_has_the_scores_of_the_models_that_rank_and_how_it_did() -> None:
-    models, description = zoo(), planted(1).twin.description
-    table, ways = table_of("made up", [description], 60, (WeightStatistics(),), models, 0.2)
-    assert list(table.clean_scores) == sorted(score(table.measures, one) for one in models if one.part == "ranks")
+    models = zoo()
+    (table,), ways = tables(models, PREACT)
+    ranks = [one for one in models if one.part == "ranks"]
+    measures = {"PreActResNet18": table.measures}
+    assert list(table.clean_scores) == sorted(score(measures, one) for one in ranks)
+    own = {"PreActResNet18": of_classes(table.measures)}
+    assert list(table.clean_class_scores) == sorted(score(own, one) for one in ranks)
+    assert (table.architecture, table.arguments, table.data) == ("PreActResNet18", {"width": 8}, "pictures")
+    assert table.rate == pytest.approx(1 / (1 + len(ranks)))
+    assert "PreActResNet18 width=8, made up" in table.name
     assert [way.name for way in ways] == ["Verdict", "Blind: anomaly", "Blind: whole", "Sees: anomaly"]
     assert table.held_out == ways[0].held_out
-    assert table.held_out.found == 10
+    assert table.held_out.found >= 9
     assert ways[0].auroc > 0.95
     assert ways[1].auroc < 0.8
+
+
+def tables(models: list[Scanned], *networks: partial[Any]) -> tuple[list[Table], list[Judged]]:
+    return tables_of("made up", "pictures", CLASSES, (3, 12, 12), networks, 60, (WeightStatistics(),), models)
+
+
+def test_what_is_usual_and_the_models_to_rank_among_are_those_of_the_own_network() -> None:
+    models = zoo(clean=80, backdoored=40, networks=("PreActResNet18", "WRN16x1"))
+    (first, second), (whole, *_) = tables(models, PREACT, WRN)
+    assert (first.architecture, second.architecture) == ("PreActResNet18", "WRN16x1")
+    for one, other in zip(first.measures, second.measures):
+        assert other.center - one.center == pytest.approx(50, abs=2)
+        assert one.weight == other.weight
+    # Not a model of the second network is accused for its large numbers, and those of the first are found beside them.
+    for table in (first, second):
+        assert len(table.clean_scores) == 13
+        assert table.held_out.backdoored == table.held_out.found == 10
+        assert table.held_out.alarms <= 3
+        assert max(table.clean_scores) < 10
+    assert whole.held_out.found == 20
+    assert whole.auroc > 0.95
+
+
+def test_too_few_clean_models_of_a_network_to_rank_among_are_refused() -> None:
+    models = zoo(clean=80, backdoored=40, networks=("PreActResNet18", "WRN16x1"))
+    few = [one for one in models if one.part != "ranks" or one.network != "WRN16x1"]
+    with pytest.raises(InputError, match="9 clean ones of its network or more, found 0; make a larger zoo"):
+        tables(few, PREACT, WRN)
+    with pytest.raises(InputError, match="found 0"):
+        tables([replace(one, findings={}) for one in models], PREACT, WRN)
+
+
+def test_with_clean_models_enough_the_rate_is_five_percent() -> None:
+    models = [one for one in zoo(clean=60) if one.part == "ranks"]
+    assert len(models) == 20
+    assert rate_of(models, ["PreActResNet18"]) == 0.05
+    assert rate_of(models[:9], ["PreActResNet18"]) == 0.1
+
+
+def test_the_part_is_that_of_the_name_and_the_seed_whatever_a_row_says() -> None:
+    row = {"key": "k", "data": "digits", "network": "n", "attack": None, "backdoored": False, "target": None}
+    for seed, part in ((0, "weights"), (2, "weights"), (8, "ranks"), (16, "weights"), (3, "held-out")):
+        assert Scanned.of({**row, "seed": seed, "part": "ranks" if part == "weights" else "weights"}, []).part == part
+
+
+def test_it_is_told_whether_models_were_scanned_with_what_they_were_trained_on() -> None:
+    made: dict[str, Any] = {"size": 100, "recipe": {"epochs": 3}}
+    assert told_of({**made, "kept": 50}) == "100 training images, 3 epochs, scanned with images new to the model"
+    assert told_of(made).endswith("scanned with images the model was trained on")
 
 
 def rows(folder: Path, attacks: Sequence[str | None] = (None, "BadNets")) -> list[dict[str, object]]:
@@ -175,8 +243,8 @@ def rows(folder: Path, attacks: Sequence[str | None] = (None, "BadNets")) -> lis
         digest = save_model(folder / file, network, provenance={})
         target = None if attack is None else models.target
         made.append(
-            {"key": str(number), "file": file, "sha256": digest, "part": "weights", "attack": attack, "seed": number}
-            | {"backdoored": attack is not None, "target": target}
+            {"key": str(number), "file": file, "sha256": digest, "data": "pictures", "network": "planted"}
+            | {"attack": attack, "seed": 2 * number, "backdoored": attack is not None, "target": target}
         )
     return made
 
@@ -188,24 +256,24 @@ def test_a_zoo_is_scanned_once_and_a_detector_that_refuses_is_left_out(
     clean: ImageSet = models.data.need_clean("test")
     found = [models.twin, models.suspect]
     monkeypatch.setattr(
-        module, "load_model", lambda path: _Loaded(found[int(path.stem)], made[int(path.stem)]["sha256"])
+        module, "load_model", lambda path, arch: _Loaded(found[int(path.stem)], made[int(path.stem)]["sha256"])
     )
     made = rows(tmp_path)
     failed: dict[str, object] = {**made[0], "key": "failed", "backdoored": None}
-    looked = scan_zoo(tmp_path, [*made, failed], clean, [WeightStatistics()], 40, runtime())
+    looked = scan_zoo(tmp_path, [*made, failed], [PREACT], clean, [WeightStatistics()], 40, runtime())
     scanned = [Scanned.of(row, scans) for row, scans in looked]
     assert [one.key for one in scanned] == ["0", "1"]
     assert scanned[1].target == models.target
     assert len(scanned[0].findings["WeightStatistics"].anomaly) == clean.classes
     assert set(scanned[0].findings["WeightStatistics"].statistics) == {"channel"}
 
-    def again(path: Path) -> None:
+    def again(path: Path, arch: str | None) -> None:
         raise AssertionError("it was scanned already")
 
     monkeypatch.setattr(module, "load_model", again)
-    assert scan_zoo(tmp_path, made, clean, [WeightStatistics()], 40, runtime()) == looked
+    assert scan_zoo(tmp_path, made, [PREACT], clean, [WeightStatistics()], 40, runtime()) == looked
     with pytest.raises(AssertionError, match="already"):
-        scan_zoo(tmp_path, made, clean, [WeightStatistics()], 41, runtime())
+        scan_zoo(tmp_path, made, [PREACT], clean, [WeightStatistics()], 41, runtime())
 
 
 class _Loaded:

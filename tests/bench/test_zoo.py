@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from unbackdoor.attacks import ATTACKS, SIG, AllToAll, AllToOne, SourceSpecific, TaCT
 from unbackdoor.bench import zoo as module
+from unbackdoor.bench.calibrate import scan_zoo, sizes_for
 from unbackdoor.bench.zoo import (
     INDEX,
     Entry,
+    Part,
     append,
     attack_of,
     claimed,
@@ -25,10 +28,11 @@ from unbackdoor.bench.zoo import (
     rows_of,
     target_of,
 )
-from unbackdoor.data import ImageSet, read_images
+from unbackdoor.data import DefenderData, ImageSet, read_images
 from unbackdoor.errors import InputError
-from unbackdoor.models import load_model
-from unbackdoor.training import Recipe, Runtime
+from unbackdoor.models import Network, PreActResNet18, WRN16x1, load_model
+from unbackdoor.scan import Finding, Scanner
+from unbackdoor.training import Recipe, Runtime, UserNetwork
 
 RECIPE = Recipe(epochs=1, batch_size=32, low_resolution=0.0, augmentation="none")
 RUNTIME = Runtime(device="cpu", precision="fp32", threads=1)
@@ -64,6 +68,25 @@ def test_no_attack_and_no_seed_is_on_both_sides() -> None:
     kinds = Counter((entry.network, entry.attack is None, entry.part == "held-out") for entry in entries)
     assert len(kinds) == 8
     assert min(kinds.values()) >= 10
+
+
+@pytest.mark.parametrize("count", [4, 5, 6, 7, 22])
+def test_every_part_has_clean_models_of_both_networks_alike(count: int) -> None:
+    entries = plan("digits", sorted(ATTACKS)[:count], 12)
+    for part in get_args(Part):
+        found = Counter(entry.network for entry in entries if entry.attack is None and entry.part == part)
+        assert len(found) == 2, part
+        assert max(found.values()) - min(found.values()) <= 2, part
+    weights, ranks = (sum(e.attack is None and e.part == part for e in entries) for part in ("weights", "ranks"))
+    assert 0.2 < weights / (weights + ranks) < 0.4
+
+
+def test_a_zoo_can_have_one_network_alone() -> None:
+    entries = plan("digits", ["BadNets", "SIG"], 4, (partial(PreActResNet18, width=4),))
+    assert {entry.network for entry in entries} == {"PreActResNet18"}
+    user = UserNetwork.named("tests.commands.networks:tiny")
+    (key, *_) = [entry.key for entry in plan("digits", ["BadNets"], 1, (user,))]
+    assert key == "digits-tests.commands.networks.tiny-None-0"
 
 
 def test_the_first_rounds_of_a_zoo_are_a_smaller_zoo() -> None:
@@ -144,6 +167,43 @@ def test_models_are_made_once_and_are_what_their_rows_say(
     assert fill(tmp_path, entries, train, test, 120, RECIPE, RUNTIME) == rows
     with pytest.raises(InputError, match="another recipe"):
         fill(tmp_path, entries, train, test, 100, RECIPE, RUNTIME)
+    with pytest.raises(InputError, match="of another network"):
+        fill(tmp_path, entries, train, test, 120, RECIPE, RUNTIME, (partial(WRN16x1, width=8),))
+
+
+def test_models_are_scanned_with_images_that_they_were_not_trained_on(
+    tmp_path: Path, digits: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = digits
+    images = train.images.clone()
+    # A number in the corner of each.
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = torch.arange(len(train)) % 256, torch.arange(len(train)) // 256
+    train = dataclasses.replace(train, images=images)
+    seen: dict[str, set[int]] = {}
+
+    def note(name: str, some: ImageSet) -> None:
+        corner = some.images[:, 0, 0, :2].int()
+        seen[name] = set((corner[:, 0] + 256 * corner[:, 1]).tolist())
+
+    def fit(model: object, data: ImageSet, *_: object, **__: object) -> None:
+        note("trained on", data)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Looks(Scanner):
+        def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+            note("scanned with", data.need_clean("test"))
+            anomaly = torch.zeros(10)
+            return Finding(backdoored=None, suspected=(), calibrated=False, anomaly=anomaly, threshold=1.0)
+
+    monkeypatch.setattr(module, "fit", fit)
+    rows = fill(tmp_path, [entry(None, 2)], train, test, 5000, RECIPE, RUNTIME)
+    for size in sizes_for(train):
+        scan_zoo(tmp_path, rows, module.NETWORKS, train, [Looks()], size, RUNTIME)
+        assert len(seen["scanned with"]) == size
+        assert not seen["scanned with"] & seen["trained on"]
+    assert sizes_for(train) == (50, 250)
+    assert len(seen["trained on"] | seen["scanned with"]) == len(train)
+    assert sizes_for(train.subset(torch.arange(80))) == (20,)
 
 
 def test_an_interrupted_model_goes_on_and_ends_as_it_would_have(

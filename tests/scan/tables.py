@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +10,15 @@ from typing import Any
 import torch
 
 from unbackdoor.scan import Finding, UniversalPerturbations, WeightStatistics
-from unbackdoor.scan.calibration import HeldOut, Measure, Table
+from unbackdoor.scan.calibration import HeldOut, Measure, Table, write_tables
 
 TABLE = Table(
     name="planted models",
+    data="pictures",
     classes=8,
     image_shape=(3, 12, 12),
-    networks=("planted",),
+    architecture="planted",
+    arguments={},
     clean_size=60,
     rate=0.05,
     detectors=(WeightStatistics(), UniversalPerturbations(steps=8, batch_size=8)),
@@ -27,13 +28,14 @@ TABLE = Table(
         Measure(detector="WeightStatistics", number="channel", center=2.0, scale=0.5, weight=0.1),
     ),
     clean_scores=tuple(-1.0 + 0.05 * number for number in range(39)),
+    clean_class_scores=tuple(-1.0 + 0.04 * number for number in range(39)),
     held_out=HeldOut(clean=60, alarms=2, backdoored=62, found=58, single_target=50, right_target=49),
 )
 
 
-def write_tables(path: Path, *tables: Table) -> Path:
-    """Write a file of tables."""
-    path.write_text(json.dumps({"format": 1, "tables": [table.to_json() for table in tables or (TABLE,)]}))
+def written(path: Path, *tables: Table) -> Path:
+    """Write a file of tables, and return its path."""
+    write_tables(path, tables or (TABLE,))
     return path
 
 

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.planted import network
-from tests.scan.tables import TABLE, finding, findings, write_tables
+from tests.scan.tables import TABLE, finding, findings, written
 from unbackdoor.errors import InputError
+from unbackdoor.models.edits import Edit
 from unbackdoor.scan import NeuralCleanse
-from unbackdoor.scan.calibration import ANOMALY, class_scores, nearest, read_tables, threshold_of
+from unbackdoor.scan.calibration import ANOMALY, FORMAT, class_scores, nearest, read_tables, threshold_of
 
 NUMBERS = st.floats(-50, 50)
 EIGHT = st.lists(NUMBERS, min_size=8, max_size=8)
@@ -96,7 +97,7 @@ def test_a_number_that_is_none_counts_as_usual(value: float) -> None:
 
 def test_tables_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
     other = replace(TABLE, classes=10, detectors=(*TABLE.detectors, NeuralCleanse(rounds=3, most_classes=5)))
-    assert read_tables(write_tables(tmp_path / "t.json", TABLE, other)) == (TABLE, other)
+    assert read_tables(written(tmp_path / "t.json", TABLE, other)) == (TABLE, other)
 
 
 def test_the_tables_that_are_shipped_can_be_read() -> None:
@@ -114,23 +115,61 @@ def test_a_table_fits_models_of_its_own_kind_only() -> None:
         "images of 1 x 12 x 12 instead of 3 x 12 x 12"
     ]
     assert TABLE.misfits(replace(description, architecture="other"), 60) == ["the network other"]
+    assert TABLE.misfits(replace(description, arguments={"width": 64}), 60) == ["the network planted width=64"]
     assert TABLE.misfits(description, 59) == ["59 clean images instead of 60"]
+
+
+def test_a_width_that_is_not_told_is_the_networks_own() -> None:
+    description = replace(network(0).description, architecture="PreActResNet18", arguments={})
+    wide, narrow = (replace(TABLE, architecture="PreActResNet18", arguments={"width": width}) for width in (64, 8))
+    assert wide.misfits(description, 60) == []
+    assert narrow.misfits(description, 60) == ["the network PreActResNet18"]
+    assert narrow.misfits(replace(description, arguments={"width": 8}), 60) == []
+
+
+def test_a_hugging_face_network_of_another_configuration_is_another_network() -> None:
+    description = replace(network(0).description, architecture="HuggingFace", arguments={"config": {"depth": 2}})
+    table = replace(TABLE, architecture="HuggingFace", arguments={"config": {"depth": 2}})
+    assert table.misfits(description, 60) == []
+    assert len(table.misfits(replace(description, arguments={"config": {"depth": 3}}), 60)) == 1
+
+
+def test_a_network_into_which_a_repair_put_layers_is_another_network() -> None:
+    edited = replace(network(0).description, edits=(Edit(kind="convbn", before="0"),))
+    assert TABLE.misfits(edited, 60) == ["layers that were put in after training"]
+
+
+def test_innocent_classes_are_not_suspected_because_the_whole_model_is_unusual() -> None:
+    """The channel lifts all classes above the threshold; one beside the highest has numbers of its own that suffice."""
+    rate, universal = 0.05, [9.0, 8.0, *[2.0] * 6]
+    assert TABLE.suspected(findings(universal, [1.5] * 8, channel=2.0), rate) == (0, 1)
+    measures = (*TABLE.measures[:2], replace(TABLE.measures[2], weight=1.0))
+    table = replace(TABLE, measures=measures)
+    lifted = findings(universal, [1.5] * 8, channel=60.0)
+    assert all(float(score) > table.threshold(rate) for score in class_scores(measures, lifted))
+    assert table.suspected(lifted, rate) == (0, 1)
+    # The whole model alone: the highest class is named, as something must be, and no other.
+    assert table.suspected(findings([2.1, *[2.0] * 7], [1.5] * 8, channel=60.0), rate) == (0,)
+    assert table.suspected(findings([2.0] * 8, [1.5] * 8, channel=2.0), rate) == ()
 
 
 def test_of_several_tables_the_one_that_fits_is_taken_and_else_the_least_unlike() -> None:
     description = network(0).description
     few, many = replace(TABLE, name="few"), replace(TABLE, name="many", clean_size=200)
     far = replace(TABLE, name="far", classes=43, image_shape=(3, 32, 32))
-    tables = (far, few, many)
+    other = replace(TABLE, name="other", architecture="other", clean_size=200)
+    wide = replace(TABLE, name="wide", arguments={"width": 64}, clean_size=200)
+    tables = (far, few, other, wide, many)
     assert nearest(tables, description, 500).name == "many"
     assert nearest(tables, description, 100).name == "few"
     unknown = replace(description, class_names=tuple(map(str, range(40))), image_shape=(3, 32, 32))
     assert nearest(tables, unknown, 500).name == "far"
+    assert nearest((far, other, wide), description, 500).name == "wide", "the same architecture is less unlike"
 
 
 Change = Callable[[dict[str, Any]], object]
 REFUSED: list[tuple[Change, str]] = [
-    (lambda content: content.update(format=2), "format is 2"),
+    (lambda content: content.update(format=1), "format is 1"),
     (lambda content: content.update(tables=[]), "tables must be a list"),
     (lambda content: content["tables"].append(3), "a table must be an object"),
     (lambda content: content["tables"][0].pop("name"), "name must be a text"),
@@ -138,6 +177,10 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda content: content["tables"][0].update(image_shape=[3, 12]), "channels, height and width"),
     (lambda content: content["tables"][0].update(clean_scores=[]), "clean_scores must be a list"),
     (lambda content: content["tables"][0].update(clean_scores=["1"]), "clean_scores must be a number"),
+    (lambda content: content["tables"][0]["clean_class_scores"].pop(), "as many as clean_scores"),
+    (lambda content: content["tables"][0].update(arguments=[]), "arguments must be an object"),
+    (lambda content: content["tables"][0].pop("architecture"), "architecture must be a text"),
+    (lambda content: content["tables"][0].update(data=3), "data must be a text"),
     (lambda content: content["tables"][0].update(rate=1.5), "rate must be a number from 0 to 1"),
     (lambda content: content["tables"][0].update(detectors=[{"name": "Nothing"}]), "unknown scanner"),
     (lambda content: content["tables"][0].update(detectors=[{"name": "Verdict"}]), "one of its own detectors"),
@@ -155,7 +198,7 @@ REFUSED: list[tuple[Change, str]] = [
 
 @pytest.mark.parametrize(("change", "words"), REFUSED, ids=[words for _, words in REFUSED])
 def test_a_file_that_is_wrong_somewhere_is_refused_with_the_reason(tmp_path: Path, change: Change, words: str) -> None:
-    content = {"format": 1, "tables": [copy.deepcopy(TABLE.to_json())]}
+    content = {"format": FORMAT, "tables": [copy.deepcopy(TABLE.to_json())]}
     change(content)
     (tmp_path / "t.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"t\.json holds no calibration tables: .*" + words):
@@ -186,7 +229,7 @@ JSON = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_whatever_stands_in_the_place_of_a_value_the_file_is_read_or_refused(data: st.DataObject) -> None:
-    content: Any = {"format": 1, "tables": [TABLE.to_json()]}
+    content: Any = {"format": FORMAT, "tables": [TABLE.to_json()]}
     content = json.loads(json.dumps(content))
     at, key = content, data.draw(st.sampled_from(sorted(content)))
     while isinstance(at[key], (dict, list)) and at[key] and data.draw(st.booleans()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.planted import CLASSES, pictures, planted, runtime
-from tests.scan.tables import TABLE, findings, write_tables
+from tests.scan.tables import TABLE, findings, written
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
@@ -47,7 +48,7 @@ def verdict(
     monkeypatch: pytest.MonkeyPatch,
     how: Callable[[Network, DefenderData, Runtime], Finding],
     table: Table = SAYS,
-    rate: float = 0.05,
+    rate: float | None = 0.05,
     clean: int = 60,
     **more: object,
 ) -> Finding:
@@ -88,12 +89,28 @@ def test_the_rate_of_false_alarms_is_the_users(monkeypatch: pytest.MonkeyPatch, 
     assert ("of 62" in found.reason) == (rate == 0.05), "the power was measured at that rate alone"
 
 
+def test_without_a_wish_the_rate_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(SAYS, clean_scores=tuple(0.01 * number for number in range(9)), rate=0.1)
+    found = verdict(monkeypatch, towards(3, 5.0), few, rate=None)
+    assert (found.backdoored, found.evidence["false_alarms"]) == (True, 0.1)
+    with pytest.raises(InputError, match=r"9 clean models, which allow a share of false alarms of 0\.1 or more"):
+        verdict(monkeypatch, towards(3, 5.0), few, rate=0.05)
+
+
+def test_what_the_whole_model_says_accuses_its_highest_class_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Measure(detector="Says", number="whole", center=0.0, scale=1.0, weight=1.0)
+    table = replace(SAYS, measures=(*SAYS.measures, whole))
+    found = verdict(monkeypatch, lambda *_: said(0.1 * torch.eye(CLASSES)[2], statistics={"whole": 50.0}), table)
+    assert float(found.anomaly.min()) > found.threshold
+    assert (found.backdoored, found.suspected) == (True, (2,))
+
+
 def test_outside_of_its_table_it_is_inconclusive_and_names_what_stands_out_as_a_hint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    silent = verdict(monkeypatch, towards(3, 0.1), replace(SAYS, networks=("other",)))
+    silent = verdict(monkeypatch, towards(3, 0.1), replace(SAYS, architecture="other"))
     assert (silent.backdoored, silent.calibrated) == (None, False)
-    alarm = verdict(monkeypatch, towards(3, 5.0), replace(SAYS, networks=("other",)))
+    alarm = verdict(monkeypatch, towards(3, 5.0), replace(SAYS, architecture="other"))
     assert (alarm.backdoored, alarm.suspected, alarm.calibrated) == (None, (3,), False)
     for found in (silent, alarm):
         assert found.evidence["calibration"]["misfits"] == ["the network planted"]
@@ -143,6 +160,7 @@ def test_a_detector_that_refuses_is_told_of_and_the_others_decide(monkeypatch: p
     assert found.calibrated is False
     assert found.evidence["detectors"][1] == {
         "name": "Says",
+        "weighed": True,
         "anomaly": None,
         "class": None,
         "backdoored": None,
@@ -181,9 +199,27 @@ def test_triggers_of_a_detector_that_reconstructs_are_the_verdicts(tmp_path: Pat
     models = planted(1)
     detectors = (module.NeuralCleanse(rounds=2, steps=2, batch_size=8),)
     measure = Measure(detector="NeuralCleanse", number="anomaly", center=0.0, scale=1.0, weight=1.0)
-    path = write_tables(tmp_path / "t.json", replace(TABLE, detectors=detectors, measures=(measure,)))
+    path = written(tmp_path / "t.json", replace(TABLE, detectors=detectors, measures=(measure,)))
     found = Verdict(table=path).scan(models.twin, models.data, runtime())
     assert [one.target for one in found.reconstructions] == list(range(CLASSES))
+
+
+@pytest.mark.parametrize(("value", "runs"), [(5.0, True), (0.1, False)])
+def test_a_suspected_class_has_a_trigger_though_the_table_has_no_neural_cleanse(
+    monkeypatch: pytest.MonkeyPatch, value: float, runs: bool
+) -> None:
+    quick = (module.NeuralCleanse(rounds=2, steps=2, batch_size=8),)
+    monkeypatch.setattr(module, "FOR_TRIGGERS", quick)
+    found = verdict(monkeypatch, towards(3, value))
+    assert [one.target for one in found.reconstructions] == (list(range(CLASSES)) if runs else [])
+    assert [(one["name"], one["weighed"]) for one in found.evidence["detectors"]] == [
+        ("Says", True),
+        *([("NeuralCleanse", False)] if runs else []),
+    ]
+    assert set(found.seconds) == {"Says", *(["NeuralCleanse"] if runs else [])}
+    # It is not weighed: the answer is that of the table's detectors.
+    assert (found.backdoored, found.calibrated) == (runs, True)
+    assert float(found.anomaly.max()) == pytest.approx(math.asinh(value))
 
 
 def test_planted_backdoors_are_told_from_their_twins_by_what_all_detectors_say(tmp_path: Path) -> None:
@@ -195,7 +231,8 @@ def test_planted_backdoors_are_told_from_their_twins_by_what_all_detectors_say(t
             heard = {type(one).__name__: one.scan(model, models.data, runtime(seed)) for one in TABLE.detectors}
             scores[kind, seed] = class_scores(TABLE.measures, heard)
     clean = tuple(sorted(float(score.max()) for (kind, _), score in scores.items() if kind == "twin"))
-    path = write_tables(tmp_path / "t.json", replace(TABLE, clean_scores=clean))
+    own = replace(TABLE, clean_scores=clean, clean_class_scores=clean)
+    path = written(tmp_path / "t.json", own)
     found = [
         Verdict(table=path, false_alarms=0.2).scan(planted(seed).suspect, planted(seed).data, runtime(seed))
         for seed in (1, 2)

@@ -1,15 +1,17 @@
 """Making calibration tables: the detectors look at every model of a zoo, and what they say is weighed and ranked.
 
 The numbers of each detector are first made comparable: from each, the median over the clean models of the part
-"weights" is taken (of the class that has most of it), and it is divided by the scaled median absolute deviation. Then
-weights w >= 0 and a constant b minimise
+"weights" is taken (of the class that has most of it), and it is divided by the scaled median absolute deviation. Both
+are those of one network: what is usual for one need not be for another. Then, over the models of all networks, weights
+w >= 0 and a constant b minimise
 
     mean over backdoored models of log(1 + exp(-z)) + mean over clean models of log(1 + exp(z)) + PENALTY ||w||^2,
     z = b + sum of w asinh(number),
 
 where a backdoored model has the numbers of its target class, and a clean one those of the class that scores highest;
 which class that is depends on the weights, so both steps are repeated until no choice changes. The clean models of the
-part "ranks" then only lend their scores, and those of the part "held-out" judge the result.
+part "ranks" then only lend their scores, each network's to a table of its own, and those of the part "held-out" judge
+the result.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +29,21 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unbackdoor.bench.zoo import append, claimed, rows_of
+from unbackdoor.bench.zoo import Entry, Part, append, claimed, entry_of, kept_back, rows_of
 from unbackdoor.data import DefenderData, ImageSet, draw_clean
 from unbackdoor.errors import InputError
-from unbackdoor.models import Description, load_model
+from unbackdoor.models import load_model
 from unbackdoor.options import options_of
 from unbackdoor.scan import Finding, Scanner
-from unbackdoor.scan.calibration import ANOMALY, HeldOut, Measure, Table, class_scores, threshold_of
+from unbackdoor.scan.calibration import ANOMALY, HeldOut, Measure, Table, class_scores, of_classes, threshold_of
 from unbackdoor.scan.outliers import GAUSSIAN
-from unbackdoor.training import Runtime, Silent
+from unbackdoor.training import Runtime, Silent, UserNetwork, architecture_of
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
+Measures = Mapping[str, Sequence[Measure]]
+"""What is weighed, by the network of the model."""
 Looked = tuple[Mapping[str, Any], list[dict[str, Any]]]
 """A row of the zoo's index, and those of the scans of its model."""
 
@@ -49,7 +54,13 @@ PENALTY = 0.05
 REPEATS = 50
 """Of the regression, at most."""
 LEAST_MODELS = 4
-"""Clean models, and backdoored ones, from which weights are learned, at least."""
+"""Clean models of each network, and backdoored ones of all, from which weights are learned, at least."""
+RATE = 0.05
+"""Of false alarms, at which verdicts are judged, if there are clean models enough."""
+LEAST_RANKS = 9
+"""Clean models of each network to rank among, at least: they allow a rate of 10 %."""
+CLEAN_SIZES = (50, 250)
+"""Clean images that the detectors get, a table for each: who has few uses one, and who has many the other."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,6 +69,7 @@ class Scanned:
 
     Attributes:
         key: of the model.
+        network: its name.
         part: what it is for; see `Entry.part`.
         attack: name, or None.
         backdoored: whether it is.
@@ -67,7 +79,8 @@ class Scanned:
     """
 
     key: str
-    part: str
+    network: str
+    part: Part | None
     attack: str | None
     backdoored: bool
     target: int | None
@@ -91,7 +104,8 @@ class Scanned:
         }
         return cls(
             key=row["key"],
-            part=row["part"],
+            network=row["network"],
+            part=entry_of(row).part,
             attack=row["attack"],
             backdoored=row["backdoored"],
             target=row["target"],
@@ -103,19 +117,21 @@ class Scanned:
 def scan_zoo(
     out: Path,
     rows: Sequence[Mapping[str, Any]],
+    networks: Sequence[partial[Any]],
     train: ImageSet,
     detectors: Sequence[Scanner],
     clean_size: int,
     runtime: Runtime,
 ) -> list[Looked]:
-    """Let the detectors look at the models of a zoo, each with clean images drawn by its seed.
+    """Let the detectors look at the models of a zoo, each with clean images of those that were kept back from it.
 
     What was done before is not done again; several processes share the work.
 
     Args:
         out: the zoo's folder.
         rows: of its index; those without a model, or with an attack that failed, are left out.
-        train: where the clean images come from.
+        networks: that the zoo was made with; code of the user's runs for these alone, whatever the rows say.
+        train: the zoo's training images.
         detectors: which.
         clean_size: clean images that they get.
         runtime: device and precision; seeds are the models' own.
@@ -123,7 +139,8 @@ def scan_zoo(
     Returns:
         Each model's row with those of its scans; without the models that another process is at.
     """
-    usable = [row for row in rows if row.get("backdoored") is not None and row["part"] is not None]
+    usable = usable_of(rows)
+    code = {architecture_of(network) for network in networks if isinstance(network, UserNetwork)}
     with runtime.progress.bar("scans", len(usable)) as advance:
         for row in usable:
             todo = {_key(row, detector, clean_size): detector for detector in detectors}
@@ -131,11 +148,22 @@ def scan_zoo(
                 done = {scan["key"] for scan in rows_of(out / SCANS)} if mine else set(todo)
                 for key, detector in todo.items():
                     if key not in done:
-                        append(out / SCANS, _scan(out, row, key, train, detector, clean_size, runtime))
+                        append(out / SCANS, _scan(out, row, key, code, train, detector, clean_size, runtime))
             advance()
     scans = {scan["key"]: scan for scan in rows_of(out / SCANS)}
     wanted = [(row, [scans.get(_key(row, detector, clean_size)) for detector in detectors]) for row in usable]
     return [(row, [one for one in said if one]) for row, said in wanted if all(said)]
+
+
+def usable_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the rows whose models have a part: neither refused by their attack, nor with one that failed."""
+    return [row for row in rows if row.get("backdoored") is not None and entry_of(row).part is not None]
+
+
+def sizes_for(train: ImageSet) -> tuple[int, ...]:
+    """Return the numbers of clean images that detectors get of a zoo on these images, ascending."""
+    kept = len(kept_back(train, 0)[1])
+    return tuple(sorted({min(size, kept) for size in CLEAN_SIZES}))
 
 
 def _key(row: Mapping[str, Any], detector: Scanner, clean_size: int) -> str:
@@ -146,16 +174,17 @@ def _scan(
     out: Path,
     row: Mapping[str, Any],
     key: str,
+    code: set[str],
     train: ImageSet,
     detector: Scanner,
     clean_size: int,
     runtime: Runtime,
 ) -> dict[str, Any]:
-    loaded = load_model(out / row["file"])
+    loaded = load_model(out / row["file"], arch=row["network"] if row["network"] in code else None)
     if loaded.sha256 != row["sha256"]:
         raise InputError(f"{out / row['file']} is another file than the one in the index; make the zoo again")
     quiet = replace(runtime, seed=row["seed"], budget=None, progress=Silent())
-    clean = draw_clean(train, clean_size, row["seed"])
+    clean = draw_clean(kept_back(train, row["seed"])[1], clean_size, row["seed"])
     start = time.perf_counter()
     scan = {"key": key, "model": row["key"], "detector": type(detector).__name__, "clean_size": clean_size}
     try:
@@ -173,8 +202,8 @@ def _scan(
     }
 
 
-def measures_of(models: Sequence[Scanned]) -> tuple[Measure, ...]:
-    """Return what is weighed, with the weights; see the module's text.
+def measures_of(models: Sequence[Scanned]) -> dict[str, tuple[Measure, ...]]:
+    """Return what is weighed, with the weights, by network; see the module's text.
 
     Args:
         models: those of the part "weights" count.
@@ -183,16 +212,21 @@ def measures_of(models: Sequence[Scanned]) -> tuple[Measure, ...]:
         InputError: too few of them.
     """
     learned = [one for one in models if one.part == "weights"]
-    clean, backdoored = ([one for one in learned if one.backdoored == kind] for kind in (False, True))
-    if min(len(clean), len(backdoored)) < LEAST_MODELS:
+    networks = sorted({one.network for one in models})
+    clean = {network: [one for one in learned if one.network == network and not one.backdoored] for network in networks}
+    fewest, backdoored = min(map(len, clean.values())), sum(one.backdoored for one in learned)
+    if min(fewest, backdoored) < LEAST_MODELS:
         raise InputError(
-            f"weights are learned from {LEAST_MODELS} clean and as many backdoored models or more, found {len(clean)}"
-            f" and {len(backdoored)}; make a larger zoo"
+            f"weights are learned from {LEAST_MODELS} clean models of each network and as many backdoored ones or more,"
+            f" found {fewest} and {backdoored}; make a larger zoo"
         )
-    numbers = sorted({pair for one in clean for pair in _numbers(one)})
-    measures = [_measure(detector, number, clean) for detector, number in numbers]
-    features = {one.key: _features(one, measures) for one in learned}
-    weights = np.ones(len(measures))
+    numbers = sorted({pair for some in clean.values() for one in some for pair in _numbers(one)})
+    usual = {
+        network: {pair: _measure(*pair, some) for pair in numbers if any(pair in _numbers(one) for one in some)}
+        for network, some in clean.items()
+    }
+    features = {one.key: _features(one, usual[one.network], numbers) for one in learned}
+    weights = np.ones(len(numbers))
     chosen: list[int] = []
     for _ in range(REPEATS):
         before, chosen = chosen, [_row(one, features[one.key], weights) for one in learned]
@@ -200,7 +234,11 @@ def measures_of(models: Sequence[Scanned]) -> tuple[Measure, ...]:
             break
         rows = np.stack([features[one.key][c].numpy() for one, c in zip(learned, chosen)])
         weights = logistic(rows, np.array([one.backdoored for one in learned]))
-    return tuple(replace(measure, weight=float(weight)) for measure, weight in zip(measures, weights))
+    weight = dict(zip(numbers, weights.tolist()))
+    return {
+        network: tuple(replace(measure, weight=weight[pair]) for pair, measure in measures.items())
+        for network, measures in usual.items()
+    }
 
 
 def _numbers(one: Scanned) -> list[tuple[str, str]]:
@@ -222,9 +260,12 @@ def _measure(detector: str, number: str, clean: Sequence[Scanned]) -> Measure:
     return Measure(detector=detector, number=number, center=center, scale=scale, weight=1.0)
 
 
-def _features(one: Scanned, measures: Sequence[Measure]) -> Float[Tensor, "k d"]:
-    """Return the comparable numbers of each class, a column a measure."""
-    return torch.stack([class_scores([measure], one.findings) for measure in measures], 1)
+def _features(
+    one: Scanned, usual: Mapping[tuple[str, str], Measure], numbers: Sequence[tuple[str, str]]
+) -> Float[Tensor, "k d"]:
+    """Return the comparable numbers of each class, a column a number; zeros where the network does not have it."""
+    columns = [class_scores([usual[pair]] if pair in usual else [], one.findings) for pair in numbers]
+    return torch.stack(columns, 1)
 
 
 def _row(one: Scanned, features: Float[Tensor, "k d"], weights: FloatArray) -> int:
@@ -260,9 +301,33 @@ def logistic(rows: FloatArray, positive: BoolArray) -> FloatArray:
     return weights
 
 
-def score(measures: Sequence[Measure], one: Scanned) -> float:
-    """Return a model's score: that of its highest class."""
-    return float(class_scores(measures, one.findings).max())
+def score(measures: Measures, one: Scanned) -> float:
+    """Return a model's score: that of its highest class, by the measures of its network."""
+    return float(class_scores(measures[one.network], one.findings).max())
+
+
+def rank_scores(measures: Measures, models: Sequence[Scanned], network: str) -> tuple[float, ...]:
+    """Return the scores of the part "ranks" of a network, ascending."""
+    return tuple(sorted(score(measures, one) for one in models if one.part == "ranks" and one.network == network))
+
+
+def rate_of(models: Sequence[Scanned | Entry], networks: Sequence[str]) -> float:
+    """Return the rate of false alarms at which a verdict is judged: the smallest that the zoo allows, `RATE` or more.
+
+    Args:
+        models: of the zoo, planned or scanned.
+        networks: names of all of its networks.
+
+    Raises:
+        InputError: too few clean models to rank among.
+    """
+    fewest = min(sum(one.part == "ranks" and one.network == network for one in models) for network in networks)
+    if fewest < LEAST_RANKS:
+        raise InputError(
+            f"a verdict ranks a model among {LEAST_RANKS} clean ones of its network or more, found {fewest}; make a"
+            " larger zoo"
+        )
+    return max(RATE, 1 / (1 + fewest))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +336,8 @@ class Judged:
 
     Attributes:
         name: of it.
-        auroc: area under the curve of true against false alarms, 0 to 1; 0.5 is chance.
+        auroc: area under the curve of true against false alarms, 0 to 1; 0.5 is chance. Models of all networks
+            together, their scores by what is usual for each network.
         held_out: counts at the rate of false alarms.
         by_attack: models found and models there are, by the attack's name.
     """
@@ -298,8 +364,8 @@ def _upper(count: int, of: int) -> float:
     return 1.0 if count >= of else float(beta.ppf(0.95, count + 1, of - count))
 
 
-def judged(name: str, measures: Sequence[Measure], models: Sequence[Scanned], rate: float) -> Judged:
-    """Return how measures do on the part "held-out", ranked among the clean models of the part "ranks".
+def judged(name: str, measures: Measures, models: Sequence[Scanned], rate: float) -> Judged:
+    """Return how measures do on the part "held-out", each model ranked among the part "ranks" of its own network.
 
     Args:
         name: for the table.
@@ -312,17 +378,16 @@ def judged(name: str, measures: Sequence[Measure], models: Sequence[Scanned], ra
     """
     from sklearn.metrics import roc_auc_score
 
-    ranks = sorted(score(measures, one) for one in models if one.part == "ranks")
     held = [one for one in models if one.part == "held-out"]
-    threshold = threshold_of(ranks, rate)
+    threshold = {network: threshold_of(rank_scores(measures, models, network), rate) for network in measures}
     scores = [score(measures, one) for one in held]
     kinds = [one.backdoored for one in held]
     if len(set(kinds)) < 2:
         raise InputError("a verdict is judged by held-out models of both kinds; make a zoo of two rounds or more")
-    alarms = [value > threshold for value in scores]
+    alarms = [value > threshold[one.network] for one, value in zip(held, scores)]
     found = [one for one, alarm in zip(held, alarms) if alarm and one.backdoored]
     single = [one for one in found if one.target is not None]
-    right = sum(int(class_scores(measures, one.findings).argmax()) == one.target for one in single)
+    right = sum(int(class_scores(measures[one.network], one.findings).argmax()) == one.target for one in single)
     attacks = sorted({one.attack for one in held if one.attack and one.backdoored})
     return Judged(
         name=name,
@@ -345,41 +410,79 @@ def judged(name: str, measures: Sequence[Measure], models: Sequence[Scanned], ra
     )
 
 
-def table_of(
-    name: str,
-    description: Sequence[Description],
+def told_of(made: Mapping[str, Any]) -> str:
+    """Return how the models of a zoo were made, for people.
+
+    Args:
+        made: of a row of its index.
+    """
+    # Rows of early zoos have no images kept back.
+    new = "new to the model" if "kept" in made else "the model was trained on"
+    return f"{made['size']} training images, {made['recipe']['epochs']} epochs, scanned with images {new}"
+
+
+def tables_of(
+    told: str,
+    data: str,
+    classes: int,
+    image_shape: tuple[int, int, int],
+    networks: Sequence[partial[Any]],
     clean_size: int,
     detectors: Sequence[Scanner],
     models: Sequence[Scanned],
-    rate: float,
-) -> tuple[Table, list[Judged]]:
-    """Return the calibration table of a zoo, and how the verdict and each number alone do on what was held out.
+) -> tuple[list[Table], list[Judged]]:
+    """Return the calibration tables of a zoo, and how the verdict and each number alone do on what was held out.
 
     Args:
-        name: what the zoo is, for people.
-        description: of its networks, which all have the same classes and images.
+        told: how the models were made, for people.
+        data: name of the data set that they were trained on.
+        classes: of the models.
+        image_shape: channels, height, width.
+        networks: of the models; each gets a table.
         clean_size: clean images that the detectors were given.
         detectors: that looked.
-        models: see `scan_zoo`.
-        rate: of false alarms that are allowed, by which it is judged.
+        models: see `scan_zoo`; those that no detector could look at are left out.
 
     Raises:
         InputError: too few models of some part.
     """
+    models = [one for one in models if one.findings]
+    rate = rate_of(models, [architecture_of(network) for network in networks])
     measures = measures_of(models)
-    whole = judged("Verdict", measures, models, rate)
-    alone = [judged(f"{m.detector}: {m.number}", [replace(m, weight=1.0)], models, rate) for m in measures]
-    one = description[0]
-    table = Table(
-        name=name,
-        classes=len(one.class_names),
-        image_shape=one.image_shape,
-        networks=tuple(sorted({network.architecture for network in description})),
-        clean_size=clean_size,
-        rate=rate,
-        detectors=tuple(detectors),
-        measures=measures,
-        clean_scores=tuple(sorted(score(measures, model) for model in models if model.part == "ranks")),
-        held_out=whole.held_out,
-    )
-    return table, [whole, *alone]
+    learned = sum(one.part == "weights" for one in models)
+    tables = []
+    for network in networks:
+        name = architecture_of(network)
+        own = {name: measures[name]}
+        some = [one for one in models if one.network == name]
+        held = judged("Verdict", own, some, rate).held_out
+        ranks = rank_scores(own, some, name)
+        options = " ".join([name, *(f"{option}={value}" for option, value in network.keywords.items())])
+        table = Table(
+            name=f"{data}: {options}, {told}; {learned} models for the weights, {len(ranks)} clean ones to rank among,"
+            f" {held.clean + held.backdoored} held out",
+            data=data,
+            classes=classes,
+            image_shape=image_shape,
+            architecture=name,
+            arguments=dict(network.keywords),
+            clean_size=clean_size,
+            rate=rate,
+            detectors=tuple(detectors),
+            measures=measures[name],
+            clean_scores=ranks,
+            clean_class_scores=rank_scores({name: of_classes(measures[name])}, some, name),
+            held_out=held,
+        )
+        tables.append(table)
+    numbers = sorted({(one.detector, one.number) for all_of in measures.values() for one in all_of})
+    alone = [judged(": ".join(pair), _alone(measures, pair), models, rate) for pair in numbers]
+    return tables, [judged("Verdict", measures, models, rate), *alone]
+
+
+def _alone(measures: Measures, pair: tuple[str, str]) -> Measures:
+    """Return one of the numbers as all that is weighed."""
+    return {
+        network: [replace(one, weight=1.0) for one in some if (one.detector, one.number) == pair]
+        for network, some in measures.items()
+    }

@@ -4,6 +4,9 @@ Everything that decides a model is its data, its network, its attack and its see
 has. So is the part that a model plays, see `Entry.part`: which attacks and which seeds are held out follows from
 their names and numbers, and nobody can choose it after looking.
 
+Of the training images, some are kept back from each model: a user's clean images are taken to be new to the suspect
+model, and those by which scanners are calibrated have to be new to theirs as well.
+
 Models are trained one by one, each by one process: as one stacked problem (`torch.func.vmap`) several take longer on a
 processor, see `benchmarks/zoo_speed.py`. Several processes may work on one zoo, and share it by locks.
 """
@@ -25,17 +28,17 @@ import torch
 from filelock import FileLock, Timeout
 
 from unbackdoor.attacks import ATTACKS, AllToOne, Attack, Criterion, FittedAttack, Poisoning, SourceSpecific, TaCT
-from unbackdoor.data import ImageSet, draw_clean
+from unbackdoor.data import ImageSet, draw_clean, hold_out
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.files import unlock, write_bytes
 from unbackdoor.folder import RESUME
 from unbackdoor.models import PreActResNet18, WRN16x1, save_model
-from unbackdoor.options import bound_options, options_of
-from unbackdoor.training import Recipe, Runtime, Silent, fit, new_network
+from unbackdoor.options import options_of
+from unbackdoor.training import Recipe, Runtime, Silent, architecture_of, fit, network_options, new_network
 
 NETWORKS: tuple[partial[Any], ...] = (partial(PreActResNet18, width=8), partial(WRN16x1, width=16))
-"""Taken in turn."""
+"""Taken in turn, where none is named."""
 QUICK = Recipe(epochs=10, batch_size=64, low_resolution=0.0)
 """Of a victim that has to know the classes, not to be the best; at full resolution, where a small patch stays whole."""
 LEAST_SUCCESS = 0.5
@@ -44,6 +47,8 @@ LEAST_RATE = 0.02
 """Of poison, and of covers where there are any: a rate of 0.3 % of few images is a handful."""
 MOST_OF_A_CLASS = 0.6
 """Share of the target's images that an attack may poison which leaves labels as they are."""
+KEPT, MOST_KEPT = 250, 0.25
+"""Images that a model is not trained on, for its scans, and their largest share of all training images."""
 MOST_TESTED = 1000
 """Test images by which a model is measured: whether an attack worked is seen on fewer than all."""
 INDEX, MODELS, WORK = "index.jsonl", "models", "work"
@@ -72,17 +77,24 @@ class Entry:
     @property
     def key(self) -> str:
         """What tells it from the others; the name of its file."""
-        return "-".join([self.data, self.network, self.attack or "None", str(self.seed)])
+        # A network of the user's is module:function, which some file systems do not take.
+        return "-".join([self.data, self.network.replace(":", "."), self.attack or "None", str(self.seed)])
 
     @property
     def part(self) -> Part | None:
         """What it is for; None: nothing, as attacks that are held out do not meet seeds that are not."""
         held_seed = self.seed % 2 == 1
         if self.attack is None:
-            return "held-out" if held_seed else "weights" if self.seed % 8 == 0 else "ranks"
+            # Two neighbours of every eight: clean models of one parity take turns between two networks.
+            return "held-out" if held_seed else "weights" if self.seed % 16 in (0, 2) else "ranks"
         if is_held_out(self.attack) != held_seed:
             return None
         return "held-out" if held_seed else "weights"
+
+
+def entry_of(row: Mapping[str, Any]) -> Entry:
+    """Return the entry that a row of a zoo's index is of."""
+    return Entry(data=row["data"], network=row["network"], attack=row["attack"], seed=row["seed"])
 
 
 def is_held_out(attack: str) -> bool:
@@ -90,7 +102,7 @@ def is_held_out(attack: str) -> bool:
     return hashlib.sha256(attack.encode()).digest()[0] % 2 == 0
 
 
-def plan(data: str, attacks: Sequence[str], rounds: int) -> list[Entry]:
+def plan(data: str, attacks: Sequence[str], rounds: int, networks: Sequence[partial[Any]] = NETWORKS) -> list[Entry]:
     """Return the models of a zoo; the first of them are a smaller zoo of the same kind.
 
     A round has a model of each attack, and as many clean ones; rounds take turns between what verdicts are made with
@@ -100,13 +112,14 @@ def plan(data: str, attacks: Sequence[str], rounds: int) -> list[Entry]:
         data: name of the data set.
         attacks: names.
         rounds: 1 or more.
+        networks: taken in turn; one or two.
 
     Raises:
         InputError: no rounds, or an attack that there is not.
     """
     if rounds < 1:
         raise InputError(f"a zoo has 1 round or more, found {rounds}")
-    names = [network.func.__name__ for network in NETWORKS]
+    names = [architecture_of(network) for network in networks]
     entries: list[Entry] = []
     for attack in attacks:
         # An unknown name is an InputError with a hint.
@@ -122,56 +135,88 @@ def plan(data: str, attacks: Sequence[str], rounds: int) -> list[Entry]:
     return entries
 
 
+def kept_back(train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Return the images that the models of a seed may be trained on, and those that are kept back for their scans.
+
+    Args:
+        train: training images.
+        seed: of the entry; decides the division, which is class-balanced.
+    """
+    return hold_out(train, seed, share=min(KEPT / len(train), MOST_KEPT))
+
+
 def fill(
-    out: Path, entries: Sequence[Entry], train: ImageSet, test: ImageSet, size: int, recipe: Recipe, runtime: Runtime
+    out: Path,
+    entries: Sequence[Entry],
+    train: ImageSet,
+    test: ImageSet,
+    size: int,
+    recipe: Recipe,
+    runtime: Runtime,
+    networks: Sequence[partial[Any]] = NETWORKS,
 ) -> list[dict[str, Any]]:
     """Train the models that are missing, and return the rows of the zoo's index that belong to the entries.
 
     Args:
         out: the zoo's folder.
         entries: see `plan`.
-        train: images of which each model sees `size`, drawn class-balanced by its seed.
+        train: images of which each model sees `size`, drawn class-balanced by its seed; see `kept_back`.
         test: some of it measures accuracy and the attack's success.
         size: training images of a model; all if there are fewer.
         recipe: how models are trained.
         runtime: device and precision; seeds are the entries' own.
+        networks: those that the entries name.
 
     Raises:
         InputError: the folder has models of another recipe under these names.
     """
     tested = draw_clean(test, min(MOST_TESTED, len(test)), 0)
-    made = {"size": size, "recipe": options_of(recipe), "precision": runtime.precision, "images": train.digest()}
-    wanted = {entry.key for entry in entries}
-    _check_same(out, wanted, made)
+    common = {"size": size, "recipe": options_of(recipe), "precision": runtime.precision, "images": train.digest()}
+    common["kept"] = len(kept_back(train, 0)[1])
+    by_name = {architecture_of(network): network for network in networks}
+    made = {entry.key: {**common, "network": _told(by_name[entry.network])} for entry in entries}
+    _check_same(out, made)
     with runtime.progress.bar("zoo", len(entries)) as advance:
         for entry in entries:
             with claimed(out, entry.key) as mine:
                 if mine and entry.key not in {row["key"] for row in rows_of(out / INDEX)}:
                     # Bars within a bar cannot be shown, and a budget is not a model's own.
                     quiet = replace(runtime, seed=entry.seed, budget=None, progress=Silent())
-                    append(out / INDEX, {**_made(out, entry, train, tested, size, recipe, quiet), "made": made})
+                    row = _made(out, entry, by_name[entry.network], train, tested, size, recipe, quiet)
+                    append(out / INDEX, {**row, "made": made[entry.key]})
             advance()
-    return [row for row in rows_of(out / INDEX) if row["key"] in wanted]
+    return [row for row in rows_of(out / INDEX) if row["key"] in made]
 
 
-def _check_same(out: Path, wanted: set[str], made: Mapping[str, Any]) -> None:
+def _told(network: partial[Any]) -> dict[str, Any]:
+    return {"name": architecture_of(network), **network.keywords}
+
+
+def _check_same(out: Path, made: Mapping[str, Mapping[str, Any]]) -> None:
     for row in rows_of(out / INDEX):
-        if row["key"] in wanted and row["made"] != json.loads(json.dumps(made)):
+        if row["key"] in made and row["made"] != json.loads(json.dumps(made[row["key"]])):
             raise InputError(
-                f"{out} has {row['key']} already, made by another recipe or of other images; choose another --out"
+                f"{out} has {row['key']} already, made by another recipe, of another network or of other images; choose"
+                " another --out"
             )
 
 
 def _made(
-    out: Path, entry: Entry, train: ImageSet, test: ImageSet, size: int, recipe: Recipe, runtime: Runtime
+    out: Path,
+    entry: Entry,
+    network: partial[Any],
+    train: ImageSet,
+    test: ImageSet,
+    size: int,
+    recipe: Recipe,
+    runtime: Runtime,
 ) -> dict[str, Any]:
     """Train and save a model, and return its row of the index; if the attack refuses the data, the row says so."""
     start = time.perf_counter()
     row = {"key": entry.key, **vars(entry), "part": entry.part}
     folder = out / WORK / entry.key
     folder.mkdir(parents=True, exist_ok=True)
-    images = draw_clean(train, min(size, len(train)), entry.seed)
-    network = next(one for one in NETWORKS if one.func.__name__ == entry.network)
+    images = draw_clean(kept_back(train, entry.seed)[0], size, entry.seed)
     build = partial(new_network, network, images, runtime)
     model = build()
     fitted: FittedAttack | None = None
@@ -189,7 +234,7 @@ def _made(
     trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
     evaluation = evaluate(model, test, runtime, trigger, criterion)
     success = None if evaluation.asr is None else evaluation.asr.value
-    made_by = {"program": "unbackdoor zoo", "seed": entry.seed, "network": bound_options(network)}
+    made_by = {"program": "unbackdoor zoo", "seed": entry.seed, "network": network_options(model)}
     file = f"{MODELS}/{entry.key}.safetensors"
     digest = save_model(out / file, model, provenance=made_by, backdoored=mark)
     shutil.rmtree(folder)

@@ -3,31 +3,47 @@
 Writes models/NAME.safetensors and index.jsonl, a line a model. What is there is not made again, an interrupted model
 goes on, and the same command on several cores or machines shares the work. Half of the attacks, and every second seed,
 are held out by their names and numbers; a round of a zoo is one or the other.
+
+With --table, the verdict's scanners then look at every model (scans.jsonl), and a file of calibration tables is written
+for `scan --scanner Verdict --scanner.table FILE`, judged on what was held out.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from unbackdoor.attacks import ATTACKS
-from unbackdoor.bench.zoo import INDEX, QUICK, fill, plan
+from unbackdoor.bench.calibrate import Judged, Scanned, rate_of, scan_zoo, sizes_for, tables_of, told_of, usable_of
+from unbackdoor.bench.zoo import INDEX, NETWORKS, QUICK, fill, plan
 from unbackdoor.commands.outcome import Outcome
+from unbackdoor.commands.parsing import NETWORK, Choice
 from unbackdoor.commands.workspace import Run, writable_folder
-from unbackdoor.data import read_images
-from unbackdoor.training import Recipe, Runtime
+from unbackdoor.data import ImageSet, read_images
+from unbackdoor.errors import OutputError
+from unbackdoor.scan.calibration import Table, read_tables, write_tables
+from unbackdoor.scan.verdict import DETECTORS
+from unbackdoor.training import Recipe, Runtime, architecture_of
+
+CHOICES = {"model": Choice(NETWORK.registry, None, skip=NETWORK.skip, partial=True)}
 
 
 def run(
     *,
     data: str,
     out: Path,
+    model: partial[nn.Module] | None = None,
     rounds: int = 2,
     size: int = 10000,
     attacks: list[str] | None = None,
     recipe: Recipe = QUICK,
+    table: Path | None = None,
     runtime: Runtime,
 ) -> Outcome:
     """Make a zoo, or go on with one.
@@ -35,31 +51,115 @@ def run(
     Args:
         data: training and test images: digits, a folder (parquet or a folder a class), an .npz, or a hub id.
         out: folder of the zoo; several data sets may share one.
+        model: the network of all models; a small PreActResNet18 and a small WRN16x1 in turn if none is named.
         rounds: a round has a model of each attack that is not held out (the first, third, ...) or of each that is (the
-            second, fourth, ...), and as many clean ones.
-        size: training images of a model, drawn class-balanced by its seed; all if there are fewer.
+            second, fourth, ...), and as many clean ones. A table for a rate of 5 % takes about ten.
+        size: training images of a model, drawn class-balanced by its seed; all that are not kept back for its scans if
+            there are fewer.
         attacks: names, as [BadNets, SIG]; all if none are named.
         recipe: how models are trained.
+        table: file of calibration tables to write; one that is there is replaced.
         runtime: device and precision; every model has a seed of its own.
     """
     clock = Run("zoo", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
-    entries = plan(train.name.split("/")[0], sorted(attacks or ATTACKS), rounds)
+    networks: Sequence[partial[Any]] = NETWORKS if model is None else (model,)
+    entries = plan(train.name.split("/")[0], sorted(attacks or ATTACKS), rounds, networks)
+    if table is not None:
+        # Mistakes are found before hours of work, not after them.
+        rate_of(entries, [architecture_of(network) for network in networks])
+        _check_table(table)
     writable_folder(out)
-    rows = fill(out, entries, train, test, size, recipe, runtime)
+    rows = fill(out, entries, train, test, size, recipe, runtime, networks)
+    others = len(entries) - len(rows)
+    tables: list[Table] = []
+    judgements: list[Judged] = []
+    if table is not None and not others:
+        tables, judgements, others = calibrated(out, rows, networks, train, runtime)
+    if table is not None and tables:
+        write_tables(table, tables, made_by="unbackdoor zoo", date=datetime.now(UTC).date().isoformat())
     counts = counted(rows)
     return Outcome(
         title=f"zoo of {train.name}",
         rows=[
             *((name, str(count)) for name, count in counts.items()),
             *_means(rows),
+            *_judged_rows(tables, judgements),
             ("time", f"{clock.seconds:.0f} s"),
         ],
-        result={**counts, "planned": len(entries), "index": str(out / INDEX)},
-        sentence=""
-        if len(rows) == len(entries)
-        else f"{len(entries) - len(rows)} models are being made by others; the same command waits for none of them.",
+        result={
+            **counts,
+            "planned": len(entries),
+            "index": str(out / INDEX),
+            "tables": [one.to_json() for one in tables],
+        },
+        sentence=f"{others} models are being made or scanned by others; the same command waits for none of them"
+        + (", and no table was written." if table is not None else ".")
+        if others
+        else "",
     )
+
+
+def calibrated(
+    out: Path, rows: Sequence[dict[str, Any]], networks: Sequence[partial[Any]], train: ImageSet, runtime: Runtime
+) -> tuple[list[Table], list[Judged], int]:
+    """Let the verdict's scanners look at a whole zoo, and make its tables.
+
+    Args:
+        out: the zoo's folder.
+        rows: of its index.
+        networks: that it was made with.
+        train: its training images.
+        runtime: see `run`.
+
+    Returns:
+        The tables, how the verdict does with each number of clean images, and how many models others are scanning;
+        no tables if any.
+
+    Raises:
+        InputError: too few models.
+    """
+    told, data = told_of(rows[0]["made"]), rows[0]["data"]
+    tables: list[Table] = []
+    judgements = []
+    for size in sizes_for(train):
+        looked = scan_zoo(out, rows, networks, train, DETECTORS, size, runtime)
+        others = len(usable_of(rows)) - len(looked)
+        if others:
+            return [], [], others
+        models = [Scanned.of(row, scans) for row, scans in looked]
+        made, (verdict, *_) = tables_of(told, data, train.classes, train.shape, networks, size, DETECTORS, models)
+        tables += made
+        judgements.append(verdict)
+    return tables, judgements, 0
+
+
+def _check_table(table: Path) -> None:
+    """Refuse a place where the tables cannot be written, and a file that holds something else.
+
+    Raises:
+        InputError: something else is there.
+        OutputError: the file cannot be written there.
+    """
+    if table.is_dir():
+        raise OutputError(f"{table} is a folder; name a file for the tables")
+    writable_folder(table.parent)
+    if table.exists():
+        read_tables(table)
+
+
+def _judged_rows(tables: Sequence[Table], judgements: Sequence[Judged]) -> list[tuple[str, str]]:
+    """Return how the verdict does on what was held out, a row for each number of clean images."""
+    sizes = sorted({table.clean_size for table in tables})
+    return [
+        (
+            f"verdict, {size} images",
+            f"AUROC {one.auroc:.3f}; {one.held_out.found} of {one.held_out.backdoored} backdoored and"
+            f" {one.held_out.alarms} of {one.held_out.clean} clean models called backdoored, held out, at a rate of"
+            f" {100 * tables[0].rate:.3g} %",
+        )
+        for size, one in zip(sizes, judgements)
+    ]
 
 
 def counted(rows: Sequence[dict[str, Any]]) -> dict[str, int]:

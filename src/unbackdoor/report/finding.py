@@ -56,7 +56,7 @@ def calibration_rows(finding: Finding) -> list[tuple[str, str]]:
     )
     return [
         p_value,
-        ("false alarms", f"at most {100 * rate:g} % of clean models{measured}"),
+        ("false alarms", f"at most {100 * rate:.3g} % of clean models like those of the zoo on {by['data']}{measured}"),
         ("calibrated", f"yes, on {by['name']}"),
     ]
 
@@ -71,7 +71,8 @@ def said_rows(finding: Finding) -> list[tuple[str, str]]:
             if one["anomaly"] is None
             else f"anomaly {one['anomaly']:.2f} at class {one['class']}, by itself: {words[one['backdoored']]}"
         )
-        rows.append((one["name"], f"{said} ({finding.seconds.get(one['name'], 0):.1f} s)"))
+        purpose = "" if one["weighed"] else "; for its triggers only, not weighed"
+        rows.append((one["name"], f"{said}{purpose} ({finding.seconds.get(one['name'], 0):.1f} s)"))
     return rows
 
 

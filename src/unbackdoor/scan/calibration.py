@@ -1,17 +1,20 @@
 """Calibration tables: what the detectors' numbers are on models that are known to be clean, and what they weigh.
 
-A table belongs to one kind of model: its number of classes, the size of its images, its network. For each number that
-a detector gives (of each class, or of the whole model) it has a centre and a scale, so that numbers can be compared,
-and a weight; and it has the scores of clean models. With them a model's score becomes a conformal p-value:
+A table belongs to one kind of model: its number of classes, the size of its images, one network with its options. For
+each number that a detector gives (of each class, or of the whole model) it has a centre and a scale, so that numbers
+can be compared, and a weight; and it has the scores of clean models. With them a model's score becomes a conformal
+p-value:
 
     S_c  = sum over the numbers of weight asinh((x_c - centre) / scale)        for each class c
     S    = max over the classes of S_c
     p    = (1 + number of the clean models with a score of S or more) / (1 + number of the clean models)
 
-If the model is clean and drawn as those were, its rank among them is uniform, so p <= a happens with a probability of
-at most a, whatever the weights are and however the numbers depend on each other. (Vovk, Gammerman, Shafer,
-"Algorithmic Learning in a Random World", 2005.) Only the clean models whose scores are kept must have had no part in
-the weights.
+If the model is clean and drawn as those were, and looked at with images drawn as those for them, its rank among them
+is uniform, so p <= a happens with a probability of at most a, whatever the weights are and however the numbers depend
+on each other. (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.) Only the clean models whose
+scores are kept must have had no part in the weights. Ranks among a mixture of networks would keep the rate for the
+mixture alone, and not for each of its networks: so a table has one. A detector's numbers can depend on whether the
+model was trained on the images: clean ones are taken to be new to the model, in the table as in the scan.
 
 Weights are not negative, so no number that grows can make a model less suspicious. The sum runs within a class before
 the maximum is taken: detectors that point at the same class count more than those that contradict each other.
@@ -22,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +34,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unbackdoor.errors import CheckpointError, InputError
-from unbackdoor.files import read_bytes
-from unbackdoor.models import Description
+from unbackdoor.files import read_bytes, write_json
+from unbackdoor.models import NETWORKS, Description
 from unbackdoor.models.safetensors_file import json_object
-from unbackdoor.options import options_of, with_options
+from unbackdoor.options import bound_options, options_of, with_options
 from unbackdoor.scan.base import Finding, Scanner
 from unbackdoor.text import clean_text
 
 SHIPPED = Path(__file__).with_name("calibration.json")
 """The tables that come with the package."""
-FORMAT = 1
+FORMAT = 2
 MOST_BYTES = 1 << 22
 MOST_ENTRIES = 100_000
 """Of any list in a file of tables."""
@@ -95,26 +99,32 @@ class Table:
 
     Attributes:
         name: what it was calibrated on, for people.
+        data: name of the data set that its models were trained on.
         classes: of the models.
         image_shape: channels, height, width.
-        networks: architectures.
+        architecture: of the models.
+        arguments: the architecture's own options, JSON values.
         clean_size: clean images that the detectors were given.
         rate: share of clean models that may be called backdoored, as `held_out` counts them, 0 to 1.
         detectors: with their options.
         measures: what is weighed.
         clean_scores: of clean models that had no part in the measures, ascending.
+        clean_class_scores: of the same models, with the numbers of classes alone, ascending.
         held_out: how it did.
     """
 
     name: str
+    data: str
     classes: int
     image_shape: tuple[int, int, int]
-    networks: tuple[str, ...]
+    architecture: str
+    arguments: Mapping[str, Any]
     clean_size: int
     rate: float
     detectors: tuple[Scanner, ...]
     measures: tuple[Measure, ...]
     clean_scores: tuple[float, ...]
+    clean_class_scores: tuple[float, ...]
     held_out: HeldOut = field(repr=False)
 
     def p_value(self, score: float) -> float:
@@ -126,6 +136,22 @@ class Table:
         """Return the score above which the p-value is at most `rate`; infinite if there are too few clean models."""
         return threshold_of(self.clean_scores, rate)
 
+    def suspected(self, findings: Mapping[str, Finding], rate: float) -> tuple[int, ...]:
+        """Return the classes that a trigger seems to lead to, most suspicious first; none if the p-value is above rate.
+
+        Numbers of the whole model lift the scores of all its classes alike, and a model that they lift far would have
+        innocent ones suspected. So beside the highest class, only those are whose own numbers suffice.
+
+        Args:
+            findings: by the detectors' names, one or more.
+            rate: share of clean models that may be called backdoored, above 0 and below 1.
+        """
+        scores = class_scores(self.measures, findings)
+        own = class_scores(of_classes(self.measures), findings)
+        unusual = threshold_of(self.clean_class_scores, rate)
+        order = [int(c) for c in scores.argsort(descending=True) if float(scores[c]) > self.threshold(rate)]
+        return tuple(c for place, c in enumerate(order) if place == 0 or float(own[c]) > unusual)
+
     def misfits(self, description: Description, images: int) -> list[str]:
         """Return what of a model, and of the clean images for it, is not as in the table; nothing if it fits."""
         classes = len(description.class_names)
@@ -134,8 +160,11 @@ class Table:
             found.append(f"{classes} classes instead of {self.classes}")
         if description.image_shape != self.image_shape:
             found.append(f"images of {_sides(description.image_shape)} instead of {_sides(self.image_shape)}")
-        if description.architecture not in self.networks:
-            found.append(f"the network {clean_text(description.architecture, 60)}")
+        if _network(description.architecture, description.arguments) != _network(self.architecture, self.arguments):
+            told = " ".join([description.architecture, *(f"{k}={v}" for k, v in description.arguments.items())])
+            found.append(f"the network {clean_text(told, 60)}")
+        if description.edits:
+            found.append("layers that were put in after training")
         if images < self.clean_size:
             found.append(f"{images} clean images instead of {self.clean_size}")
         return found
@@ -144,20 +173,35 @@ class Table:
         """Return the table as JSON values."""
         return {
             "name": self.name,
+            "data": self.data,
             "classes": self.classes,
             "image_shape": list(self.image_shape),
-            "networks": list(self.networks),
+            "architecture": self.architecture,
+            "arguments": dict(self.arguments),
             "clean_size": self.clean_size,
             "rate": self.rate,
             "detectors": [options_of(detector) for detector in self.detectors],
             "measures": [vars(measure) for measure in self.measures],
             "clean_scores": list(self.clean_scores),
+            "clean_class_scores": list(self.clean_class_scores),
             "held_out": vars(self.held_out),
         }
 
 
 def _sides(shape: tuple[int, int, int]) -> str:
     return " x ".join(map(str, shape))
+
+
+def _network(architecture: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a network's name and options, with the defaults of those that are not given."""
+    if architecture in NETWORKS:
+        return bound_options(partial(NETWORKS[architecture], **arguments))
+    return {"name": architecture, **arguments}
+
+
+def of_classes(measures: Sequence[Measure]) -> tuple[Measure, ...]:
+    """Return the measures that are of a class, not of the whole model."""
+    return tuple(measure for measure in measures if measure.number == ANOMALY)
 
 
 def threshold_of(clean_scores: Sequence[float], rate: float) -> float:
@@ -202,10 +246,11 @@ def nearest(tables: Sequence[Table], description: Description, images: int) -> T
         images: clean images that there are.
     """
 
-    def distance(table: Table) -> tuple[bool, float, int]:
+    def distance(table: Table) -> tuple[bool, float, bool, int]:
         pairs = zip((*description.image_shape, len(description.class_names)), (*table.image_shape, table.classes))
-        far = sum(abs(math.log(ours / theirs)) for ours, theirs in pairs)
-        return bool(table.misfits(description, images)), far + (images < table.clean_size), -table.clean_size
+        far = sum(abs(math.log(ours / theirs)) for ours, theirs in pairs) + (images < table.clean_size)
+        other = description.architecture != table.architecture
+        return bool(table.misfits(description, images)), far, other, -table.clean_size
 
     return min(tables, key=distance)
 
@@ -231,6 +276,20 @@ def read_tables(path: Path = SHIPPED) -> tuple[Table, ...]:
         raise InputError(f"{where} holds no calibration tables: {clean_text(str(error))}; make it again") from error
 
 
+def write_tables(path: Path, tables: Sequence[Table], **facts: str) -> None:
+    """Write calibration tables, complete or not at all.
+
+    Args:
+        path: of the file.
+        tables: one or more.
+        facts: of their making, for people.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_json(path, {"format": FORMAT, **facts, "tables": [table.to_json() for table in tables]})
+
+
 class _Wrong(Exception):
     """Something in a file is not what it must be."""
 
@@ -244,20 +303,28 @@ def _table(content: Any) -> Table:
     shape = [_whole(side, "image_shape") for side in _list(of, "image_shape")]
     if len(shape) != 3:
         raise _Wrong("image_shape must be channels, height and width")
-    scores = [_number(score, "clean_scores") for score in _list(of, "clean_scores")]
+    scores, own = (
+        tuple(sorted(_number(score, name) for score in _list(of, name)))
+        for name in ("clean_scores", "clean_class_scores")
+    )
+    if len(scores) != len(own):
+        raise _Wrong("clean_class_scores must be as many as clean_scores")
     measures = tuple(_measure(one) for one in _list(of, "measures"))
     if not {measure.detector for measure in measures} <= names:
         raise _Wrong("a measure is of a detector that the table does not have")
     return Table(
         name=clean_text(_text(of.get("name"), "name")),
+        data=clean_text(_text(of.get("data"), "data")),
         classes=_whole(of.get("classes"), "classes"),
         image_shape=(shape[0], shape[1], shape[2]),
-        networks=tuple(_text(name, "networks") for name in _list(of, "networks")),
+        architecture=_text(of.get("architecture"), "architecture"),
+        arguments=_object(of.get("arguments"), "arguments"),
         clean_size=_whole(of.get("clean_size"), "clean_size"),
         rate=_number(of.get("rate"), "rate", least=0.0, most=1.0),
         detectors=detectors,
         measures=measures,
-        clean_scores=tuple(sorted(scores)),
+        clean_scores=scores,
+        clean_class_scores=own,
         held_out=_held_out(of.get("held_out")),
     )
 

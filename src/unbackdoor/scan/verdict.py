@@ -15,12 +15,16 @@ which the comparison keeps.
 Where no table fits the model, nobody knows how often the verdict is wrong: the finding says so (`calibrated` is
 false), and its answer is inconclusive. Compared with the nearest table, the classes that would be suspected are named
 as a hint, and no more: numbers of the whole model mean little on another kind of model.
+
+Who is told of a suspected class wants to see its trigger. Where the table does without Neural Cleanse, it runs
+afterwards, and what it says is shown and not weighed.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +49,8 @@ DETECTORS: tuple[Scanner, ...] = (
     NeuralCleanse(rounds=30, steps=3, batch_size=16, patience=3, stop_patience=12, most_classes=16),
 )
 """What tables are made with: a scan of seconds; any other registered scanners can be named instead."""
+FOR_TRIGGERS = DETECTORS[-1:]
+"""What reconstructs the trigger of a suspected class where the table's detectors do without Neural Cleanse."""
 LEAST_SHARE = 1e-3
 """Of a budget, for a detector whose turn comes after it is spent."""
 
@@ -54,30 +60,36 @@ class Verdict(Scanner):
     """Run several scanners, weigh what they say, and compare it with clean models of the same kind.
 
     Attributes:
-        false_alarms: share of clean models that may be called backdoored, above 0 and below 1.
+        false_alarms: share of clean models that may be called backdoored, above 0 and below 1; that at which the table
+            was judged if None.
         table: file of calibration tables; those of the package if None.
     """
 
-    false_alarms: float = 0.05
+    false_alarms: float | None = None
     table: Path | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.false_alarms < 1:
+        if self.false_alarms is not None and not 0 < self.false_alarms < 1:
             raise InputError(f"Verdict: the share of false alarms lies above 0 and below 1, found {self.false_alarms}")
 
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
-        """Return the verdict (see `Scanner.scan`)."""
+        """Return the verdict (see `Scanner.scan`).
+
+        The clean images are taken to be new to the model, as those of the table were.
+        """
         clean = data.need_clean("Verdict")
         table = nearest(read_tables(self.table or SHIPPED), model.description, len(clean))
+        rate = table.rate if self.false_alarms is None else self.false_alarms
         count = len(table.clean_scores)
-        if not math.isfinite(table.threshold(self.false_alarms)):
+        if not math.isfinite(table.threshold(rate)):
             raise InputError(
                 f"the table for this model has {count} clean models, which allow a share of false alarms of"
-                f" {1 / (1 + count):.3g} or more, found {self.false_alarms:g}; raise it, or name a larger table"
+                f" {1 / (1 + count):.3g} or more, found {rate:g}; raise it, or name a larger table"
             )
         misfits = table.misfits(model.description, len(clean))
-        some = draw_clean(clean, min(table.clean_size, len(clean)), runtime.seed)
-        findings, told, seconds = self._hear(table, model, replace(data, clean=some), runtime)
+        given = replace(data, clean=draw_clean(clean, min(table.clean_size, len(clean)), runtime.seed))
+        seconds: dict[str, float] = {}
+        findings, told = _hear(table.detectors, model, given, runtime, seconds)
         if not findings:
             raise InputError(f"none of the verdict's scanners can look at this model; {told[0]['reason']}")
         missing = [one["name"] for one in told if one["anomaly"] is None]
@@ -85,98 +97,107 @@ class Verdict(Scanner):
             misfits.append(f"no word from {' and '.join(missing)}")
         if any(finding.shortened for finding in findings.values()):
             misfits.append("searches that the budget cut short")
-        return self._finding(table, misfits, findings, told, seconds)
+        finding = _finding(table, rate, misfits, findings, told, seconds)
+        if not finding.suspected or any(isinstance(one, NeuralCleanse) for one in table.detectors):
+            return finding
+        triggers, said = _hear(FOR_TRIGGERS, model, given, runtime, seconds)
+        told += [{**one, "weighed": False} for one in said]
+        return replace(finding, reconstructions=_reconstructions(triggers))
 
-    def _hear(
-        self, table: Table, model: Network, data: DefenderData, runtime: Runtime
-    ) -> tuple[dict[str, Finding], list[dict[str, Any]], dict[str, float]]:
-        """Return the findings of the table's detectors by name, what is told of each, and how long each took."""
-        findings: dict[str, Finding] = {}
-        told = []
-        seconds: dict[str, float] = {}
-        for number, detector in enumerate(table.detectors):
-            name = type(detector).__name__
-            start = time.perf_counter()
-            try:
-                findings[name] = finding = detector.scan(model, data, _part(runtime, seconds, table, number))
-                largest = round(float(finding.anomaly.max()), 4)
-                said = {"anomaly": largest, "class": int(finding.anomaly.argmax()), "backdoored": finding.backdoored}
-                told.append({"name": name, **said, "reason": finding.reason})
-            except InputError as error:
-                told.append({"name": name, "anomaly": None, "class": None, "backdoored": None, "reason": str(error)})
-            seconds[name] = time.perf_counter() - start
-        return findings, told, seconds
 
-    def _finding(
-        self,
-        table: Table,
-        misfits: list[str],
-        findings: dict[str, Finding],
-        told: list[dict[str, Any]],
-        seconds: dict[str, float],
-    ) -> Finding:
-        """Return the answer."""
-        scores = class_scores(table.measures, findings)
-        threshold = table.threshold(self.false_alarms)
-        suspected = tuple(int(c) for c in scores.argsort(descending=True) if float(scores[c]) > threshold)
-        p_value = table.p_value(float(scores.max()))
-        return Finding(
-            backdoored=None if misfits else bool(suspected),
-            suspected=suspected,
-            calibrated=not misfits,
-            anomaly=scores.float(),
-            threshold=threshold,
-            reconstructions=_reconstructions(findings),
-            reason=self._reason(table, misfits, p_value, suspected),
-            shortened=any(finding.shortened for finding in findings.values()),
-            seconds=seconds,
-            evidence={
-                "p_value": p_value,
-                "false_alarms": self.false_alarms,
-                "detectors": told,
-                "calibration": {
-                    "name": table.name,
-                    "clean_models": len(table.clean_scores),
-                    "rate": table.rate,
-                    "held_out": vars(table.held_out),
-                    "misfits": misfits,
-                },
+def _hear(
+    detectors: Sequence[Scanner], model: Network, data: DefenderData, runtime: Runtime, seconds: dict[str, float]
+) -> tuple[dict[str, Finding], list[dict[str, Any]]]:
+    """Return the findings of detectors by name, and what is told of each; how long each took is added to `seconds`."""
+    findings: dict[str, Finding] = {}
+    told = []
+    for number, detector in enumerate(detectors):
+        name = type(detector).__name__
+        said: dict[str, Any] = {"name": name, "weighed": True, "anomaly": None, "class": None, "backdoored": None}
+        start = time.perf_counter()
+        try:
+            findings[name] = finding = detector.scan(model, data, _part(runtime, seconds, len(detectors) - number))
+            largest = round(float(finding.anomaly.max()), 4)
+            said |= {"anomaly": largest, "class": int(finding.anomaly.argmax()), "backdoored": finding.backdoored}
+            told.append({**said, "reason": finding.reason})
+        except InputError as error:
+            told.append({**said, "reason": str(error)})
+        seconds[name] = time.perf_counter() - start
+    return findings, told
+
+
+def _finding(
+    table: Table,
+    rate: float,
+    misfits: list[str],
+    findings: dict[str, Finding],
+    told: list[dict[str, Any]],
+    seconds: dict[str, float],
+) -> Finding:
+    """Return the answer."""
+    scores = class_scores(table.measures, findings)
+    suspected = table.suspected(findings, rate)
+    p_value = table.p_value(float(scores.max()))
+    return Finding(
+        backdoored=None if misfits else bool(suspected),
+        suspected=suspected,
+        calibrated=not misfits,
+        anomaly=scores.float(),
+        threshold=table.threshold(rate),
+        reconstructions=_reconstructions(findings),
+        reason=_reason(table, rate, misfits, p_value, suspected),
+        shortened=any(finding.shortened for finding in findings.values()),
+        seconds=seconds,
+        evidence={
+            "p_value": p_value,
+            "false_alarms": rate,
+            "detectors": told,
+            "calibration": {
+                "name": table.name,
+                "data": table.data,
+                "clean_models": len(table.clean_scores),
+                "rate": table.rate,
+                "held_out": vars(table.held_out),
+                "misfits": misfits,
             },
+        },
+    )
+
+
+def _reason(table: Table, rate: float, misfits: list[str], p_value: float, suspected: tuple[int, ...]) -> str:
+    """Return the answer in a sentence or two."""
+    count = len(table.clean_scores)
+    if misfits:
+        answer = (
+            f"class {suspected[0]} stands out (p = {p_value:.3g})"
+            if suspected
+            else f"no class stands out (p = {p_value:.3g})"
         )
-
-    def _reason(self, table: Table, misfits: list[str], p_value: float, suspected: tuple[int, ...]) -> str:
-        """Return the answer in a sentence or two."""
-        count = len(table.clean_scores)
-        if misfits:
-            answer = (
-                f"class {suspected[0]} stands out (p = {p_value:.3g})"
-                if suspected
-                else f"no class stands out (p = {p_value:.3g})"
-            )
-            return (
-                f"{answer}, which proves little: not calibrated for this scan, which has {', '.join(misfits)}; compared"
-                f" with the nearest kind of model that there is a table for ({table.name})"
-            )
-        if suspected:
-            return (
-                f"at most {100 * p_value:.2g} % of clean models look as unusual as this one (p = {p_value:.3g}, from"
-                f" {count} clean models: {table.name}); class {suspected[0]} stands out"
-            )
-        return f"no evidence found: p = {p_value:.3g}, from {count} clean models ({table.name}){self._power(table)}"
-
-    def _power(self, table: Table) -> str:
-        """Return what the verdict finds of backdoored models, where that was measured at this rate of false alarms."""
-        if table.rate != self.false_alarms or not table.held_out.backdoored:
-            return ""
-        return f"; it finds {table.held_out.found} of {table.held_out.backdoored} backdoored ones"
+        return (
+            f"{answer}, which proves little: not calibrated for this scan, which has {', '.join(misfits)}; compared"
+            f" with the nearest kind of model that there is a table for ({table.name})"
+        )
+    if suspected:
+        return (
+            f"at most {100 * p_value:.2g} % of clean models like those of the table look as unusual as this one"
+            f" (p = {p_value:.3g}, from {count} clean models: {table.name}); class {suspected[0]} stands out"
+        )
+    return f"no evidence found: p = {p_value:.3g}, from {count} clean models ({table.name}){_power(table, rate)}"
 
 
-def _part(runtime: Runtime, seconds: dict[str, float], table: Table, number: int) -> Runtime:
-    """Return a runtime with an equal share of what is left of the budget for a detector and those after it."""
+def _power(table: Table, rate: float) -> str:
+    """Return what the verdict finds of backdoored models, where that was measured at this rate of false alarms."""
+    if table.rate != rate or not table.held_out.backdoored:
+        return ""
+    return f"; it finds {table.held_out.found} of {table.held_out.backdoored} backdoored ones"
+
+
+def _part(runtime: Runtime, seconds: dict[str, float], waiting: int) -> Runtime:
+    """Return a runtime with an equal share of what is left of the budget, for a detector of those that wait."""
     if runtime.budget is None:
         return runtime
     left = max(0.0, 1 - sum(seconds.values()) / (60 * runtime.budget))
-    return runtime.part(max(LEAST_SHARE, left / (len(table.detectors) - number)))
+    return runtime.part(max(LEAST_SHARE, left / waiting))
 
 
 def _reconstructions(findings: dict[str, Finding]) -> tuple[Reconstruction, ...]:

@@ -6,7 +6,7 @@ from unbackdoor.training.history import Candidate, History, Sweep
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.inference import logits_of
 from unbackdoor.training.loop import fit
-from unbackdoor.training.new import UserNetwork, network_options, new_network
+from unbackdoor.training.new import UserNetwork, architecture_of, network_options, new_network
 from unbackdoor.training.recipe import Recipe
 from unbackdoor.training.resume import stage
 from unbackdoor.training.runtime import Progress, Runtime, Silent
@@ -23,6 +23,7 @@ __all__ = [
     "Sweep",
     "UserNetwork",
     "affordable",
+    "architecture_of",
     "check_fits",
     "fit",
     "logits_of",

@@ -34,6 +34,11 @@ class UserNetwork(partial[Any]):
         return network
 
 
+def architecture_of(model: Callable[[int, int], nn.Module]) -> str:
+    """Return the name by which a description knows the network that this builds."""
+    return model.architecture if isinstance(model, UserNetwork) else cast("partial[nn.Module]", model).func.__name__
+
+
 def new_network(model: Callable[[int, int], nn.Module], train: ImageSet, runtime: Runtime) -> Network:
     """Return an untrained network for these images, its weights fixed by the seed.
 
@@ -46,7 +51,7 @@ def new_network(model: Callable[[int, int], nn.Module], train: ImageSet, runtime
     # A channel that never changes must not divide by zero.
     std = sample.std((0, 2, 3)).clamp_min(1 / 255).tolist()
     description = Description(
-        architecture=model.architecture if isinstance(model, UserNetwork) else constructor.func.__name__,
+        architecture=architecture_of(model),
         arguments=dict(constructor.keywords),
         class_names=train.class_names,
         image_shape=train.shape,

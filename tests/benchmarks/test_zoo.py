@@ -1,0 +1,78 @@
+"""The program that calibrates the verdict: tables and pages come from its lines alone, whatever they were made by."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from unbackdoor.bench.zoo import plan
+from unbackdoor.options import options_of
+from unbackdoor.scan.verdict import DETECTORS
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The program, which is run as a file and finds its neighbours as such."""
+    with monkeypatch.context() as changed:
+        changed.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        import zoo
+
+        yield zoo
+
+
+def lines(clean_size: int, detectors: tuple[Any, ...], rounds: int = 52) -> list[dict[str, Any]]:
+    """Return lines as the program writes them; the target of a backdoored model stands out."""
+    made = []
+    for entry in plan("digits", ["BadNets", "SIG"], rounds):
+        draws = torch.Generator().manual_seed(zlib.crc32(entry.key.encode()))
+        anomaly = torch.randn(10, generator=draws)
+        anomaly[3] += 9 * (entry.attack is not None)
+        row = {"key": entry.key, **vars(entry), "part": "weights", "backdoored": entry.attack is not None}
+        row |= {"target": entry.attack and 3, "acc": 0.99, "asr": entry.attack and 1.0}
+        row["made"] = {"size": 1400, "recipe": {"epochs": 8}}
+        plain = {"anomaly": anomaly.tolist(), "statistics": {}, "threshold": 3.5, "flagged": False, "suspected": []}
+        scans = [
+            {**plain, "key": f"0 {clean_size} {options_of(one)}", "detector": type(one).__name__, "seconds": 1.0}
+            for one in detectors
+        ]
+        facts = {"kind": "digits", "classes": list("0123456789"), "shape": [1, 32, 32]}
+        facts |= {"device": "cpu", "threads": "1", "torch": "2"}
+        made.append({**facts, "clean_size": clean_size, "row": row, "scans": scans})
+    return made
+
+
+def test_lines_of_two_sizes_give_four_tables_and_two_pages(program: ModuleType) -> None:
+    given = lines(50, DETECTORS[:3]) + lines(250, DETECTORS)
+    failed = {"key": "x", "attack": "CTRL", "backdoored": None}
+    given.append({**given[0], "row": failed, "scans": []})
+    few, ways = program.calibrate("digits", given, 50)
+    many, _ = program.calibrate("digits", given, 250)
+    assert [(one.architecture, one.clean_size) for one in few + many] == [
+        *(("PreActResNet18", 50), ("WRN16x1", 50)),
+        *(("PreActResNet18", 250), ("WRN16x1", 250)),
+    ]
+    # Lines of before have three detectors.
+    assert few[0].detectors == DETECTORS[:3]
+    assert many[0].detectors == DETECTORS
+    # The rows say "weights"; the entries have parts.
+    assert [len(one.clean_scores) for one in few] == [9, 9]
+    page = program.page("digits", 50, few, ways, given)
+    assert "1400 training images, 8 epochs, scanned with images the model was trained on" in page
+    assert "| Verdict |  | 1.000 | 26 of 26 |" in page
+    assert "at least once: CTRL." in page
+
+
+def test_every_kind_has_clean_models_enough_for_a_rate_of_five_percent(program: ModuleType) -> None:
+    for name, kind in program.KINDS.items():
+        entries = plan(name, kind.attacks, kind.rounds)
+        for network in {entry.network for entry in entries}:
+            own = [entry for entry in entries if entry.network == network and entry.attack is None]
+            assert sum(entry.part == "ranks" for entry in own) >= 19, name
+            assert sum(entry.part == "weights" for entry in own) >= 4, name
+        assert kind.recipe.low_resolution == 0, "a small patch has to stay whole"
