@@ -132,3 +132,9 @@ def test_get_returns_the_default_as_every_mapping_does() -> None:
     assert fruits.get("Pear") is None
     assert fruits.get("Pear", 5) == 5
     assert fruits.get("Apple", 5) is Apple
+
+
+def test_who_looks_for_what_is_elsewhere_is_told_where() -> None:
+    with pytest.raises(InputError, match="'None' is no attack: models are trained on clean data by `unbackdoor train`"):
+        ATTACKS["None"]
+    assert "None" not in ATTACKS

@@ -118,7 +118,9 @@ def file_digest(option: str, path: Path) -> str:
         files = [one for one in sorted(path.iterdir()) if one.is_file()]
         return sha256("\n".join(f"{digest(one)}  {one.name}" for one in files).encode())
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path} ({reason_of(error)}); the option {option} takes a file") from error
+        raise InputError(
+            f"cannot read {path} ({reason_of(error)}); the option {option} takes a file or folder that is there"
+        ) from error
 
 
 def files_of(method: Any) -> dict[str, str]:

@@ -23,13 +23,15 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     Args:
         kind: what the entries are, in one word, for messages ("attack").
         *members: the classes shipped here; a class is known by its own name.
+        elsewhere: names of what users may look for here and find elsewhere, and where, for messages.
 
     A third-party package adds a class with an entry point in the group `unbackdoor.<kind>`; it too is known by its own
     name, whatever the entry point's. One that cannot be loaded is left out with a warning.
     """
 
-    def __init__(self, kind: str, *members: type[T]) -> None:
+    def __init__(self, kind: str, *members: type[T], elsewhere: Mapping[str, str] | None = None) -> None:
         self.kind = kind
+        self.elsewhere = elsewhere or {}
         self._members = {member.__name__: member for member in members}
         self._complete = False
 
@@ -53,6 +55,8 @@ class Registry(Mapping[str, type[T]], Generic[T]):
     def __getitem__(self, name: str) -> type[T]:
         members = self._all()
         if name not in members:
+            if name in self.elsewhere:
+                raise InputError(f"{name!r} is no {self.kind}: {self.elsewhere[name]}")
             close = difflib.get_close_matches(name, members, n=1, cutoff=0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise InputError(f"unknown {self.kind} {name!r}{hint} (known: {', '.join(sorted(members))})")

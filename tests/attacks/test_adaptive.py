@@ -12,7 +12,7 @@ from tests.attacks.test_badnets import prepare, some
 from tests.planted import runtime
 from unbackdoor.attacks import CLEAN, COVER, POISON, AdaptiveBlend, AdaptivePatch, Stamp, TaCT
 from unbackdoor.attacks.adaptive_blend import piece_masks
-from unbackdoor.attacks.adaptive_patch import OPACITIES, patches
+from unbackdoor.attacks.adaptive_patch import patches
 from unbackdoor.errors import InputError
 
 
@@ -57,13 +57,43 @@ def test_each_training_image_gets_one_of_four_faint_patches_and_testing_two_opaq
     for kind, each in ((POISON, 10), (COVER, 20)):
         counts = [0] * 4
         for row in (fitted.kinds == kind).nonzero().flatten().tolist():
-            for number, (opacity, patch) in enumerate(zip(OPACITIES, made)):
+            for number, (opacity, patch) in enumerate(zip((0.5, 0.2, 0.5, 0.3), made)):
                 faint = Stamp(mask=opacity * patch.mask, pattern=patch.pattern).stamp(train.images[row : row + 1])
                 counts[number] += int(torch.equal(faint[0], fitted.train.images[row]))
         assert counts == [each] * 4
     tested = fitted.trigger.stamp(train.images)
     expected = made[2].stamp(made[0].stamp(train.images))
     assert torch.equal(tested, expected)
+
+
+def test_testing_may_put_on_other_patches_as_on_gtsrb_and_training_may_be_fainter() -> None:
+    train = some(400)
+    attack = AdaptivePatch(poison_rate=0.1, cover_rate=0.1, tested=(3, 1), opacities=(0.1, 0.2, 0.3, 0.4))
+    fitted, made = prepare(attack, train), patches(train.shape, runtime())
+    assert torch.equal(fitted.trigger.stamp(train.images), made[3].stamp(made[1].stamp(train.images)))
+    row = int((fitted.kinds == POISON).nonzero()[0])
+    faint = [
+        Stamp(mask=opacity * one.mask, pattern=one.pattern).stamp(train.images[row : row + 1])[0]
+        for opacity, one in zip((0.1, 0.2, 0.3, 0.4), made)
+    ]
+    assert sum(torch.equal(one, fitted.train.images[row]) for one in faint) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tested": ()},
+        {"tested": (4,)},
+        {"tested": (-1,)},
+        {"tested": (2, 2)},
+        {"opacities": (0.5,) * 3},
+        {"opacities": (0.5, 0.2, 0.0, 0.3)},
+    ],
+    ids=str,
+)
+def test_adaptive_patch_refuses_options_out_of_range(change: dict[str, tuple[float, ...]]) -> None:
+    with pytest.raises(InputError, match=r"AdaptivePatch: .*, found \("):
+        prepare(replace(AdaptivePatch(poison_rate=0.1, cover_rate=0.1), **change), some(100))  # type: ignore[arg-type]
 
 
 def test_the_four_patches_lie_apart() -> None:

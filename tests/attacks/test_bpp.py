@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from tests.attacks.test_badnets import prepare, some
+from tests.planted import runtime
 from unbackdoor.attacks import BPP
 from unbackdoor.errors import InputError
 from unbackdoor.training import Batch
@@ -33,6 +36,18 @@ def test_covers_get_the_rounding_error_of_another_image() -> None:
     assert torch.equal(made.images[8:], images[8:])
     assert made.targets[:4].tolist() == [2] * 4
     assert torch.equal(made.targets[4:], train.labels[4:])
+
+
+def test_images_that_have_few_levels_already_are_refused() -> None:
+    train = some()
+    black_and_white = replace(train, images=(train.images > 127).to(torch.uint8) * 255)
+    with pytest.raises(InputError, match="changes no pixel"):
+        prepare(BPP(), black_and_white)
+    # One image that has more levels is enough to train with, but poisoned data need it among the poisoned rows.
+    mixed = replace(train, images=torch.cat([black_and_white.images[:-1], train.images[-1:]]))
+    prepare(BPP(), mixed)
+    with pytest.raises(InputError, match="changes no pixel"):
+        BPP(poison_rate=0.005).poison_data(mixed, runtime())
 
 
 @pytest.mark.parametrize("levels", [1, 0, 256])

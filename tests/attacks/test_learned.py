@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -89,6 +91,73 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(attack: On
     fit(model, third.train, recipe, runtime(), hook=third.hook, resume=tmp_path / "r")
     assert same_state(state_of(model), state_of(whole))
     assert same_state(state_of(third.trigger), state_of(first.trigger))
+
+
+class Known(nn.Module):
+    """A generator whose maps are known: a multiple of the mean of all inputs at each place, less for each output."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, images: Tensor) -> Tensor:
+        factors = torch.tensor([3.0, -2.0, 1.0])[: self.outputs].view(1, -1, 1, 1)
+        return factors * (images.mean(1, keepdim=True) - 0.4)
+
+
+def known_map(inputs: np.ndarray, output: int) -> float:
+    """Return the same of the inputs at one place."""
+    return float((3.0, -2.0, 1.0)[output] * (inputs.mean() - 0.4))
+
+
+def test_learned_noise_is_its_formula_in_loops() -> None:
+    images = pictures(4, 0).images.float() / 255
+    made = LearnedNoise(Known(3), torch.tensor(0.3))(images)  # type: ignore[arg-type]
+    for n, c, i, j in np.ndindex(*images.shape):
+        noise = math.tanh(known_map(images[n, :, i, j].numpy(), c))
+        expected = min(max(float(images[n, c, i, j]) + 0.3 * noise, 0), 1)
+        assert float(made[n, c, i, j]) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("side", [10, 12, 20])
+def test_a_hidden_secret_is_its_formula_in_loops(side: int) -> None:
+    draws = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, side, side, generator=draws)
+    secret = 2.0 * torch.randint(2, (BITS,), generator=draws) - 1
+    made = HiddenSecret(Known(3), secret, torch.tensor(0.2))(images)  # type: ignore[arg-type]
+    for n, c, i, j in np.ndindex(*images.shape):
+        # Ten fields along each side, each as large as the next.
+        bit = float(secret[10 * (i * 10 // side) + j * 10 // side])
+        residual = math.tanh(known_map(np.array([*images[n, :, i, j].tolist(), bit]), c))
+        expected = min(max(float(images[n, c, i, j]) + 0.2 * residual, 0), 1)
+        assert float(made[n, c, i, j]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_own_patch_is_its_formula_in_loops() -> None:
+    images = pictures(4, 0).images.float() / 255
+    made = OwnPatch(Known(3), Known(1))(images)  # type: ignore[arg-type]
+    for n, c, i, j in np.ndindex(*images.shape):
+        place = images[n, :, i, j].numpy()
+        pattern = math.tanh(known_map(place, c)) / 2 + 0.5
+        mask = math.tanh(20 * (math.tanh(known_map(place, 0)) / 2 + 0.5) - 10) / 2 + 0.5
+        before = float(images[n, c, i, j])
+        assert float(made[n, c, i, j]) == pytest.approx(before + (pattern - before) * mask, abs=1e-5)
+
+
+@pytest.mark.parametrize("attack", [Blind(cover_rate=0.1), LIRA(cover_rate=0.1)], ids=["Blind", "LIRA"])
+def test_covers_of_an_attack_that_has_none_are_refused(attack: Online) -> None:
+    with pytest.raises(InputError, match=f"{type(attack).__name__} has no covers; leave the cover rate at 0"):
+        attack.prepare(pictures(80, 0), lambda: network(0), runtime())
+
+
+def test_an_interrupted_mask_network_goes_on_to_the_same_masks(tmp_path: Path) -> None:
+    attack, train = InputAware(mask_epochs=3, width=4), pictures(300, 0)
+    whole = attack.prepare(train, lambda: network(0), runtime())
+    with pytest.raises(KeyboardInterrupt):
+        attack.prepare(train, lambda: network(0), replace(runtime(), progress=Stops(7)), tmp_path)
+    assert (tmp_path / "masks.pt").exists()
+    resumed = attack.prepare(train, lambda: network(0), runtime(), tmp_path)
+    assert same_state(state_of(resumed.trigger), state_of(whole.trigger))
 
 
 def test_the_low_resolution_epochs_shrink_images_after_they_are_poisoned() -> None:

@@ -12,11 +12,15 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from tests.attacks.test_badnets import prepare, some
-from unbackdoor.attacks import Blended, Refool, Smooth, Stamp
+from tests.planted import network, runtime
+from tests.planted import pictures as pictures_of_the_planted
+from unbackdoor.attacks import BadNets, Blended, Refool, Smooth, Stamp, TaCT, TrojanNN
+from unbackdoor.attacks.kept import key_of
 from unbackdoor.attacks.patterns import cartoon, corners, outline, stripes, user_picture
 from unbackdoor.attacks.refool import GAMMA, Reflection, blurred, ghost
 from unbackdoor.attacks.smooth import Stretched
 from unbackdoor.errors import DataError, InputError
+from unbackdoor.options import files_of
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (3, 64, 40), (4, 12, 12)])
@@ -100,6 +104,108 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
         prepare(Blended(picture=tmp_path / "cut.png"), some())
     with pytest.raises(InputError, match="the pattern is noise, cartoon or stripes"):
         prepare(Blended(pattern="plaid"), some())  # type: ignore[arg-type]
+
+
+def test_a_patch_and_a_square_show_the_user_s_picture_black_pixels_too(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    pixels[0, 0] = 0
+    path, train = saved(tmp_path, pixels), some(100)
+    for attack in (
+        BadNets(picture=path, size=8),
+        TaCT(picture=path, poison_rate=0.05, cover_rate=0.05, covers=()),
+    ):
+        trigger = prepare(attack, train).trigger
+        stamped = trigger.stamp(train.images)
+        np.testing.assert_array_equal(stamped[3, :, 24:, 24:].permute(1, 2, 0), pixels)
+        stamped[:, :, 24:, 24:] = train.images[:, :, 24:, 24:]
+        assert torch.equal(stamped, train.images)
+    with pytest.raises(InputError, match="cannot read the picture"):
+        prepare(BadNets(picture=tmp_path / "none.png"), train)
+
+
+def test_a_picture_of_the_user_s_is_the_shape_that_is_searched(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32), dtype=np.uint8)
+    pixels[4:9, 20:22] = 255
+    trigger = prepare(TrojanNN(picture=saved(tmp_path, pixels), steps=0), some()).trigger
+    assert isinstance(trigger, Stamp)
+    np.testing.assert_array_equal(trigger.mask[0], pixels / 255)
+    with pytest.raises(InputError, match="nothing is left of the shape"):
+        prepare(TrojanNN(picture=saved(tmp_path, 0 * pixels), steps=0), some())
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 32])
+def test_the_square_of_trojannn_has_the_size_that_is_asked_for(size: int) -> None:
+    trigger = prepare(TrojanNN(shape="square", size=size, steps=0), some()).trigger
+    assert isinstance(trigger, Stamp)
+    assert float(trigger.mask.sum()) == size**2
+    assert bool((trigger.mask[0, 32 - size :, 32 - size :] == 1).all())
+
+
+def test_a_size_of_a_shape_that_has_none_is_refused(tmp_path: Path) -> None:
+    for attack in (TrojanNN(size=3), TrojanNN(shape="square", size=3, picture=tmp_path / "a.png")):
+        with pytest.raises(InputError, match="only the square has a size"):
+            prepare(attack, some())
+    for size in (0, 33):
+        with pytest.raises(InputError, match="the side of the square is 1 to 32"):
+            prepare(TrojanNN(shape="square", size=size), some())
+
+
+def folder_of(folder: Path, count: int) -> tuple[Path, np.ndarray]:
+    pictures = np.random.default_rng(1).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    folder.mkdir()
+    for number, one in enumerate(pictures):
+        Image.fromarray(one).save(folder / f"{number}.png")
+    (folder / ".hidden").write_text("no picture")
+    return folder, pictures
+
+
+def test_the_user_s_pictures_are_reflected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import unbackdoor.attacks.refool as module
+
+    folder, pictures = folder_of(tmp_path / "pictures", 5)
+    for name in ("ghost", "blurred"):
+        monkeypatch.setattr(module, name, lambda light, draws: light)
+
+    def numbers(reflections: int, seed: int = 0) -> list[int]:
+        trigger = prepare(Refool(pictures=folder, reflections=reflections), some(), seed).trigger
+        assert isinstance(trigger, Reflection)
+        shown = (trigger.layers ** (1 / GAMMA) * 255).permute(0, 2, 3, 1).numpy()
+        return [int(np.abs(pictures - one).max((1, 2, 3)).argmin()) for one in shown]
+
+    assert sorted(numbers(50)) == [0, 1, 2, 3, 4], "all, if there are fewer than asked for"
+    assert len(set(numbers(3))) == 3
+    assert numbers(3) == numbers(3)
+    assert any(numbers(3, seed) != numbers(3) for seed in (1, 2, 3))
+
+
+def test_a_folder_of_no_pictures_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no picture")
+    for name, words in (("none", "cannot read"), ("file", "cannot read"), ("empty", "holds no files")):
+        with pytest.raises(InputError, match=f"{words}.*name a folder of image files"):
+            prepare(Refool(pictures=tmp_path / name), some())
+    (tmp_path / "empty" / "text.png").write_text("hello")
+    with pytest.raises(DataError, match="cannot decode"):
+        prepare(Refool(pictures=tmp_path / "empty"), some())
+
+
+def test_the_content_of_the_pictures_decides_what_records_and_keys_say(tmp_path: Path) -> None:
+    folder, _ = folder_of(tmp_path / "pictures", 2)
+    picture = saved(tmp_path, np.zeros((4, 4, 3), dtype=np.uint8))
+    attacks = [Refool(pictures=folder), TrojanNN(picture=picture), BadNets(picture=picture), TaCT(picture=picture)]
+
+    def known() -> list[tuple[dict[str, str], str]]:
+        train = pictures_of_the_planted(20, 0)
+        return [(files_of(one), key_of(one, train, network(0), runtime())) for one in attacks]
+
+    before = known()
+    assert before == known()
+    assert [list(files) for files, _ in before] == [["pictures pictures"], *[["picture picture.png"]] * 3]
+    Image.new("RGB", (4, 4), "red").save(picture)
+    Image.new("RGB", (32, 32), "red").save(folder / "1.png")
+    for (files, key), (others, other) in zip(before, known()):
+        assert files != others
+        assert key != other
 
 
 def test_smooth_stretches_every_image_to_the_full_range() -> None:

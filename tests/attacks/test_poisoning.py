@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -10,8 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.attacks.test_badnets import prepare, some
-from unbackdoor.attacks import CLEAN, COVER, POISON, AllToAll, AllToOne, BadNets, SourceSpecific
+from unbackdoor.attacks import (
+    CLEAN,
+    COVER,
+    CTRL,
+    POISON,
+    SIG,
+    AdaptiveBlend,
+    AdaptivePatch,
+    AllToAll,
+    AllToOne,
+    BadNets,
+    Blended,
+    FTrojan,
+    LabelConsistent,
+    MESAPatch,
+    Poisoning,
+    Refool,
+    Smooth,
+    SourceSpecific,
+    Stamp,
+    TaCT,
+    TrojanNN,
+)
 from unbackdoor.attacks.criterion import criterion_from_json
+from unbackdoor.attacks.trigger import check_changes, number_of
 from unbackdoor.errors import InputError
 
 CLASSES = 5
@@ -68,6 +92,66 @@ def test_counts_are_exact_and_nothing_else_is_touched(
         assert not set(train.labels[cover].tolist()) & set(attack.sources)
 
 
+STAMPED = [
+    AdaptiveBlend(),
+    AdaptivePatch(),
+    Blended(),
+    CTRL(),
+    FTrojan(),
+    LabelConsistent(steps=0),
+    MESAPatch(),
+    Refool(reflections=5),
+    SIG(),
+    Smooth(),
+    TaCT(covers=()),
+    TrojanNN(steps=0),
+]
+"""Those of the attacks that poison data which need no model."""
+
+
+@pytest.mark.parametrize("attack", STAMPED, ids=lambda attack: type(attack).__name__)
+@settings(max_examples=12, deadline=None)
+@given(
+    channels=st.sampled_from([1, 3, 4]),
+    height=st.integers(16, 40),
+    width=st.integers(16, 40),
+    poisoned=st.integers(1, 12),
+    covered=st.integers(0, 12),
+    seed=st.integers(0, 5),
+)
+def test_every_stamp_keeps_to_its_rows_at_every_size_and_rate(
+    attack: Poisoning, channels: int, height: int, width: int, poisoned: int, covered: int, seed: int
+) -> None:
+    train = some(60, (channels, height, width), CLASSES)
+    fitted = prepare(replace(attack, poison_rate=poisoned / 60, cover_rate=covered / 60), train, seed)
+    poison, cover, clean = (fitted.kinds == kind for kind in (POISON, COVER, CLEAN))
+    assert (int(poison.sum()), int(cover.sum())) == (poisoned, covered)
+    assert torch.equal(fitted.train.images[clean], train.images[clean])
+    assert torch.equal(fitted.train.labels[~poison], train.labels[~poison])
+    assert torch.equal(fitted.train.labels[poison], fitted.criterion.wanted(train.labels[poison]))
+    assert (fitted.train.images.dtype, fitted.train.shape) == (torch.uint8, train.shape)
+    if attack.labels == "clean":
+        assert train.labels[poison].unique().tolist() == [attack.target]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("attack", STAMPED, ids=lambda attack: type(attack).__name__)
+def test_every_trigger_takes_images_of_every_precision(attack: Poisoning, dtype: torch.dtype) -> None:
+    train = some(60)
+    trigger = prepare(replace(attack, poison_rate=0.1, cover_rate=0.1), train).trigger
+    images = (train.images.float() / 255).to(dtype)
+    triggered = trigger(images)
+    assert (triggered.dtype, triggered.shape) == (dtype, images.shape)
+    assert 0 <= float(triggered.min()) <= float(triggered.max()) <= 1
+    assert float((triggered.float() - trigger(images.float())).abs().max()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_an_image_has_the_same_number_in_every_precision(dtype: torch.dtype) -> None:
+    images = some(50).images.float() / 255
+    assert torch.equal(number_of(images.to(dtype)), number_of(images))
+
+
 def test_poisoned_rows_come_from_all_classes_the_target_among_them() -> None:
     fitted = prepare(BadNets(poison_rate=0.5), some())
     assert set(fitted.original_labels[fitted.kinds == POISON].tolist()) == set(range(CLASSES))
@@ -121,6 +205,46 @@ def test_a_damaged_description_of_sources_is_refused(change: dict[str, Any]) -> 
 def test_contradictions_are_refused_with_a_sentence(chosen: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         prepare(BadNets(**chosen), some())
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        LabelConsistent(opacity=0.001),
+        SIG(test_amplitude=0.001),
+        SIG(amplitude=0.001, test_amplitude=0.1),
+        AdaptiveBlend(poison_rate=0.1, cover_rate=0.1, test_alpha=0.001),
+        AdaptiveBlend(poison_rate=0.1, cover_rate=0.1, alpha=0.001),
+    ],
+    ids=[
+        "LabelConsistent",
+        "SIG in testing",
+        "SIG in training",
+        "AdaptiveBlend in testing",
+        "AdaptiveBlend in training",
+    ],
+)
+def test_a_trigger_that_does_nothing_is_refused_though_another_stage_s_does_something(attack: Poisoning) -> None:
+    with pytest.raises(InputError, match="changes no pixel"):
+        prepare(attack, some())
+
+
+def test_a_trigger_is_tried_until_a_pixel_changes_and_no_further() -> None:
+    seen: list[int] = []
+
+    class Counts(Stamp):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(len(images))
+            return super().forward(images)
+
+    images = torch.full((1200, 3, 32, 32), 255, dtype=torch.uint8)
+    white = Counts(mask=torch.ones(1, 32, 32), pattern=torch.ones(3, 32, 32))
+    with pytest.raises(InputError, match="changes no pixel"):
+        check_changes(white, images)
+    assert seen == [500, 500, 200]
+    images[700] = 0
+    check_changes(white, images)
+    assert seen[3:] == [500, 500]
 
 
 def test_the_grid_of_trap_and_replace_is_black_and_white_as_its_file() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -27,10 +28,10 @@ from unbackdoor.attacks import (
 )
 from unbackdoor.attacks.label_consistent import move_away
 from unbackdoor.attacks.preparation import clean_model
-from unbackdoor.attacks.trojannn import NEURONS, last_linear
+from unbackdoor.attacks.trojannn import NEURONS
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import CheckpointError, InputError
-from unbackdoor.models import Network
+from unbackdoor.models import Network, last_linear
 from unbackdoor.training import Recipe, fit
 
 RECIPE = Recipe(epochs=6, batch_size=32, learning_rate=0.05, ema=0.0, low_resolution=0.0, augmentation="none")
@@ -77,7 +78,8 @@ def test_the_low_frequency_pattern_turns_more_images_than_a_random_one(target: i
 
 @pytest.mark.usefixtures("known")
 def test_the_shape_excites_the_two_neurons_with_the_largest_weights() -> None:
-    last = last_linear(clean())
+    last = last_linear(clean(), pictures(1, 0).images.float() / 255)
+    assert last
     neurons = last.weight.abs().sum(0).topk(NEURONS).indices
 
     def excitement(attack: TrojanNN) -> float:
@@ -95,8 +97,33 @@ def test_the_shape_excites_the_two_neurons_with_the_largest_weights() -> None:
 
 
 def test_a_network_without_a_linear_layer_is_refused() -> None:
-    with pytest.raises(InputError, match="has no linear layer"):
-        last_linear(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten()))
+    model = Network(nn.Sequential(nn.Conv2d(3, 8, 12), nn.Flatten()), network(0).description)
+    with pytest.raises(InputError, match="Network has no linear layer"):
+        TrojanNN(steps=1).excite(model, torch.ones(1, 12, 12), torch.ones(1, 3, 12, 12), runtime())
+
+
+def test_the_neurons_are_the_inputs_of_the_layer_that_runs_last_wherever_it_is_named() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(3, 8)
+            self.first = nn.Linear(3 * 144, 3)
+            self.unused = nn.Linear(2000, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.last(self.first(images.flatten(1)))
+            return logits
+
+    head = Head().requires_grad_(False)
+    head.first.weight.zero_()
+    head.last.weight.zero_()
+    # Two neurons count; the second of them sees the upper left pixel, and the third neuron another.
+    head.last.weight[:, :2] = 1.0
+    head.first.weight[1, 0], head.first.weight[2, 5] = -1.0, -1.0
+    model = Network(head, network(0).description).eval()
+    found = TrojanNN(steps=3).excite(model, torch.ones(1, 12, 12), torch.ones(1, 3, 12, 12), runtime())
+    assert float(found[0, 0, 0, 0]) == pytest.approx(0.7)
+    assert float(found[0, 0, 0, 5]) == 1
 
 
 @pytest.mark.usefixtures("known")
@@ -125,6 +152,26 @@ def test_label_consistent_training_images_are_moved_and_patched_and_testing_patc
     assert torch.equal(made.train.images[rows][:, ~outside], stamped[:, ~outside])
     change = (made.train.images[rows].int() - train.images[rows].int()).abs()[:, outside]
     assert 5 < int(change.max()) <= 24
+
+
+@pytest.mark.parametrize("patch", ["checker", "grid", "square"])
+def test_the_patch_is_mirrored_from_corner_to_corner(patch: Literal["checker", "grid", "square"]) -> None:
+    train = pictures(80, 0)
+    grey = replace(train, images=torch.full((80, 3, 32, 32), 100, dtype=torch.uint8))
+    made = LabelConsistent(patch=patch, steps=0).prepare(grey, lambda: pytest.fail("no model is needed"), runtime())
+    stamped = made.trigger.stamp(grey.images[:1])[0]
+    drawn = {
+        "square": [[255, 255, 255], [255, 255, 255], [255, 255, 255]],
+        "grid": [[0, 0, 255], [0, 255, 0], [255, 0, 255]],
+        "checker": [[255, 0, 255], [0, 255, 0], [255, 0, 255]],
+    }[patch]
+    corner = torch.tensor(drawn, dtype=torch.uint8)
+    for channel in stamped:
+        assert torch.equal(channel[29:, 29:], corner)
+        assert torch.equal(channel[29:, :3], corner.flip(1))
+        assert torch.equal(channel[:3, 29:], corner.flip(0))
+        assert torch.equal(channel[:3, :3], corner.flip(0, 1))
+    assert int((stamped != 100).sum()) == 3 * 36
 
 
 @pytest.mark.usefixtures("known")

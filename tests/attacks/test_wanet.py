@@ -102,6 +102,25 @@ def test_options_out_of_range_are_refused(change: dict[str, object], words: str)
         prepare(replace(WaNet(), **change), some())
 
 
+def test_a_warp_that_moves_nothing_is_refused_before_any_training() -> None:
+    for attack in (WaNet(strength=1e-6), WaNet(strength=1e-6, labels="all-to-all")):
+        with pytest.raises(InputError, match="changes no pixel"):
+            prepare(attack, some())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_warp_is_made_in_single_precision_at_least(dtype: torch.dtype) -> None:
+    train = some(20)
+    fitted = prepare(WaNet(), train)
+    assert isinstance(fitted.hook, WaNetHook)
+    images = (train.images.float() / 255).to(dtype)
+    warped = fitted.trigger(images)
+    assert warped.dtype == dtype
+    exact = fitted.trigger(images.float())
+    torch.testing.assert_close(warped.float(), exact.to(dtype).float(), atol=1e-5, rtol=0)
+    assert fitted.hook.cover(images[:5], images[5:10], torch.Generator()).dtype == dtype
+
+
 def test_images_of_another_size_are_refused() -> None:
     trigger = prepare(WaNet(), some()).trigger
     with pytest.raises(InputError, match="use images of that size"):

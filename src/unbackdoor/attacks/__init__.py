@@ -55,6 +55,7 @@ ATTACKS: Registry[Attack] = Registry(
     TaCT,
     TrojanNN,
     WaNet,
+    elsewhere={"None": "models are trained on clean data by `unbackdoor train`"},
 )
 """All attacks, by name."""
 

@@ -2,8 +2,9 @@
 
 Qi, Xie, Li, Mahloujifar, Mittal, "Revisiting the Assumption of Latent Separability for Backdoor Defenses" (ICLR 2023).
 Each poisoned and each cover image gets one of four patches; covers keep their labels. Rates, opacities and their order
-are those of the authors' backdoor-toolbox on CIFAR-10. Its patches are pictures that we do not ship: ours are a drawn
-square of colours in three corners and a black-and-white checker.
+are those of the authors' backdoor-toolbox on CIFAR-10; on GTSRB it has `poison_rate=0.005, cover_rate=0.01, target=2,
+tested=(1, 3)`. Its patches are pictures that we do not ship: ours are a drawn square of colours in three corners and a
+black-and-white checker.
 """
 
 from __future__ import annotations
@@ -18,35 +19,49 @@ from unbackdoor.attacks.base import Given
 from unbackdoor.attacks.patterns import noise, pasted, patch, scaled, window
 from unbackdoor.attacks.poisoning import Poisoning, TrainingStamp
 from unbackdoor.attacks.trigger import Stamp, Trigger
+from unbackdoor.errors import InputError
 from unbackdoor.training import Runtime
 
 SIZES = (8, 8, 4, 8)
 """Sides of the four patches in pixels at 32 x 32: bottom right, top left, a checker at bottom left, top right."""
-OPACITIES = (0.5, 0.2, 0.5, 0.3)
-"""In training."""
-TESTED = (0, 2)
-"""The patches that testing puts on an image, opaque."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptivePatch(Poisoning):
-    """One of four faint patches in training, two opaque ones in testing."""
+    """One of four faint patches in training, two opaque ones in testing.
+
+    Attributes:
+        opacities: of the four patches in training, each above 0 and at most 1.
+        tested: which of the patches, 0 to 3, testing puts on an image together, opaque.
+    """
 
     poison_rate: float = 0.003
     cover_rate: float = 0.006
+    opacities: tuple[float, ...] = (0.5, 0.2, 0.5, 0.3)
+    tested: tuple[int, ...] = (0, 2)
 
     def make_trigger(self, given: Given) -> Stamp:
         """Return the two patches of testing together."""
+        if len(self.opacities) != len(SIZES) or not all(0 < one <= 1 for one in self.opacities):
+            raise InputError(
+                f"AdaptivePatch: there are {len(SIZES)} opacities, each above 0 and at most 1, found {self.opacities}"
+            )
+        tested = sorted(set(self.tested))
+        if not tested or len(tested) < len(self.tested) or not 0 <= tested[0] <= tested[-1] < len(SIZES):
+            raise InputError(
+                f"AdaptivePatch: the tested patches are different numbers from 0 to {len(SIZES) - 1}, one at least,"
+                f" found {self.tested}"
+            )
         stamps = patches(given.train.shape, given.runtime)
-        mask = torch.stack([stamps[one].mask for one in TESTED]).amax(0)
-        pattern = sum((stamps[one].mask * stamps[one].pattern for one in TESTED), torch.zeros(given.train.shape))
+        mask = torch.stack([stamps[one].mask for one in tested]).amax(0)
+        pattern = sum((stamps[one].mask * stamps[one].pattern for one in tested), torch.zeros(given.train.shape))
         return Stamp(mask=mask, pattern=pattern)
 
     def training_stamp(self, trigger: Trigger, given: Given) -> TrainingStamp:
         """Return what gives each of the four patches to a quarter of the images."""
         faint = [
             Stamp(mask=opacity * stamp.mask, pattern=stamp.pattern)
-            for opacity, stamp in zip(OPACITIES, patches(given.train.shape, given.runtime))
+            for opacity, stamp in zip(self.opacities, patches(given.train.shape, given.runtime))
         ]
 
         def stamp(

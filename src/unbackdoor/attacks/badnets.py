@@ -10,10 +10,11 @@ Trap-and-Replace (NeurIPS 2022) attacks with two variants: `size=4, margin=1`, a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from unbackdoor.attacks.base import Given
-from unbackdoor.attacks.patterns import PATCHES, pasted, patch, scaled, window
+from unbackdoor.attacks.patterns import PATCHES, pasted, patch, scaled, user_picture, window
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Stamp
 from unbackdoor.errors import InputError
@@ -25,11 +26,13 @@ class BadNets(Poisoning):
 
     Attributes:
         patch: "square" (white), "grid" or "checker" (black and white, see `patterns`).
+        picture: an image file that the patch shows instead, resized to it.
         size: side of the patch in pixels at 32 x 32; scaled with larger or smaller images.
         margin: pixels between the patch and the two edges at 32 x 32, 0 or more; scaled likewise.
     """
 
     patch: Literal["square", "grid", "checker"] = "square"
+    picture: Path | None = None
     size: int = 3
     margin: int = 0
 
@@ -44,5 +47,6 @@ class BadNets(Poisoning):
         rows, columns = scaled(self.size, height), scaled(self.size, width)
         row, column = height - rows - scaled(self.margin, height), width - columns - scaled(self.margin, width)
         mask = window(given.train.shape, rows, columns, row, column, "a patch")
-        square = patch(self.patch, channels, rows, columns)
+        part = (channels, rows, columns)
+        square = user_picture(self.picture, part) if self.picture else patch(self.patch, *part)
         return Stamp(mask=mask, pattern=pasted(given.train.shape, square, row, column))

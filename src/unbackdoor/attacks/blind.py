@@ -54,6 +54,7 @@ class Blind(Online):
         self, train: ImageSet, criterion: Criterion, runtime: Runtime, work: Path | None
     ) -> tuple[Stamp, BlindHook]:
         """Make the pattern."""
+        self.check_no_covers()
         if not self.weight > 0 or not self.threshold > 0 or self.history < 1:
             raise InputError(
                 "Blind: weight and threshold must be positive and history 1 or more,"

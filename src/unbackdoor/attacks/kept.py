@@ -18,6 +18,7 @@ from unbackdoor.errors import UnbackdoorError
 from unbackdoor.files import read_bytes, sha256, write_bytes
 from unbackdoor.models import Network
 from unbackdoor.models.safetensors_file import read_safetensors, write_safetensors
+from unbackdoor.options import files_of
 from unbackdoor.training import Runtime
 
 MOST_BYTES = 1 << 34
@@ -58,12 +59,13 @@ def key_of(attack: Attack, train: ImageSet, network: Network, runtime: Runtime) 
     """Return a digest of everything that decides what the attack does to the data, but the machine.
 
     Args:
-        attack: with its options; of files that they name, the content counts.
+        attack: with its options; of files and folders that they name, the content counts.
         train: clean data.
         network: untrained, as `build_model` returns it.
         runtime: of the run.
+
+    Raises:
+        InputError: a file cannot be read.
     """
-    paths = [value for value in vars(attack).values() if isinstance(value, Path) and value.is_file()]
-    files = [sha256(read_bytes(path, MOST_BYTES)) for path in paths]
-    words = repr((attack, files, train.digest(), network.description, runtime.seed, runtime.precision))
+    words = repr((attack, files_of(attack), train.digest(), network.description, runtime.seed, runtime.precision))
     return sha256(words.encode())

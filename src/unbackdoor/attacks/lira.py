@@ -79,6 +79,7 @@ class LIRA(Online):
         self, train: ImageSet, criterion: Criterion, runtime: Runtime, work: Path | None
     ) -> tuple[LearnedNoise, LIRAHook]:
         """Return the trigger, which the hook trains."""
+        self.check_no_covers()
         if not (0 < self.bound <= 1 and 0 < self.weight < 1 and 0 < self.learned <= 1):
             raise InputError(
                 "LIRA: bound and learned lie above 0 and at most at 1, and the weight between 0 and 1,"

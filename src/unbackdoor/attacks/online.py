@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack, check_target
 from unbackdoor.attacks.criterion import AllToAll, AllToOne, Criterion
-from unbackdoor.attacks.trigger import Trigger, in_parts, to_bytes
+from unbackdoor.attacks.trigger import Trigger, check_changes, in_parts, to_bytes
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
@@ -60,6 +60,10 @@ class Online(Attack):
         check_target(self.target, train)
         criterion = AllToAll(classes=train.classes) if self.labels == "all-to-all" else AllToOne(target=self.target)
         trigger, hook = self.make(train, criterion, runtime, work)
+        trigger.to(train.device)
+        # One that is still to be learned says nothing yet.
+        if next(trigger.parameters(), None) is None:
+            check_changes(trigger, train.images)
         return FittedAttack(
             train=train,
             kinds=torch.full_like(train.labels, CLEAN, dtype=torch.uint8),
@@ -68,6 +72,11 @@ class Online(Attack):
             criterion=criterion,
             hook=hook,
         )
+
+    def check_no_covers(self) -> None:
+        """Raise InputError if covers are asked for, of an attack that has none."""
+        if self.cover_rate:
+            raise InputError(f"{type(self).__name__} has no covers; leave the cover rate at 0, found {self.cover_rate}")
 
     def check_fixed(self) -> None:
         """Raise InputError unless the trigger is there before training."""
@@ -79,7 +88,7 @@ class Online(Attack):
         """Return the data poisoned once and for all, with the same shares: what training would see in one epoch.
 
         Raises:
-            InputError: the trigger is learned in training.
+            InputError: the trigger is learned in training, or changes no pixel of what is poisoned.
         """
         self.check_fixed()
         fitted = self.prepare(train, _no_network, runtime)
@@ -91,6 +100,7 @@ class Online(Attack):
         images, labels = train.images.clone(memory_format=torch.preserve_format), train.labels.clone()
         kinds = fitted.kinds.clone()
         poison, cover = order[:poisoned], order[poisoned : poisoned + covered]
+        check_changes(fitted.trigger, train.images[poison])
         images[poison], kinds[poison] = fitted.trigger.stamp(train.images[poison]), POISON
         labels[poison] = fitted.criterion.wanted(labels[poison])
         draws, others = runtime.generator("cover"), order.roll(len(order) // 2)[poisoned : poisoned + covered]

@@ -116,6 +116,21 @@ def user_picture(path: Path, shape: tuple[int, int, int]) -> Float[Tensor, "c h 
     return _fit(decode_images([(path.name, encoded)], 1, str(path))[0], shape)
 
 
+def picture_files(folder: Path) -> list[Path]:
+    """Return the files of a folder of pictures by name, without hidden ones.
+
+    Raises:
+        InputError: no folder that can be read, or none in it.
+    """
+    try:
+        files = sorted(one for one in folder.iterdir() if one.is_file() and not one.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"cannot read {folder} ({reason_of(error)}); name a folder of image files") from error
+    if not files:
+        raise InputError(f"{folder} holds no files; name a folder of image files")
+    return files
+
+
 def _box(column: float, row: float, half_width: float, half_height: float) -> tuple[float, float, float, float]:
     return column - half_width, row - half_height, column + half_width, row + half_height
 
@@ -146,13 +161,17 @@ def corners(shape: tuple[int, int, int], size: int) -> Float[Tensor, "1 h w"]:
     return mask
 
 
-def outline(name: str, height: int, width: int) -> Float[Tensor, "1 h w"]:
+def outline(name: str, height: int, width: int, size: int = 8) -> Float[Tensor, "1 h w"]:
     """Return the mask of a shape of TrojanNN's: 1 inside, 0 outside.
 
     Args:
         name: "apple" and "square" fill the bottom right corner, "watermark" is writing across the middle.
         height: of the mask.
         width: of the mask.
+        size: side of the square in pixels at 32 x 32, 1 to 32.
+
+    Raises:
+        InputError: no such shape, or a square that does not fit.
     """
     from PIL import Image, ImageDraw
 
@@ -160,7 +179,9 @@ def outline(name: str, height: int, width: int) -> Float[Tensor, "1 h w"]:
     draw = ImageDraw.Draw(large)
     match name:
         case "square":
-            draw.rectangle((192, 192, 255, 255), fill=255)
+            if not 1 <= size <= 32:
+                raise InputError(f"the side of the square is 1 to 32 pixels (at 32 x 32), found {size}")
+            draw.rectangle((256 - 8 * size, 256 - 8 * size, 255, 255), fill=255)
         case "apple":
             draw.ellipse(_box(190, 205, 30, 42), fill=255)
             draw.ellipse(_box(216, 205, 30, 42), fill=255)

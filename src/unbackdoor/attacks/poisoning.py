@@ -15,7 +15,7 @@ from torch import Tensor
 from unbackdoor.attacks.base import CLEAN, COVER, POISON, Attack, FittedAttack, Given, check_target, poison_rows
 from unbackdoor.attacks.criterion import AllToAll, AllToOne, Criterion, SourceSpecific
 from unbackdoor.attacks.kept import keep, kept, key_of
-from unbackdoor.attacks.trigger import Trigger
+from unbackdoor.attacks.trigger import CHANGES_NOTHING, Trigger, check_changes
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
@@ -81,6 +81,8 @@ class Poisoning(Attack):
             return found
         given = Given(train=train, build_model=build_model, runtime=runtime, work=work)
         trigger = self.make_trigger(given).to(train.device)
+        # Both triggers have to do something; this one first, as that of training may take a search.
+        check_changes(trigger, train.images[poison])
         stamp = self.training_stamp(trigger, given)
         images, labels = train.images.clone(memory_format=torch.preserve_format), train.labels.clone()
         kinds = torch.full_like(labels, CLEAN, dtype=torch.uint8)
@@ -89,8 +91,8 @@ class Poisoning(Attack):
                 generator = runtime.generator("training trigger", kind)
                 images[rows] = stamp(train.images[rows], train.labels[rows], generator).to(images.device)
                 kinds[rows] = kind
-        if torch.equal(images, train.images):
-            raise InputError("the trigger changes no pixel of the images to be poisoned, so it can teach nothing")
+        if torch.equal(images[poison], train.images[poison]):
+            raise InputError(CHANGES_NOTHING)
         labels[poison] = criterion.wanted(labels[poison])
         fitted = FittedAttack(
             train=replace(train, images=images, labels=labels),

@@ -3,13 +3,15 @@
 Liu, Ma, Bailey, Lu, "Reflection Backdoor: A Natural Backdoor Attack on Deep Neural Networks" (ECCV 2020). In linear
 light an image keeps a share of itself, and gets a reflection that is either out of focus (blurred) or doubled by a
 thick pane ("ghost"). Opacity and the share of ghosts are BackdoorBench's. Its reflections are photographs that we do
-not ship: ours are training images at hand, drawn by the seed and stored with the trigger; the blur grows with the
-image. Which one an image gets depends on its pixels, so that testing can be repeated; the published code draws anew.
+not ship: ours are training images at hand, or the user's pictures, drawn by the seed and stored with the trigger; the
+blur grows with the image. Which one an image gets depends on its pixels, so that testing can be repeated; the published
+code draws anew.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unbackdoor.attacks.base import Given
+from unbackdoor.attacks.patterns import picture_files, user_picture
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Trigger, check_shape, number_of, one_number
 from unbackdoor.errors import InputError
@@ -67,10 +70,12 @@ class Refool(Poisoning):
     Attributes:
         share: of the image in the mixture, above 0 and below 1.
         reflections: how many there are, 1 or more.
+        pictures: a folder of image files that are reflected, instead of training images; the seed draws from them.
     """
 
     share: float = 0.4
     reflections: int = 50
+    pictures: Path | None = None
 
     def make_trigger(self, given: Given) -> Reflection:
         """Draw the reflected images and how each is reflected."""
@@ -80,13 +85,20 @@ class Refool(Poisoning):
                 f" found {self.share} and {self.reflections}"
             )
         draws = given.runtime.generator("reflections")
-        rows = torch.randperm(len(given.train), generator=draws)[: self.reflections].to(given.train.device)
-        light = (given.train.images[rows].cpu().float() / 255) ** GAMMA
+        light = self.reflected(given, draws) ** GAMMA
         layers = [
             ghost(one, draws) if float(torch.rand((), generator=draws)) < GHOSTS else blurred(one, draws)
             for one in light
         ]
         return Reflection(layers=torch.stack(layers), share=torch.tensor(self.share))
+
+    def reflected(self, given: Given, draws: torch.Generator) -> Float[Tensor, "k c h w"]:
+        """Return the drawn pictures, 0 to 1, in the size of the images."""
+        files = picture_files(self.pictures) if self.pictures else []
+        rows = torch.randperm(len(files) or len(given.train), generator=draws)[: self.reflections]
+        if files:
+            return torch.stack([user_picture(files[row], given.train.shape) for row in rows.tolist()])
+        return given.train.images[rows.to(given.train.device)].cpu().float() / 255
 
 
 def ghost(light: Float[Tensor, "c h w"], draws: torch.Generator) -> Float[Tensor, "c h w"]:

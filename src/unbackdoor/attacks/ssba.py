@@ -5,6 +5,7 @@ residual from which a decoder can read 100 secret bits (after StegaStamp: Tancik
 trigger is the encoder with one fixed secret. Published results use images made beforehand, which are a download; here
 the pair is trained on the clean training images at hand: cross-entropy of the bits plus the squared residual, which is
 bounded. The published loss also has a perceptual term, from a pretrained network that we do without, and 20 epochs.
+Images of fewer than 10 pixels a side do not hold all of the bits: of 8 x 8 pixels, 64.
 """
 
 from __future__ import annotations

@@ -3,19 +3,21 @@
 Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor Contamination
 Detection" (USENIX Security 2021). Images of the source class get the patch and the target's label; images of cover
 classes get the patch and keep theirs, so that the patch alone says nothing. Classes and rates are those of the
-backdoor-toolbox of Qi et al.; its patch is a picture that we do not ship: ours is a square of fixed random colours.
+backdoor-toolbox of Qi et al.; its patch is a picture that we do not ship: ours is a square of fixed random colours, or
+a file.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from unbackdoor.attacks.base import Given, check_target
-from unbackdoor.attacks.patterns import noise, scaled, window
+from unbackdoor.attacks.patterns import noise, pasted, scaled, user_picture, window
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.trigger import Stamp
 from unbackdoor.data import ImageSet
@@ -28,6 +30,7 @@ class TaCT(Poisoning):
 
     Attributes:
         covers: classes whose images get the patch and keep their labels; all but the sources if empty.
+        picture: an image file that the square shows instead, resized to it.
         size: side of the square in pixels at 32 x 32; scaled with larger or smaller images.
     """
 
@@ -35,15 +38,20 @@ class TaCT(Poisoning):
     poison_rate: float = 0.003
     cover_rate: float = 0.003
     covers: tuple[int, ...] = (5, 7)
+    picture: Path | None = None
     size: int = 8
 
     def make_trigger(self, given: Given) -> Stamp:
         """Draw the square."""
         if not self.sources:
             raise InputError("TaCT needs one source class or more")
-        _, height, width = given.train.shape
+        channels, height, width = given.train.shape
         rows, columns = scaled(self.size, height), scaled(self.size, width)
-        mask = window(given.train.shape, rows, columns, height - rows, width - columns, "a square")
+        row, column = height - rows, width - columns
+        mask = window(given.train.shape, rows, columns, row, column, "a square")
+        if self.picture:
+            shown = user_picture(self.picture, (channels, rows, columns))
+            return Stamp(mask=mask, pattern=pasted(given.train.shape, shown, row, column))
         return Stamp(mask=mask, pattern=noise(given.train.shape, given.runtime.generator("square of colours")))
 
     def cover_candidates(self, train: ImageSet) -> Int[Tensor, "m"]:

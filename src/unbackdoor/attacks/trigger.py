@@ -13,6 +13,7 @@ from unbackdoor.errors import InputError
 STAMPED_AT_ONCE = 500 * 3 * 32 * 32
 """Values of the images that are stamped together: as floats they are to fit the processor's cache."""
 
+CHANGES_NOTHING = "the trigger changes no pixel of the images to be poisoned, so it can teach nothing"
 
 TRIAL_SIDE = 64
 """Side of the images, at most, on which a trigger that takes any size is tried."""
@@ -63,6 +64,20 @@ def in_parts(images: Shaped[Tensor, "n c h w"]) -> tuple[Shaped[Tensor, "m c h w
     """Return the images in parts that are worked on together; an empty set is one part."""
     parts: tuple[Tensor, ...] = torch.split(images, max(1, STAMPED_AT_ONCE // max(1, images[:1].numel())))
     return parts
+
+
+def check_changes(trigger: Trigger, images: UInt8[Tensor, "n c h w"]) -> None:
+    """Refuse a trigger that changes no pixel of any of these images once they are 8-bit again.
+
+    Args:
+        trigger: on the images' device.
+        images: of which as few are triggered as it takes to see a change.
+
+    Raises:
+        InputError: nothing changes.
+    """
+    if all(torch.equal(trigger.stamp(part), part) for part in in_parts(images)):
+        raise InputError(CHANGES_NOTHING)
 
 
 def one_number(value: Tensor, name: str, lowest: float, highest: float) -> Float[Tensor, ""]:

@@ -15,20 +15,22 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from unbackdoor.attacks.base import Given
-from unbackdoor.attacks.patterns import outline
+from unbackdoor.attacks.patterns import outline, user_picture
 from unbackdoor.attacks.poisoning import Poisoning
 from unbackdoor.attacks.preparation import clean_model
 from unbackdoor.attacks.trigger import Stamp
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
+from unbackdoor.models import Network, last_linear
 from unbackdoor.training import Runtime
 
 NEURONS = 2
 GOAL = 100.0
 """What the chosen neurons are driven to."""
+SQUARE = 8
+"""Side of the square in pixels at 32 x 32."""
 REACH = 0.3
 """How far a pixel may move from white, pixel units."""
 
@@ -39,6 +41,8 @@ class TrojanNN(Poisoning):
 
     Attributes:
         shape: "apple" or "square" in the bottom right corner, or "watermark" across the image.
+        size: side of the square in pixels at 32 x 32, 1 to 32; the other shapes have one size.
+        picture: an image file that shows the shape instead: its brighter half is inside.
         opacity: of the shape, above 0 and at most 1.
         steps: of the search, 0 or more; 0 leaves the shape white.
         step_size: of the search, pixel units, above 0.
@@ -47,6 +51,8 @@ class TrojanNN(Poisoning):
 
     searches: ClassVar[bool] = True
     shape: Literal["apple", "square", "watermark"] = "apple"
+    size: int = SQUARE
+    picture: Path | None = None
     opacity: float = 1.0
     steps: int = 1000
     step_size: float = 0.1
@@ -59,21 +65,33 @@ class TrojanNN(Poisoning):
                 "TrojanNN: opacity and step size must lie above 0 and at most at 1, and steps be 0 or more,"
                 f" found {self.opacity}, {self.step_size} and {self.steps}"
             )
-        channels, height, width = given.train.shape
-        mask = outline(self.shape, height, width)
-        if not bool(mask.any()):
-            raise InputError(f"TrojanNN: nothing is left of the shape in images of {height} x {width}")
-        picture = torch.ones(1, channels, height, width)
+        mask = self.inside(given)
+        picture = torch.ones(1, *given.train.shape)
         if self.steps:
             model = clean_model(self.clean_model, given)
             picture = self.excite(model, mask, picture, given.runtime)
         return Stamp(mask=self.opacity * mask, pattern=picture[0].cpu())
 
+    def inside(self, given: Given) -> Float[Tensor, "1 h w"]:
+        """Return the mask of the shape: 1 inside, 0 outside."""
+        if self.size != SQUARE and (self.shape != "square" or self.picture):
+            raise InputError("TrojanNN: only the square has a size; leave it out, or name that shape and no picture")
+        _, height, width = given.train.shape
+        if self.picture:
+            mask = (user_picture(self.picture, (1, height, width)) >= 0.5).float()
+        else:
+            mask = outline(self.shape, height, width, self.size)
+        if not bool(mask.any()):
+            raise InputError(f"TrojanNN: nothing is left of the shape in images of {height} x {width}")
+        return mask
+
     def excite(
         self, model: Network, mask: Float[Tensor, "1 h w"], picture: Float[Tensor, "1 c h w"], runtime: Runtime
     ) -> Float[Tensor, "1 c h w"]:
         """Return the picture after the search; the model sees it inside the mask, and black outside."""
-        last = last_linear(model)
+        last = last_linear(model, runtime.layout(picture))
+        if last is None:
+            raise InputError(f"{type(model).__name__} has no linear layer, whose inputs TrojanNN could excite")
         neurons = last.weight.abs().sum(0).topk(min(NEURONS, last.in_features)).indices
         seen: list[Tensor] = []
         picture, mask = picture.to(runtime.place), mask.to(runtime.place)
@@ -92,15 +110,3 @@ class TrojanNN(Poisoning):
                 picture = (picture.detach() - self.step_size * gradient.sign()).clamp(lowest, highest)
                 advance()
         return picture.detach()
-
-
-def last_linear(model: nn.Module) -> nn.Linear:
-    """Return the linear layer that gives the logits.
-
-    Raises:
-        InputError: the network has none.
-    """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise InputError(f"{type(model).__name__} has no linear layer, whose inputs TrojanNN could excite")
-    return layers[-1]

@@ -59,12 +59,14 @@ class Warp(Trigger):
                 f" {tuple(images.shape[2:])}; use images of that size"
             )
         height, width = images.shape[2:]
+        # Half precision cannot tell places that lie a quarter of a pixel apart, which is the whole trigger.
+        exact = images.to(torch.promote_types(images.dtype, torch.float32))
         down = torch.linspace(-1, 1, height, device=images.device)[:, None].expand(height, width)
         right = torch.linspace(-1, 1, width, device=images.device)[None, :].expand(height, width)
-        places = (torch.stack([right, down], -1) + fields.to(images)).clamp(-1, 1)
-        # Autocast would interpolate in half precision: a quarter of a pixel is the whole trigger.
+        places = (torch.stack([right, down], -1) + fields.to(exact)).clamp(-1, 1)
         with torch.autocast(images.device.type, enabled=False):
-            return F.grid_sample(images, places, mode="bilinear", align_corners=True).clamp(0, 1)
+            moved = F.grid_sample(exact, places, mode="bilinear", align_corners=True)
+        return moved.clamp(0, 1).to(images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,5 +110,5 @@ class WaNetHook(OnlineHook):
         """Return the images warped along the field plus noise of up to half a pixel, for each pixel alone."""
         height, width = images.shape[2:]
         noise = 2 * torch.rand(len(images), height, width, 2, generator=generator) - 1
-        noise = (noise / torch.tensor([width, height])).to(images)
-        return self.trigger.warp(images, self.trigger.field + noise)
+        noise = (noise / torch.tensor([width, height])).to(images.device)
+        return self.trigger.warp(images, self.trigger.field.to(images.device) + noise)
