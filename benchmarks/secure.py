@@ -25,9 +25,9 @@ AIMS: Sequence[tuple[str, str, str, float]] = (
     ("DBR", "asr", "ASR, mean over attacks", 0.02),
     ("DBR", "fell", "ACC fell by, mean over attacks", 0.015),
     ("DST", "asr", "ASR, mean over attacks", 0.03),
-    ("TrapAndReplace", "asr", "ASR, mean over attacks", 0.10),
 )
-"""Method, figure, what it is, and the most that it may be."""
+"""Method, figure, what it is, and the most that it may be; that of Trap-and-Replace is on the attacks of its paper, in
+trap_and_replace.py."""
 
 
 def written(grid: str, wanted: int, rows: Sequence[Row]) -> str:

@@ -114,7 +114,7 @@ def test_the_table_of_trainers_sets_each_beside_the_victim_of_its_attack_and_see
     lines = tables(text)
     assert ["DBR", "ASR, mean over attacks", "2", "1.00", "yes"] in lines
     assert ["DBR", "ACC fell by, mean over attacks", "1.5", "1.00", "yes"] in lines
-    assert ["TrapAndReplace", "ASR, mean over attacks", "10", "40.00", "no"] in lines
+    assert not [line for line in lines if len(line) == 5 and line[0] == "TrapAndReplace"], "it has other attacks"
     means = {line[0]: line for line in lines if len(line) == 14}
     assert means["no defence"][3:6] == ["85.00", "", "95.00"]
     assert means["DST"][3:6] == ["85.00", "5.00", "2.00"]
