@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pickle
 import signal
 import time
@@ -105,7 +106,7 @@ def test_the_table_of_trainers_sets_each_beside_the_victim_of_its_attack_and_see
         training("victim", None, 0.9, 1.0, training="default"),
         training("victim", None, 0.8, 0.9, training="default", seed=1),
         training("victim", None, 0.85, None, training="default"),
-        training("secure", "DST", 0.85, 0.02),
+        training("secure", "DST", 0.85, 0.02, acc_counted=0.84),
         training("secure", "DST", 0.8, None),
         training("secure", "TrapAndReplace", 0.7, 0.4, seed=1, mse_clean=0.0123, mse_triggered=0.02),
         training("purify", "DBR", 0.89, 0.01, training="default", der=0.99),
@@ -115,14 +116,16 @@ def test_the_table_of_trainers_sets_each_beside_the_victim_of_its_attack_and_see
     assert ["DBR", "ASR, mean over attacks", "2", "1.00", "yes"] in lines
     assert ["DBR", "ACC fell by, mean over attacks", "1.5", "1.00", "yes"] in lines
     assert not [line for line in lines if len(line) == 5 and line[0] == "TrapAndReplace"], "it has other attacks"
-    means = {line[0]: line for line in lines if len(line) == 14}
-    assert means["no defence"][3:6] == ["85.00", "", "95.00"]
-    assert means["DST"][3:6] == ["85.00", "5.00", "2.00"]
-    assert means["DST"][8] == "96.50", "(1 + 0.98 - 0.05) / 2"
-    assert means["DST"][11] == "80.00", "on clean data"
-    assert means["TrapAndReplace"][4] == "10.00", "against the victim of its own seed"
-    assert means["TrapAndReplace"][9:11] == ["0.01230", "0.02000"]
-    assert sum(len(line) == 13 for line in lines) == 2 + 7
+    means = {line[0]: line for line in lines if len(line) == 15}
+    assert means["no defence"][3:7] == ["85.00", "", "", "95.00"]
+    assert means["DST"][3:7] == ["85.00", "84.00", "5.00", "2.00"]
+    assert means["DST"][9] == "96.50", "(1 + 0.98 - 0.05) / 2"
+    assert means["DST"][12] == "80.00", "on clean data"
+    assert means["TrapAndReplace"][5] == "10.00", "against the victim of its own seed"
+    assert means["TrapAndReplace"][10:12] == ["0.01230", "0.02000"]
+    (cell,) = [line for line in lines if len(line) == 14 and line[1] == "DST" and line[0] == "BadNets"]
+    assert cell[4] == "84.00"
+    assert sum(len(line) == 14 for line in lines) == 2 + 7
 
 
 def repaired(attack: str, method: str, asr: float, **changes: Any) -> dict[str, Any]:
@@ -264,6 +267,23 @@ def test_the_grids_of_other_data_and_networks_can_be_done(grid: str, monkeypatch
     assert len(repairs) == victims * (10 if grid == "full" else 4)
     if grid in ("gtsrb", "tiny"):
         assert all(not method.get("augmentation", "").endswith("flip") for method in repairs), "signs are not mirrored"
+
+
+def test_the_grid_of_d_st_is_the_protocol_of_its_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    def source(_: Located) -> Source:
+        return Source("cifar10", "cifar10", ("0", "1"), tuple(map(str, range(10))), (3, 32, 32), 50_000)
+
+    monkeypatch.setattr(axes, "_source", source)
+    cells = read_grid(Path(__file__).parents[2] / "benchmarks" / "grids" / "d-st-paper.yaml")
+    secured = [cell for cell in cells if cell.kind == "secure"]
+    assert len(secured) == 2
+    for cell in secured:
+        method, setting = cell.work.method, cell.work.setting
+        assert (method.epochs, method.head_epochs, method.batch_size) == (200, 10, 512)
+        assert inspect.signature(cell.work.network).parameters["width"].default == 64
+        assert setting.attack.spare_target
+        assert round(setting.attack.poison_rate * 50_000) == 4_500
+        assert cell.work.budget is None
 
 
 def test_a_cell_is_done_by_the_bench_itself(program: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
