@@ -26,6 +26,8 @@ AIMS: Sequence[tuple[str, str, str, float, bool]] = (
     ("FCT", "auroc", "AUROC, mean over attacks", 0.95, True),
     ("Consensus", "auroc", "AUROC, mean over attacks", 0.98, True),
     ("Consensus", "tpr_at_1", "TPR at FPR 1 %, mean over attacks", 0.90, True),
+    ("Consensus", "tpr", "TPR of the rows that it holds poisoned, mean over attacks", 0.90, True),
+    ("Consensus", "fpr", "FPR of the rows that it holds poisoned, mean over attacks", 0.01, False),
     ("Consensus", "clean", "rows of clean data held poisoned, mean over seeds", 0.01, False),
 )
 """Method, figure, what it is, the aim, and whether more is better."""
@@ -37,8 +39,10 @@ def written(grid: str, wanted: int, rows: Sequence[Row]) -> str:
         f"# {grid}",
         "",
         f"Made by `python benchmarks/sifters.py benchmarks/grids/{grid}`; {len(rows)} of {wanted} cells are done."
-        " AUROC, TPR at FPR 1 % (the share of poisoned rows that score above all but 1 % of the clean ones), and TPR"
-        " and FPR of the rows that the sifter itself holds poisoned. Means are over attacks, each the mean over its"
+        " AUROC, TPR at FPR 1 % (the share of poisoned rows that score above all but 1 % of the clean ones: a threshold"
+        " that only who knows the clean rows can set), and TPR and FPR of the rows that the sifter itself holds"
+        " poisoned, which is what its users get. The rule of Consensus holds no row of an all-to-all attack poisoned:"
+        " every class has poison, and none lies apart from the others. Means are over attacks, each the mean over its"
         " seeds. Seconds are of the wall clock, with learning the model; of the quick model, which sifters share, every"
         " one of them is charged all. CPU seconds tell whether a row was disturbed: undisturbed, they are close to"
         " twice as many on two threads. Peak MB is the largest of the processes that learned and sifted, with data and"

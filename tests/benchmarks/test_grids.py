@@ -72,14 +72,19 @@ def test_the_table_of_sifters_has_aims_means_over_attacks_and_every_cell(program
         sifting("FCT", None, fpr=0.0625),
         sifting("Consensus", None, fpr=0.0),
         sifting("Consensus", 0.99, learning_seconds=30.0, seconds=800.0),
+        sifting("Consensus", 0.99, fpr=0.001, attack="SIG", poison_rate=0.05, tpr=0.9),
+        sifting("Consensus", 0.99, fpr=0.9, poison_rate=0.01, tpr=1.0),
         {**labels("SCAn"), "kind": "sift", "error": "too few", **MACHINE},
     ]
-    text = program("sifters").written("g.yaml", 9, rows)
+    text = program("sifters").written("g.yaml", 11, rows)
     lines = tables(text)
-    assert "8 of 9 cells" in text
+    assert "10 of 11 cells" in text
     assert ["FCT", "AUROC, mean over attacks", "95.00", "85.00", "no"] in lines, "1 % poison does not count"
     assert ["Consensus", "AUROC, mean over attacks", "98.00", "99.00", "yes"] in lines
     assert ["Consensus", "TPR at FPR 1 %, mean over attacks", "90.00", "49.50", "no"] in lines
+    rule = "of the rows that it holds poisoned, mean over attacks"
+    assert ["Consensus", f"TPR {rule}", "90.00", "70.00", "no"] in lines, "a ranking is not what users get"
+    assert ["Consensus", f"FPR {rule}", "1.00", "2.55", "no"] in lines, "1 % poison does not count here either"
     assert ["Consensus", "rows of clean data held poisoned, mean over seeds", "1.00", "0.00", "yes"] in lines
     assert ["all", "minutes, the longest (Consensus on BadNets)", "12", "13.3", "no"] in lines
     means = [line for line in lines if len(line) == 11 and line[0] == "FCT"]
@@ -88,10 +93,10 @@ def test_the_table_of_sifters_has_aims_means_over_attacks_and_every_cell(program
         ["1", "1", "50.00", "50.00 (BadNets)", "25.00"],
     ]
     assert means[0][8] == "6.25"
-    (consensus,) = [line for line in lines if len(line) == 11 and line[0] == "Consensus"]
+    consensus, _ = [line for line in lines if len(line) == 11 and line[0] == "Consensus"]
     assert consensus[-1] == "900", "learning took more memory than sifting"
     assert ["FCT", "95.00 (90.00)", "75.00 (75.00)"] in lines
-    assert sum(len(line) == 12 for line in lines) == 2 + 7, "a head and a rule, and every cell that was done"
+    assert sum(len(line) == 12 for line in lines) == 2 + 9, "a head and a rule, and every cell that was done"
     assert "- SCAn on BadNets, seed 0: too few." in text
 
 
