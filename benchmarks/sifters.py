@@ -26,9 +26,14 @@ AIMS: Sequence[tuple[str, str, str, float, bool]] = (
     ("FCT", "auroc", "AUROC, mean over attacks", 0.95, True),
     ("Consensus", "auroc", "AUROC, mean over attacks", 0.98, True),
     ("Consensus", "tpr_at_1", "TPR at FPR 1 %, mean over attacks", 0.90, True),
+    ("Consensus", "tpr", "TPR of the rows that it holds poisoned, mean over attacks", 0.90, True),
+    ("Consensus", "fpr", "FPR of the rows that it holds poisoned, mean over attacks", 0.01, False),
     ("Consensus", "clean", "rows of clean data held poisoned, mean over seeds", 0.01, False),
 )
 """Method, figure, what it is, the aim, and whether more is better."""
+
+LOOKED_AT = {"Consensus": 0}
+"""The seed with which a method's thresholds were chosen (docs/methods/consensus.md): it cannot judge them."""
 
 
 def written(grid: str, wanted: int, rows: Sequence[Row]) -> str:
@@ -37,12 +42,15 @@ def written(grid: str, wanted: int, rows: Sequence[Row]) -> str:
         f"# {grid}",
         "",
         f"Made by `python benchmarks/sifters.py benchmarks/grids/{grid}`; {len(rows)} of {wanted} cells are done."
-        " AUROC, TPR at FPR 1 % (the share of poisoned rows that score above all but 1 % of the clean ones), and TPR"
-        " and FPR of the rows that the sifter itself holds poisoned. Means are over attacks, each the mean over its"
-        " seeds. Seconds are of the wall clock, with learning the model; of the quick model, which sifters share, every"
-        " one of them is charged all. CPU seconds tell whether a row was disturbed: undisturbed, they are close to"
-        " twice as many on two threads. Peak MB is the largest of the processes that learned and sifted, with data and"
-        " libraries.",
+        " AUROC, TPR at FPR 1 % (the share of poisoned rows that score above all but 1 % of the clean ones: a threshold"
+        " that only who knows the clean rows can set), and TPR and FPR of the rows that the sifter itself holds"
+        " poisoned, which is what its users get. The rule of Consensus holds no row of an all-to-all attack poisoned:"
+        " every class has poison, and none lies apart from the others. Its thresholds were chosen by looking at runs"
+        f" with seed {LOOKED_AT['Consensus']}, so its aims are judged on the other seeds alone. Means are over"
+        " attacks, each the mean over its seeds. Seconds are of the wall clock, with learning the model; of the quick"
+        " model, which sifters share, every one of them is charged all. CPU seconds tell whether a row was disturbed:"
+        " undisturbed, they are close to twice as many on two threads. Peak MB is the largest of the processes that"
+        " learned and sifted, with data and libraries.",
         "",
         *machines(list(rows)),
         "",
@@ -74,6 +82,8 @@ def _aims(rows: Sequence[Row]) -> Iterator[str]:
     yield "|---|---|---:|---:|---|"
     for method, name, words, aim, more in AIMS:
         mine = [row for row in rows if row["method"].split()[0] == method]
+        unseen = [row for row in mine if row["seed"] != LOOKED_AT.get(method)]
+        mine = unseen or mine
         if name == "clean":
             found = [row["fpr"] for row in mine if "auroc" not in row]
             value = statistics.mean(found) if found else None
@@ -81,7 +91,8 @@ def _aims(rows: Sequence[Row]) -> Iterator[str]:
             value = mean([row for row in mine if _much(row)], name)
         if value is not None:
             reached = value >= aim if more else value <= aim
-            yield f"| {method} | {words} | {percent(aim)} | {percent(value)} | {_yes(reached)} |"
+            told = _yes(reached) if unseen else "not judged"
+            yield f"| {method} | {words} | {percent(aim)} | {percent(value)} | {told} |"
     longest = max((row for row in rows if "seconds" in row), key=lambda row: row["seconds"], default=None)
     if longest:
         minutes, which = longest["seconds"] / 60, f"{longest['method']} on {longest['attack']}"

@@ -1,4 +1,7 @@
-"""Trap-and-Replace on the attacks of its paper and on the adaptive one, beside no defence and I-BAU.
+"""Trap-and-Replace on the attacks of its paper and on adaptive ones, beside no defence and I-BAU.
+
+The adaptive attack is tried twice: with a trigger that was searched in a plainly trained model, and with one that was
+searched in a model which the attacker trained by the method itself, on the data before they were poisoned.
 
 Writes one line of JSON a finished row to results/trap_and_replace.jsonl and the table results/trap_and_replace.md. A
 finished row is not done again, and an interrupted training goes on.
@@ -10,19 +13,21 @@ finished row is not done again, and an interrupted training goes on.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import statistics
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from record import HERE, Rows, machines, measured, share
+from tables import mean, percent
 
 from unbackdoor.attacks import AdaptiveTrap, Attack, BadNets, Blended, Invisible, LabelConsistent, Smooth, TrojanNN
 from unbackdoor.commands.reconstructed import reconstruction_of
 from unbackdoor.data import DefenderData, balanced_rows, read_images
 from unbackdoor.evaluate import evaluate
-from unbackdoor.models import Network, WRN16x1
+from unbackdoor.models import Network, WRN16x1, save_model
 from unbackdoor.options import options_of
 from unbackdoor.purify import IBAU
 from unbackdoor.secure import Trained, TrapAndReplace
@@ -32,7 +37,7 @@ from unbackdoor.training.resume import states
 CLEAN = 2500
 """Images held out, which are never poisoned and never trained on as untrusted ones: 5 % of CIFAR-10."""
 
-ATTACKS: dict[str, Attack] = {
+PAPER: dict[str, Attack] = {
     "square": BadNets(size=4, margin=1, spare_target=True),
     "grid": BadNets(patch="grid", spare_target=True),
     "Trojan, 8 x 8": TrojanNN(shape="square", spare_target=True),
@@ -43,12 +48,24 @@ ATTACKS: dict[str, Attack] = {
     "smooth": Smooth(spare_target=True),
     "SIG": Blended(pattern="stripes", labels="clean", poison_rate=0.095),
     "clean-label": LabelConsistent(patch="grid", poison_rate=0.095),
+}
+"""Those of the paper as far as there are (see docs/methods/trap-and-replace.md)."""
+
+ADAPTIVE: dict[str, Attack] = {
     "adaptive, l2": AdaptiveTrap(norm="l2", spare_target=True),
     "adaptive, l0": AdaptiveTrap(norm="l0", spare_target=True),
 }
-"""Those of the paper as far as there are (see docs/methods/trap-and-replace.md), and our own adaptive one."""
+"""Our own, searched in a plainly trained model."""
+
+BAITED = {f"{name}, baited": attack for name, attack in ADAPTIVE.items()}
+"""The same, searched in a model that was trained by the method; `Bench.attack` names it."""
+
+ATTACKS = PAPER | ADAPTIVE | BAITED
 
 DEFENSES = ("none", "I-BAU", "Trap-and-Replace")
+
+MOST = 0.10
+"""ASR, mean over the attacks of the paper, that Trap-and-Replace may leave."""
 
 
 class Bench:
@@ -70,13 +87,14 @@ class Bench:
 
     def run(self, name: str, defense: str) -> dict[str, Any]:
         """Return one row."""
-        folder = self.work / f"{name}-{self.runtime.seed}".replace(" ", "")
+        # A schedule that was another is another run, and in a surrogate of another schedule another trigger is found.
+        schedule = f"-{self.method.epochs}-{self.method.head_epochs}"
+        made = schedule if name in BAITED else ""
+        folder = self.work / f"{name}-{self.runtime.seed}{made}".replace(" ", "")
         folder.mkdir(parents=True, exist_ok=True)
-        fitted = ATTACKS[name].prepare(self.train, self.build, self.runtime, folder)
+        fitted = self.attack(name).prepare(self.train, self.build, self.runtime, folder)
         data = DefenderData(untrusted=fitted.train, clean=self.clean)
-        # A schedule that was another is another run.
-        schedule = f"-{self.method.epochs}-{self.method.head_epochs}" if defense == DEFENSES[-1] else ""
-        state = folder / f"{defense}{schedule}.pt"
+        state = folder / f"{defense}{schedule if defense == DEFENSES[-1] else ''}.pt"
         resumed = bool(states(state))
         with measured() as cost:
             trained = self.defend(defense, data, state)
@@ -87,6 +105,32 @@ class Bench:
         decoder = trained.parts.get("decoder")
         rebuilt = reconstruction_of(trained.network, decoder, self.test, self.runtime, trigger, criterion)
         return {**row, "mse": None if rebuilt is None else rebuilt.to_json(), "cost": cost}
+
+    def attack(self, name: str) -> Attack:
+        """Return an attack, with the model in which its trigger is searched if it needs one of our making."""
+        attack = ATTACKS[name]
+        if name not in BAITED:
+            return attack
+        assert isinstance(attack, AdaptiveTrap)
+        return replace(attack, clean_model=self.surrogate())
+
+    def surrogate(self) -> Path:
+        """Return the file of a model that the attacker trained as the defender does; it is made if it is not there.
+
+        The attacker has the training data before they are poisoned, and takes what the method needs clean from them.
+        The defender's weights to begin with, clean images and draws are unknown to the attacker.
+        """
+        own = replace(self.runtime, seed=self.runtime.generator("surrogate").initial_seed())
+        name = f"surrogate-{self.runtime.seed}-{self.method.epochs}-{self.method.head_epochs}"
+        path = self.work / f"{name}.safetensors"
+        if not path.exists():
+            clean = self.train.subset(balanced_rows(self.train.labels, CLEAN, own.seed))
+            data = DefenderData(untrusted=self.train, clean=clean)
+            build = partial(new_network, partial(WRN16x1), self.train, own)
+            self.work.mkdir(parents=True, exist_ok=True)
+            trained = self.method.train(build, data, own, path.with_suffix(".pt"))
+            save_model(path, trained.network, provenance={"method": options_of(self.method), "seed": own.seed})
+        return path
 
     def build(self) -> Network:
         """Return an untrained network."""
@@ -136,8 +180,9 @@ def main() -> None:
 
 
 def key_of(name: str, defense: str, method: TrapAndReplace, seed: int) -> tuple[Any, ...]:
-    """Return what tells a row from the others; the schedule counts where it is followed."""
-    schedule = (method.epochs, method.head_epochs) if defense == "Trap-and-Replace" else None
+    """Return what tells a row from the others; the schedule counts where it is followed, by defender or attacker."""
+    followed = defense == DEFENSES[-1] or name in BAITED
+    schedule = (method.epochs, method.head_epochs) if followed else None
     return name, defense, schedule, str(seed)
 
 
@@ -146,32 +191,90 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return key_of(row["attack"], row["defense"], method, row["seed"])
 
 
-def written(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as Markdown."""
+def written(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the rows as Markdown: the aim, means of each defence, then every row."""
     lines = [
         "# Trap-and-Replace",
         "",
         f"Made by `python benchmarks/trap_and_replace.py`: CIFAR-10, WRN16x1 of width 16, {CLEAN} clean images that are"
         " not among the untrusted ones. ASR of test images that are not of the target class, MSE of the decoder on all"
-        " clean and on those triggered images; intervals: 95 %. The adaptive attack is our own design.",
+        " clean and on those triggered images; intervals: 95 %. Means are over attacks, each the mean over its seeds."
+        " The adaptive attack is our own design; where it is called baited, its trigger was searched in a model that"
+        " the attacker trained by Trap-and-Replace, of the schedule in the table.",
         "",
-        *machines(rows),
+        *machines(list(rows)),
         "",
-        "| attack | defence | seed | epochs | ACC % | ASR % | MSE clean | MSE triggered | seconds | CPU seconds |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        *_aims(rows),
+        "",
+        *_means(rows),
+        "",
+        "| attack | defence | seed | schedule | ACC % | ASR % | MSE clean | MSE triggered | seconds | CPU seconds |",
+        "|---|---|---:|---|---:|---:|---:|---:|---:|---:|",
         *_lines(rows),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+def _schedule(row: dict[str, Any]) -> str:
+    """Return the epochs of a row: of both stages if the method trained it, else of the plain training.
+
+    Those of an attacker's model are said too.
+    """
+    options = row["options"]
+    method = f"{options['epochs']} + {options['head_epochs']}"
+    own = method if row["defense"] == DEFENSES[-1] else str(row["recipe"]["epochs"])
+    return f"{own}, attacker {method}" if row["attack"] in BAITED else own
+
+
+def _of(rows: Sequence[dict[str, Any]], attacks: Collection[str]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Yield defence, schedule and flat rows of those on some attacks."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["attack"] in attacks:
+            flat = {
+                "attack": row["attack"],
+                "seed": row["seed"],
+                **{name: row[name]["value"] for name in ("acc", "asr")},
+            }
+            found.setdefault((row["defense"], _schedule(row)), []).append(flat)
+    for defense, schedule in sorted(found, key=lambda one: (DEFENSES.index(one[0]), one[1])):
+        yield defense, schedule, found[defense, schedule]
+
+
+def _aims(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield what was to be reached, beside what was; with attacks left out, nothing is judged."""
+    yield "| schedule | figure | attacks | at most % | reached % | yes |"
+    yield "|---|---|---:|---:|---:|---|"
+    for defense, schedule, mine in _of(rows, PAPER):
+        value, count = mean(mine, "asr"), len({row["attack"] for row in mine})
+        if defense == DEFENSES[-1] and value is not None:
+            reached = ("yes" if value <= MOST else "no") if count == len(PAPER) else "not all measured"
+            figures = f"{count} of {len(PAPER)} | {100 * MOST:g} | {percent(value)} | {reached}"
+            yield f"| {schedule} | ASR of {defense}, mean over the paper's attacks | {figures} |"
+
+
+def _means(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line for each defence, schedule and kind of attack."""
+    yield "| attacks | defence | schedule | done | seeds | ACC % | ASR % | worst ASR % |"
+    yield "|---|---|---|---:|---:|---:|---:|---|"
+    for kind, attacks in (("the paper's", PAPER), ("adaptive", ADAPTIVE), ("adaptive, baited", BAITED)):
+        for defense, schedule, mine in _of(rows, attacks):
+            names = sorted({row["attack"] for row in mine})
+            seeds = len({row["seed"] for row in mine})
+            means = {name: statistics.mean(row["asr"] for row in mine if row["attack"] == name) for name in names}
+            worst = max(names, key=lambda name: means[name])
+            fields = [kind, defense, schedule, f"{len(names)} of {len(attacks)}", str(seeds)]
+            fields += [percent(mean(mine, "acc")), percent(mean(mine, "asr")), f"{percent(means[worst])} ({worst})"]
+            yield f"| {' | '.join(fields)} |"
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     def place(row: dict[str, Any]) -> tuple[int, int, str]:
         return list(ATTACKS).index(row["attack"]), DEFENSES.index(row["defense"]), row["seed"]
 
     for row in sorted(rows, key=place):
-        epochs = row["options"]["epochs"] if row["defense"] == "Trap-and-Replace" else row["recipe"]["epochs"]
         errors = [f"{row['mse'][kind]['value']:.5f}" if row["mse"] else "" for kind in ("clean", "triggered")]
-        fields = [row["attack"], row["defense"], row["seed"], str(epochs), share(row["acc"]), share(row["asr"])]
+        fields = [row["attack"], row["defense"], row["seed"], _schedule(row), share(row["acc"]), share(row["asr"])]
         # The clock of a resumed row knows its last part only.
         clocks = ["resumed" if row["resumed"] else f"{row[clock]:.0f}" for clock in ("seconds", "cpu_seconds")]
         yield f"| {' | '.join([*fields, *errors, *clocks])} |"

@@ -61,6 +61,7 @@ def test_a_trigger_that_the_model_ignores_leaves_ra_at_the_accuracy_of_the_other
     trigger = Stamp(mask=dot, pattern=torch.ones(1, 8, 8))
     result = evaluate(Corner(), labelled(), runtime(), trigger, AllToOne(target=1))
     assert result.ra == Proportion(29, 30), "the mistake of class 0 counts here"
+    assert result.acc_counted == Proportion(29, 30), "and so it does without the trigger"
     assert result.asr == Proportion(1, 30)
 
 
@@ -83,7 +84,7 @@ def test_rates_equal_scikit_learn_s_accuracy_of_a_plain_loop(criterion: Criterio
     torch.manual_seed(0)
     model, test = network(3).eval(), pictures(123, 3)
     trigger = Additive(signal=0.3 * torch.randn(3, 12, 12))
-    clean, triggered, wanted, true = [], [], [], []
+    clean, triggered, wanted, true, kept = [], [], [], [], []
     for image, label in zip(test.images, test.labels):
         x = image.float() / 255
         clean.append(int(model(x[None]).argmax()))
@@ -94,13 +95,17 @@ def test_rates_equal_scikit_learn_s_accuracy_of_a_plain_loop(criterion: Criterio
         triggered.append(int(model(stored[None]).argmax()))
         wanted.append(goal)
         true.append(int(label))
+        kept.append(clean[-1])
     result = evaluate(model, test, runtime(), trigger, criterion)
     assert result.asr is not None
     assert result.ra is not None
+    assert result.acc_counted is not None
     assert result.acc.value == accuracy_score(test.labels, clean)
     assert result.asr.value == accuracy_score(wanted, triggered)
     assert result.ra.value == accuracy_score(true, triggered)
-    assert (result.asr.trials, result.ra.trials) == (len(true), len(true))
+    assert result.acc_counted.value == accuracy_score(true, kept)
+    assert Evaluation.from_json(result.to_json()) == result
+    assert {result.asr.trials, result.ra.trials, result.acc_counted.trials} == {len(true)}
     assert len({result.acc.value, result.asr.value, result.ra.value}) == 3, "or swapping them would go unnoticed"
 
 

@@ -85,16 +85,25 @@ class Evaluation:
         ra: share of the same images that get their true class; None without an attack.
         asr_unrounded: ASR on triggered images that were not rounded to 8 bits; None unless the trigger is one that
             rounding may destroy.
+        acc_counted: ACC of the clean images whose triggered versions ASR counts, so without those of the target class;
+            None without an attack. It is the ACC of papers that leave these out of the test set.
     """
 
     acc: Proportion
     asr: Proportion | None = None
     ra: Proportion | None = None
     asr_unrounded: Proportion | None = None
+    acc_counted: Proportion | None = None
 
     def to_json(self) -> dict[str, dict[str, float | int]]:
         """Return what was measured."""
-        measured = {"acc": self.acc, "asr": self.asr, "ra": self.ra, "asr_unrounded": self.asr_unrounded}
+        measured = {
+            "acc": self.acc,
+            "asr": self.asr,
+            "ra": self.ra,
+            "asr_unrounded": self.asr_unrounded,
+            "acc_counted": self.acc_counted,
+        }
         return {name: share.to_json() for name, share in measured.items() if share is not None}
 
     @classmethod
@@ -145,8 +154,8 @@ def evaluate(
         raise InputError("an attack is evaluated with its trigger and its success criterion, not with one alone")
     test = test.to(runtime.place)
     runtime.settle(model)
-    predicted = logits_of(model, test.images, runtime).argmax(1)
-    acc = Proportion(int((predicted == test.labels).sum()), len(test))
+    correct = logits_of(model, test.images, runtime).argmax(1) == test.labels
+    acc = Proportion(int(correct.sum()), len(test))
     if trigger is None or criterion is None:
         return Evaluation(acc=acc)
     triggered, originals = triggered_images(test, trigger, criterion)
@@ -162,6 +171,7 @@ def evaluate(
         asr=Proportion(fooled, len(originals)),
         ra=Proportion(recovered, len(originals)),
         asr_unrounded=unrounded,
+        acc_counted=Proportion(int(correct[criterion.counted(test.labels)].sum()), len(originals)),
     )
 
 

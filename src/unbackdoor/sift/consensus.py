@@ -15,7 +15,8 @@ Our own combination of three published ideas; it needs no label, rate, target or
    than usual, and its class is unusually far apart. Each by itself is true of groups of clean rows too, such as a class
    that is easy. Rows with a score below 0 are held clean, and the rest is undecided.
 
-The thresholds were chosen by looking at a few small runs, and are not calibrated. Where every class holds poison, as in
+The thresholds were chosen by looking at a few small runs, and are not calibrated (`benchmarks/consensus_thresholds.py`
+is for that, and has not been run yet). Where every class holds poison, as in
 an all-to-all attack, no class lies further apart than others: rows are ranked, and none is held poisoned.
 """
 
@@ -39,6 +40,36 @@ from unbackdoor.sift.scan import FEWEST, divided
 
 OWN = 0.1
 """Weight of a row's own evidence beside that of its group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Rows of a class that lie together, and what speaks against them.
+
+    Attributes:
+        label: the class.
+        members: rows, in increasing order.
+        movement: mean normal score of how far their features move.
+        loss: mean normal score of how early they were learned.
+        apart: of the class: how far its two parts lie from each other, in scaled median absolute deviations above the
+            median of the classes.
+    """
+
+    label: int
+    members: Int[Tensor, "m"]
+    movement: float
+    loss: float
+    apart: float
+
+    @property
+    def evidence(self) -> float:
+        """Mean of movement and loss."""
+        return (self.movement + self.loss) / 2
+
+    def accused(self, evidence: float, apart: float) -> bool:
+        """Return whether the group is held poisoned under these thresholds (see `Consensus`)."""
+        strong = self.evidence > evidence and min(self.movement, self.loss) > evidence / 2
+        return strong and self.apart > apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +101,46 @@ class Consensus(Sifter):
 
     def inspect(self, seen: Observed) -> Suspicion:
         """Weigh the evidence of groups (see `Sifter.score`)."""
+        own, found = self.grouped(seen)
+        scores = OWN * own
+        poisoned = torch.zeros(len(own), dtype=torch.bool)
+        reasons = ["too few rows in its class to compare"] * len(own)
+        groups = []
+        for group in found:
+            weight = 1 + min(max(group.apart, 0.0), self.apart) / self.apart
+            scores[group.members] += weight * group.evidence
+            suspected = group.accused(self.evidence, self.apart)
+            poisoned[group.members] = suspected
+            moved, learned, apart = group.movement, group.loss, group.apart
+            told = f"its group: movement {moved:+.2f}, loss {learned:+.2f}, apart {apart:+.2f}"
+            for row in group.members.tolist():
+                reasons[row] = told
+            groups.append(
+                {
+                    "class": group.label,
+                    "rows": len(group.members),
+                    "movement": round(moved, 4),
+                    "loss": round(learned, 4),
+                    "apart": round(apart, 4),
+                    "poisoned": suspected,
+                }
+            )
+        held = sum(bool(group["poisoned"]) for group in groups)
+        return Suspicion(
+            scores=scores,
+            clean=(scores < 0) & ~poisoned,
+            poisoned=poisoned,
+            summary=f"{held} of {len(groups)} groups lie apart, move more than usual and were learned earlier",
+            reasons=reasons,
+            evidence={"groups": groups},
+        )
+
+    def grouped(self, seen: Observed) -> tuple[Float[Tensor, "n"], list[Group]]:
+        """Return the evidence of each row, and the groups of the classes that have rows enough.
+
+        Raises:
+            InputError: too few classes to compare.
+        """
         movement, _ = FCT(draws=self.draws).measure(seen, seen.model)
         evidence = torch.stack([normal_scores(movement), normal_scores(-seen.losses)], 1)
         points, found = divided(seen.features, seen.rows.labels.cpu(), seen.rows.classes, seen.runtime)
@@ -80,43 +151,13 @@ class Consensus(Sifter):
                 f" {len(found)}; choose a method that looks at single rows, such as FCT or LossIsolation"
             )
         anomalies = dict(zip(found, robust_z(torch.tensor([one.distance for one in found.values()])).tolist()))
-        own = evidence.mean(1)
-        scores = OWN * own
-        poisoned = torch.zeros(len(own), dtype=torch.bool)
-        reasons = ["too few rows in its class to compare"] * len(own)
         groups = []
         for c in found:
             rows = seen.of_class(c)
-            weight = 1 + min(max(anomalies[c], 0.0), self.apart) / self.apart
             for part in parted(points[rows], self.groups, random_state(seen.runtime, "consensus", c)):
-                members = rows[part]
-                moved, learned = evidence[members].mean(0).tolist()
-                scores[members] += weight * (moved + learned) / 2
-                strong = (moved + learned) / 2 > self.evidence and min(moved, learned) > self.evidence / 2
-                suspected = strong and anomalies[c] > self.apart
-                poisoned[members] = suspected
-                told = f"its group: movement {moved:+.2f}, loss {learned:+.2f}, apart {anomalies[c]:+.2f}"
-                for row in members.tolist():
-                    reasons[row] = told
-                groups.append(
-                    {
-                        "class": c,
-                        "rows": len(members),
-                        "movement": round(moved, 4),
-                        "loss": round(learned, 4),
-                        "apart": round(anomalies[c], 4),
-                        "poisoned": suspected,
-                    }
-                )
-        held = sum(bool(group["poisoned"]) for group in groups)
-        return Suspicion(
-            scores=scores,
-            clean=(scores < 0) & ~poisoned,
-            poisoned=poisoned,
-            summary=f"{held} of {len(groups)} groups lie apart, move more than usual and were learned earlier",
-            reasons=reasons,
-            evidence={"groups": groups},
-        )
+                moved, learned = evidence[rows[part]].mean(0).tolist()
+                groups.append(Group(label=c, members=rows[part], movement=moved, loss=learned, apart=anomalies[c]))
+        return evidence.mean(1), groups
 
 
 def parted(points: Float[Tensor, "n k"], groups: int, seed: int) -> list[Int[Tensor, "m"]]:
