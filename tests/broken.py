@@ -18,7 +18,7 @@ from unbackdoor.purify import FT, Purifier
 from unbackdoor.scan import Finding, Scanner, TriggerDistribution
 from unbackdoor.scan.stacked import Generators
 from unbackdoor.secure import Part, SecureTrainer, Trained
-from unbackdoor.sift import Sifter, Suspicion
+from unbackdoor.sift import InputFilter, Sifter, Suspicion
 from unbackdoor.sift.observed import Observed
 from unbackdoor.testing.samples import sample_network
 from unbackdoor.training import History, Recipe, Runtime, fit
@@ -470,4 +470,65 @@ def changes_the_rows(data: DefenderData, runtime: Runtime, model: Network | None
 
 
 def refuses_rows(data: DefenderData, runtime: Runtime, model: Network | None) -> Tensor:
+    raise InputError("never")
+
+
+Filter = Callable[[Network, Tensor, Runtime], Tensor]
+"""Returns the scores of images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filters(InputFilter):
+    """Scores images by `how(model, images, runtime)`, which gets the very model and all images at once."""
+
+    how: Filter
+
+    def score(self, model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+        return self.how(model, images, runtime)
+
+    def inspect(self, model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+        raise NotImplementedError
+
+
+def by_light(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+    return images.double().mean((1, 2, 3))
+
+
+def without_the_seed(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+    return torch.rand(len(images))
+
+
+def by_place(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+    return torch.arange(float(len(images)))
+
+
+def by_rank(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+    light = by_light(model, images, runtime)
+    return torch.searchsorted(light.sort().values, light).double()
+
+
+def forgets_an_image(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+    return by_light(model, images, runtime)[1:]
+
+
+def divides_by_nothing(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+    return by_light(model, images, runtime) / 0
+
+
+def always_scores(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+    return by_light(model, images, runtime) if len(images) else torch.zeros(1)
+
+
+def trains_the_filtered_model(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    return by_light(model, images, runtime)
+
+
+def darkens_the_images(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
+    images[:1] //= 2
+    return torch.zeros(len(images))
+
+
+def refuses_images(model: Network, images: Tensor, runtime: Runtime) -> Tensor:
     raise InputError("never")

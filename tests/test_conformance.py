@@ -32,11 +32,12 @@ from unbackdoor.models import Network
 from unbackdoor.purify import PURIFIERS
 from unbackdoor.scan import SCANNERS, Scanner
 from unbackdoor.secure import TRAINERS, Trained
-from unbackdoor.sift import SIFTERS, Sifter, Suspicion
+from unbackdoor.sift import INPUT_FILTERS, SIFTERS, Sifter, Suspicion
 from unbackdoor.sift.observed import Observed
 from unbackdoor.testing import (
     CanaryData,
     check_attack,
+    check_input_filter,
     check_inspection,
     check_purifier,
     check_scanner,
@@ -86,6 +87,7 @@ EVERY: list[tuple[str, Callable[[Any], None], type[Any]]] = [
     *((name, check_purifier, LIGHT.get(name, PURIFIERS[name])) for name in PURIFIERS),
     *((name, check_scanner, SCANNERS[name]) for name in SCANNERS),
     *((name, check_sifter, SIFTERS[name]) for name in SIFTERS),
+    *((name, check_input_filter, INPUT_FILTERS[name]) for name in INPUT_FILTERS),
     *((name, check_inspection, INSPECTIONS[name]) for name in INSPECTIONS),
     *((name, check_secure_trainer, LIGHT.get(name, TRAINERS[name])) for name in TRAINERS),
 ]
@@ -312,6 +314,33 @@ def test_the_base_class_puts_rows_in_order_and_hands_out_a_copy_of_the_model() -
 
     check_sifter(Inspects(how=broken.by_row_number))
     check_sifter(Inspects(how=broken.trains_what_it_was_given))
+
+
+# ---- filters of inputs
+
+
+def test_an_honest_filter_of_inputs_passes() -> None:
+    check_input_filter(broken.Filters(how=broken.by_light))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (broken.without_the_seed, "the same seed gave other scores"),
+        (broken.by_place, "the order of the images changes their scores"),
+        (broken.by_rank, "depends on its company"),
+        (broken.forgets_an_image, "not one score an image"),
+        (broken.divides_by_nothing, "scores that are no numbers"),
+        (broken.always_scores, "there are scores of no images"),
+        (broken.trains_the_filtered_model, "the model that it was given has changed"),
+        (broken.darkens_the_images, "the clean samples have changed"),
+        (broken.refuses_images, "supports none"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_broken_filter_of_inputs_is_caught(how: broken.Filter, words: str) -> None:
+    with pytest.raises(AssertionError, match=words):
+        check_input_filter(broken.Filters(how=how))
 
 
 # ---- inspections

@@ -31,7 +31,7 @@ COMMANDS = {
     "bench": "run a grid of attacks and methods, and resume it",
     "leaderboard": "rank the methods of all grids that were run",
     "demo": "walk the whole path on a small embedded data set",
-    "methods": "list all attacks, scanners, sifters, purifiers, secure trainers, inspections and networks",
+    "methods": "list all attacks, scanners, sifters, filters of inputs, purifiers, trainers, inspections and networks",
     "molecules": "the molecule side: text-guided generators, BadGraph, and how to find it and take it out",
 }
 

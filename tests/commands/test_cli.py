@@ -77,6 +77,7 @@ def test_methods_lists_everything_as_json(capsys: pytest.CaptureFixture[str]) ->
     assert {"BadNets", "Blended", "SIG"} <= set(found["attack"])
     assert {"FT", "FTSAM", "NPD", "SAU"} <= set(found["purifier"])
     assert {"Consensus", "FCT", "SCAn", "SPECTRE"} <= set(found["sifter"])
+    assert {"ScaleUp", "TeCo"} <= set(found["input_filter"])
 
 
 def test_attack_writes_a_marked_model_and_what_made_it(victim: Path) -> None:

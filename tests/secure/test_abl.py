@@ -17,9 +17,10 @@ from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.secure import ABL
 from unbackdoor.secure.abl import _Ascent, _Falling
-from unbackdoor.secure.isolation import Bounded, losses_of, lowest
+from unbackdoor.secure.isolation import losses_of, lowest
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime, fit
+from unbackdoor.training.bounded import Bounded
 
 SHORT: dict[str, Any] = {"isolation_epochs": 2, "epochs": 2, "unlearning_epochs": 2, "batch_size": 40, "isolated": 0.1}
 
@@ -35,7 +36,7 @@ def poisoned(seed: int, hard: bool) -> FittedAttack:
 
 def isolated(method: ABL, train: ImageSet, seed: int) -> torch.Tensor:
     early = network(seed)
-    fit(early, train, method._recipes()[0], runtime(seed), hook=Bounded(method.gamma, method.bound))
+    fit(early, train, method._recipes()[0], runtime(seed), hook=Bounded(method.gamma, method.bound, "batch"))
     return lowest(losses_of(early, train, runtime()), method.isolated)[0]
 
 

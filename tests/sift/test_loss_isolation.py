@@ -1,6 +1,8 @@
-"""Loss isolation: the ascent against its formula, and rows that are learned first."""
+"""Loss isolation: the losses of a model that is given, and rows that are learned first."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -12,16 +14,6 @@ from tests.sift.spread import runtime as plain_runtime
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.sift import LossIsolation
-from unbackdoor.sift.loss_isolation import ascending
-
-
-def test_losses_below_gamma_are_pushed_up_and_others_down() -> None:
-    losses = torch.tensor([0.2, 0.9, 2.0], requires_grad=True)
-    value = ascending(losses, 0.5)
-    assert float(value.detach()) == pytest.approx((-0.2 + 0.9 + 2.0) / 3)
-    value.backward()
-    assert losses.grad is not None
-    assert losses.grad.tolist() == pytest.approx([-1 / 3, 1 / 3, 1 / 3])
 
 
 def test_scores_are_the_negative_losses_of_a_model_that_is_given() -> None:
@@ -52,6 +44,7 @@ def test_a_network_trained_by_ascent_has_learned_the_poison_first() -> None:
     assert float(mask[found.poisoned].float().mean()) > 3 * float(mask.float().mean())
 
 
-def test_a_gamma_below_nothing_is_refused() -> None:
+@pytest.mark.parametrize("gamma", [-0.1, math.inf, math.nan])
+def test_a_gamma_that_cannot_be_is_refused(gamma: float) -> None:
     with pytest.raises(InputError, match="gamma must be 0 or more"):
-        LossIsolation(gamma=-0.1)
+        LossIsolation(gamma=gamma)

@@ -1,4 +1,4 @@
-"""List all attacks, scanners, sifters, purifiers, secure trainers, inspections and networks, with one line each."""
+"""List all methods: attacks, scanners, sifters, filters of inputs, purifiers, trainers, inspections, networks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from unbackdoor.purify import PURIFIERS
 from unbackdoor.registry import Registry
 from unbackdoor.scan import SCANNERS
 from unbackdoor.secure import TRAINERS
-from unbackdoor.sift import SIFTERS
+from unbackdoor.sift import INPUT_FILTERS, SIFTERS
 
 RUNTIME = False
 REGISTRIES: dict[str, Registry[Any]] = {
     "attack": ATTACKS,
     "scanner": SCANNERS,
     "sifter": SIFTERS,
+    "input_filter": INPUT_FILTERS,
     "purifier": PURIFIERS,
     "trainer": TRAINERS,
     "inspection": INSPECTIONS,

@@ -4,24 +4,23 @@ Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on P
 half of ABL. A network learns the data by local gradient ascent: a row whose loss l has fallen below gamma is pushed
 back up,
 
-    sign(l - gamma) l,
+    sign(l - gamma) l   (see `unbackdoor.training.bounded`),
 
 and the rows whose loss is lowest afterwards, one in a hundred, are held poisoned: always, also in clean data.
 
 Without a model of the caller's one is trained in that way. A model that is given is used as it is: the longer it was
-trained, the less its losses say. The sign is taken row by row, as in the paper's formula; published code takes that of
-a batch's mean, or floods it, and computes the losses of the rows one by one.
+trained, the less its losses say. The bound is of each row, as in the paper's formula; published code bounds a batch's
+mean, and computes the losses of the rows one by one.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
@@ -30,7 +29,8 @@ from unbackdoor.sift.base import check_share
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.quick_model import NETWORK
 from unbackdoor.sift.row_sifter import RowSifter
-from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, new_network, stage
+from unbackdoor.training import Recipe, Runtime, fit, new_network, stage
+from unbackdoor.training.bounded import Bounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class LossIsolation(RowSifter):
 
     def __post_init__(self) -> None:
         check_share("LossIsolation", poisoned_share=self.poisoned_share)
-        if not self.gamma >= 0:
+        if not 0 <= self.gamma < math.inf:
             raise InputError(f"LossIsolation: gamma must be 0 or more, found {self.gamma}")
 
     def learn(self, rows: ImageSet, runtime: Runtime, resume: Path | None) -> Network:
@@ -67,7 +67,7 @@ class LossIsolation(RowSifter):
             low_resolution=0.0,
         )
         model = new_network(NETWORK, rows, runtime)
-        hook = GradientAscent(self.gamma)
+        hook = Bounded(self.gamma, "ascent", "row")
         fit(model, rows, recipe, runtime, hook=hook, resume=stage(resume, "ascent"), description="gradient ascent")
         return model
 
@@ -86,27 +86,3 @@ class LossIsolation(RowSifter):
     def told(self, poisoned: int) -> str:
         """Say that it is a share (see `RowSifter.told`)."""
         return f"the {poisoned} rows with the lowest loss are held poisoned, by their number alone"
-
-
-class GradientAscent(Hook):
-    """Minimise the mean of sign(l - gamma) l over the rows of a batch.
-
-    Args:
-        gamma: see `LossIsolation`.
-    """
-
-    def __init__(self, gamma: float) -> None:
-        self.gamma = gamma
-
-    def identity(self) -> object:
-        """Return the name and gamma."""
-        return type(self).__name__, self.gamma
-
-    def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss of a batch."""
-        return ascending(F.cross_entropy(model(batch.images), batch.targets, reduction="none"), self.gamma)
-
-
-def ascending(losses: Float[Tensor, "b"], gamma: float) -> Float[Tensor, ""]:
-    """Return the mean of sign(l - gamma) l."""
-    return (torch.sign(losses.detach() - gamma) * losses).mean()

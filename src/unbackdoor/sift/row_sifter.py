@@ -17,6 +17,9 @@ from unbackdoor.models import Network
 from unbackdoor.sift.base import Sifter, Suspicion, extremes
 from unbackdoor.sift.observed import Observed
 
+TIES = "ties_at_the_clean_threshold"
+"""Name, in the evidence, of how many rows have the highest score that a row held clean has; chance decides there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowSifter(Sifter):
@@ -69,7 +72,7 @@ class RowSifter(Sifter):
             clean = ~poisoned
         else:
             tied = int((scores == scores[clean].max()).sum()) if bool(clean.any()) else 0
-            evidence = {"ties_at_the_clean_threshold": tied, **evidence}
+            evidence = {TIES: tied, **evidence}
         return Suspicion(
             scores=scores,
             clean=clean,

@@ -12,7 +12,7 @@ from unbackdoor.inspect import Inspection, Material
 from unbackdoor.models import Network
 from unbackdoor.purify import Purifier
 from unbackdoor.scan import Finding, Scanner
-from unbackdoor.sift import Sifter, Suspicion
+from unbackdoor.sift import InputFilter, Sifter, Suspicion
 from unbackdoor.testing.canary import CanaryData
 from unbackdoor.testing.samples import (
     SHAPES,
@@ -140,6 +140,36 @@ def check_sifter(sifter: Sifter) -> None:
         assert len(alone) == len(untrusted), f"{name}: not one score a row without a model"
 
     _over_shapes(type(sifter).__name__, check)
+
+
+def check_input_filter(sieve: InputFilter) -> None:
+    """Check a filter of inputs on colour, grey and oblong images.
+
+    There is one finite score an image; the same seed gives an image the same score, in whatever order images come, and
+    alone; of no images there are no scores; the model that it is given, and the images, stay as they were; no hook is
+    left behind. A shape may be refused with an InputError.
+
+    Raises:
+        AssertionError: naming what is violated.
+    """
+
+    def check(name: str, model: Network, data: CanaryData) -> None:
+        images = data.need_clean(name).images
+        scores = sieve.score(model, images, sample_runtime())
+        assert scores.shape == (len(images),), f"{name}: not one score an image"
+        assert bool(scores.isfinite().all()), f"{name}: scores that are no numbers"
+        again = sieve.score(model, images, sample_runtime())
+        assert torch.equal(scores, again), f"{name}: the same seed gave other scores"
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(3))
+        shuffled = sieve.score(model, images[order], sample_runtime())
+        assert torch.equal(scores[order], shuffled), f"{name}: the order of the images changes their scores"
+        # But for rounding, which may differ with the size of a batch.
+        alone = torch.cat([sieve.score(model, image[None], sample_runtime()) for image in images[:8]])
+        same = torch.allclose(scores[:8], alone, rtol=1e-4, atol=1e-6)
+        assert same, f"{name}: the score of an image depends on its company"
+        assert len(sieve.score(model, images[:0], sample_runtime())) == 0, f"{name}: there are scores of no images"
+
+    _over_shapes(type(sieve).__name__, check)
 
 
 def _same_rows(one: Suspicion, other: Suspicion) -> bool:

@@ -1,4 +1,4 @@
-"""Order statistics in two passes are those of the sorted scores, to the last bit."""
+"""Order statistics in passes are those of the sorted scores, to the last bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from unbackdoor.sift.sharded.ranks import ordered, scores_of, values_at
+from unbackdoor.sift.sharded.ranks import at_ranks, chance_of, keys_of, ordered, scores_of
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -15,8 +15,11 @@ FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 @settings(max_examples=60, deadline=None)
 @given(arrays(np.float32, st.integers(1, 300), elements=FINITE), st.integers(1, 7))
 def test_every_rank_is_that_of_the_sorted_scores(scores: np.ndarray, parts: int) -> None:
-    found = values_at(range(len(scores)), lambda: np.array_split(scores, parts))
-    assert found == np.sort(scores).tolist()
+    keys = keys_of(scores, chance_of("a", 0))
+    found = at_ranks(range(len(scores)), lambda: np.array_split(keys, parts))
+    assert [one.key for one in found] == np.sort(keys).tolist()
+    assert [one.score for one in found] == np.sort(scores).tolist()
+    assert [one.ties for one in found] == [int((scores == one.score).sum()) for one in found]
 
 
 def test_ranks_of_many_scores_are_exact_in_any_order_of_the_files() -> None:
@@ -30,9 +33,19 @@ def test_ranks_of_many_scores_are_exact_in_any_order_of_the_files() -> None:
     scores = np.concatenate(spread).astype(np.float32)
     ranks = [0, 1, 8149, 40_000, 80_424, 81_498]
     wanted = np.sort(scores)[ranks].tolist()
-    parts = np.array_split(chance.permutation(scores), 13)
-    assert values_at(ranks, lambda: parts) == wanted
-    assert values_at(ranks, lambda: parts[::-1]) == wanted
+    parts = np.array_split(keys_of(chance.permutation(scores), chance_of("a", 0)), 13)
+    assert [one.score for one in at_ranks(ranks, lambda: parts)] == wanted
+    assert at_ranks(ranks, lambda: parts[::-1]) == at_ranks(ranks, lambda: parts)
+
+
+def test_lots_differ_between_rows_files_and_seeds_and_are_the_same_in_parts() -> None:
+    scores = np.zeros(1000, np.float32)
+    keys = keys_of(scores, chance_of("a", 0))
+    chance = chance_of("a", 0)
+    assert np.array_equal(np.concatenate([keys_of(scores[:300], chance), keys_of(scores[300:], chance)]), keys)
+    others = [keys_of(scores, chance_of("b", 0)), keys_of(scores, chance_of("a", 1))]
+    assert len({*keys.tolist(), *others[0].tolist(), *others[1].tolist()}) == 3000
+    assert np.unique(keys >> np.uint64(32)).tolist() == [2**31], "they lie below the bits of the score"
 
 
 @given(arrays(np.float32, 2, elements=FINITE))

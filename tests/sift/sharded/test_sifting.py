@@ -25,8 +25,9 @@ from unbackdoor.data.shards import Shards
 from unbackdoor.errors import DataError, InputError, OutputError
 from unbackdoor.models import Network
 from unbackdoor.sift import FCT, LossIsolation, Suspicion
-from unbackdoor.sift.row_sifter import RowSifter
-from unbackdoor.sift.sharded import ShardedSuspicion, sift_shards, tables
+from unbackdoor.sift.row_sifter import TIES, RowSifter
+from unbackdoor.sift.sharded import ShardedSuspicion, Thresholds, sift_shards, tables
+from unbackdoor.sift.sharded.ranks import chance_of, keys_of
 from unbackdoor.sift.sharded.scoring import BEGUN, Scorer, Scoring
 from unbackdoor.sift.sharded.sifting import divide
 from unbackdoor.testing.samples import same_state, state_of
@@ -59,6 +60,22 @@ def sift(folder: Path, method: RowSifter, out: Path, workers: Here | None = None
     given = {"model": planted(0).suspect, **options}
     chosen = given.pop("runtime", runtime())
     return sift_shards(Shards.of(folder), method, chosen, workers or Here(), out, **given)
+
+
+def write_scores(folder: Path, scores: np.ndarray, at: list[int]) -> tuple[Path, list[str]]:
+    """Write tables of scores, divided at these rows; return their folder and names."""
+    parts = {f"{number}.parquet": part for number, part in enumerate(np.split(scores, at))}
+    for name, part in parts.items():
+        parquet.write_table(pyarrow.table({"score": part}), folder / name)
+    return folder, list(parts)
+
+
+def held_in(
+    folder: Path, names: list[str], thresholds: Thresholds, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return which rows of each table are held clean, and which poisoned."""
+    scores = {name: parquet.read_table(folder / name)["score"].to_numpy() for name in names}
+    return {name: thresholds.held(keys_of(scores[name], chance_of(name, seed))) for name in names}
 
 
 def table_of(out: Path) -> pyarrow.Table:
@@ -265,15 +282,34 @@ def test_what_is_left_of_each_file_is_written_with_its_columns_and_the_other_spl
     assert not list(tmp_path.glob(".cleaned*"))
 
 
-def test_rows_that_share_the_score_at_a_threshold_are_held_neither(tmp_path: Path) -> None:
-    """Of copies of one row none is worse than another; chance would need to know them all."""
+def test_lots_decide_between_rows_that_share_the_score_at_a_threshold(tmp_path: Path) -> None:
     few = planted(0).fitted.train.subset(torch.arange(10))
     copies = few.subset(torch.arange(10).repeat(20))
     folder = write_files(tmp_path / "data", copies, [120, 80])
-    found = sift(folder, FCT(epochs=0, draws=1, poisoned_share=0.15, clean_share=0.35), tmp_path / "out")
-    assert found.poisoned == 20, "one row of ten, as two would be more than the share"
-    assert found.marks.clean == 60
-    assert sift(folder, LossIsolation(poisoned_share=0.05), tmp_path / "loss").poisoned == 0
+    method = FCT(epochs=0, draws=1, poisoned_share=0.15, clean_share=0.35)
+    found = sift(folder, method, tmp_path / "out")
+    whole = at_once(copies, method, planted(0).suspect)
+    assert (found.poisoned, found.marks.clean) == (int(whole.poisoned.sum()), int(whole.clean.sum())) == (30, 70)
+    assert found.evidence[TIES] == whole.evidence[TIES] == 20
+    assert sift(folder, LossIsolation(poisoned_share=0.05), tmp_path / "loss").poisoned == 10
+
+
+def test_a_share_is_held_clean_though_most_rows_have_one_score(tmp_path: Path) -> None:
+    """As where most rows have no features at all, and so a Delta of exactly 0."""
+    chance = np.random.default_rng(1)
+    scores = np.concatenate([np.zeros(3000), chance.exponential(1, 1000)]).astype(np.float32)
+    folder, names = write_scores(tmp_path, chance.permutation(scores), [500, 2000])
+    thresholds, _, ties = divide((0.2, 0.05), folder, names, seed=0)
+    assert ties == {TIES: 3000}
+    held = held_in(folder, names, thresholds, seed=0)
+    clean = np.concatenate([held[name][0] for name in names])
+    assert (int(clean.sum()), sum(int(poisoned.sum()) for _, poisoned in held.values())) == (800, 200)
+    # By lot, not by place: every file has its part, to more than three standard deviations.
+    assert all(abs(int(held[name][0].sum()) - 0.2 * len(held[name][0])) < 60 for name in names)
+    again = held_in(folder, names[::-1], divide((0.2, 0.05), folder, names[::-1], seed=0)[0], seed=0)
+    assert all(np.array_equal(again[name], held[name]) for name in names), "the order of the files does not matter"
+    other = held_in(folder, names, divide((0.2, 0.05), folder, names, seed=1)[0], seed=1)
+    assert not np.array_equal(np.concatenate([other[name][0] for name in names]), clean)
 
 
 def test_the_most_suspicious_rows_of_each_class_are_named(tmp_path: Path, folder: Path, rows: ImageSet) -> None:
@@ -292,18 +328,22 @@ def test_the_most_suspicious_rows_of_each_class_are_named(tmp_path: Path, folder
 def test_thresholds_are_those_of_all_scores_sorted(tmp_path: Path) -> None:
     chance = np.random.default_rng(1)
     scores = chance.normal(size=1000).astype(np.float32)
-    paths = []
-    for number, part in enumerate(np.split(scores, [100, 350])):
-        paths.append(tmp_path / f"{number}.parquet")
-        parquet.write_table(pyarrow.table({"score": part}), paths[-1])
-    thresholds, quantiles = divide((0.2, 0.05), paths)
-    clean, poisoned = thresholds.held(scores)
+    folder, names = write_scores(tmp_path, scores, [100, 350])
+    thresholds, quantiles, ties = divide((0.2, 0.05), folder, names, seed=0)
+    clean, poisoned = map(np.concatenate, zip(*held_in(folder, names, thresholds, seed=0).values()))
+    assert ties == {TIES: 1}
+    assert (thresholds.clean_below, thresholds.poisoned_above) == (np.sort(scores)[200], np.sort(scores)[949])
     assert clean.nonzero()[0].tolist() == np.sort(scores.argsort()[:200]).tolist()
     assert poisoned.nonzero()[0].tolist() == np.sort(scores.argsort()[-50:]).tolist()
     assert quantiles["0"] == scores.min()
     assert quantiles["1"] == scores.max()
-    everything, poisoned = divide((None, 0.01), paths)[0].held(scores)
+    thresholds, _, ties = divide((None, 0.01), folder, names, seed=0)
+    everything, poisoned = map(np.concatenate, zip(*held_in(folder, names, thresholds, seed=0).values()))
     assert (int(everything.sum()), int(poisoned.sum())) == (990, 10)
+    assert ties == {}
+    thresholds, _, ties = divide((0.0005, 0.0005), folder, names, seed=0)
+    assert not any(held.any() for pair in held_in(folder, names, thresholds, seed=0).values() for held in pair)
+    assert ties == {TIES: 0}
 
 
 def test_tables_of_files_that_are_gone_are_removed_and_no_other_file(tmp_path: Path, folder: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Int, UInt64
 
 from unbackdoor.data.parquet import copy_rows
 from unbackdoor.data.shards import Shard, Shards
 from unbackdoor.sift.row_sifter import RowSifter
+from unbackdoor.sift.sharded.ranks import Placed, chance_of, keys_of
 from unbackdoor.sift.sharded.tables import MARKED, column, note_of, reading, writing
 
 TOP = 6
@@ -27,24 +28,34 @@ WORDS = np.array(["undecided", "clean", "poisoned"])
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Where rows are divided, by the scores of all shards.
+    """Where rows are divided, by the scores of all shards, and lots among equal ones (see `keys_of`).
 
     Attributes:
-        clean_below: rows with a lower score are held clean; None: all that are not held poisoned.
-        poisoned_above: rows with a higher score are held poisoned.
+        clean: the row below which rows are held clean; None: all that are not held poisoned.
+        poisoned: the row above which rows are held poisoned.
         lowest: score.
         highest: score.
     """
 
-    clean_below: float | None
-    poisoned_above: float
+    clean: Placed | None
+    poisoned: Placed
     lowest: float
     highest: float
 
-    def held(self, scores: Float32[np.ndarray, "m"]) -> tuple[Bool[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
+    @property
+    def clean_below(self) -> float | None:
+        """The score below which all rows are held clean; of those that have it, as many as the share allows."""
+        return None if self.clean is None else self.clean.score
+
+    @property
+    def poisoned_above(self) -> float:
+        """The score above which all rows are held poisoned; of those that have it, as many as the share allows."""
+        return self.poisoned.score
+
+    def held(self, keys: UInt64[np.ndarray, "m"]) -> tuple[Bool[np.ndarray, "m"], Bool[np.ndarray, "m"]]:
         """Return which rows are held clean, and which poisoned."""
-        poisoned = scores > np.float32(self.poisoned_above)
-        below = ~poisoned if self.clean_below is None else scores < np.float32(self.clean_below)
+        poisoned = keys > np.uint64(self.poisoned.key)
+        below = ~poisoned if self.clean is None else keys < np.uint64(self.clean.key)
         return below & ~poisoned, poisoned
 
     def bins(self, scores: Float32[np.ndarray, "m"]) -> Int[np.ndarray, "bins"]:
@@ -124,6 +135,7 @@ class Marking:
         method: how they were scored.
         thresholds: where rows are divided.
         folder: of the tables.
+        seed: of the lots that decide between rows of equal scores.
         clean_out: folder for the rows not held poisoned, the same on all machines; or None.
     """
 
@@ -131,6 +143,7 @@ class Marking:
     method: RowSifter
     thresholds: Thresholds
     folder: Path
+    seed: int
     clean_out: Path | None = None
 
 
@@ -153,12 +166,12 @@ class Marker:
         """
         job, marks = self.marking, Marks(classes=self.marking.shards.classes)
         path = job.folder / shard.name
-        note = note_of(path)
+        note, chance = note_of(path), chance_of(shard.name, job.seed)
         kept: list[torch.Tensor] = []
         with writing(path, MARKED) as table:
             for batch in reading(path, "row", "label", "score"):
                 rows, labels, scores = (column(batch, name) for name in ("row", "label", "score"))
-                clean, poisoned = job.thresholds.held(scores)
+                clean, poisoned = job.thresholds.held(keys_of(scores, chance))
                 words = WORDS[clean + 2 * poisoned].tolist()
                 table.add(
                     shard=[shard.name] * len(rows),

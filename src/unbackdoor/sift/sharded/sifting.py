@@ -5,7 +5,7 @@
 2. *Scores.* Every file is scored by itself, a few rows at a time, wherever Ray Data puts it, and its scores become a
    table that is there whole or not at all. A table that was made of the same file by the same model is kept, so an
    interrupted run loses the files that were being scored and nothing else.
-3. *Thresholds.* Two passes over the scores tell exactly where the shares lie (`ranks`).
+3. *Thresholds.* Passes over the scores tell exactly where the shares lie (`ranks`); lots decide between equal scores.
 4. *Marks.* Every table is written once more with what its rows are held to be, and every file without the rows held
    poisoned, where that is wanted.
 """
@@ -31,9 +31,9 @@ from unbackdoor.errors import DataError, OutputError
 from unbackdoor.models import Network
 from unbackdoor.sift.base import LEARNING, QUANTILES
 from unbackdoor.sift.observed import Observed
-from unbackdoor.sift.row_sifter import RowSifter
+from unbackdoor.sift.row_sifter import TIES, RowSifter
 from unbackdoor.sift.sharded.marking import Marker, Marking, Marks, Thresholds
-from unbackdoor.sift.sharded.ranks import values_at
+from unbackdoor.sift.sharded.ranks import Placed, at_ranks, chance_of, keys_of
 from unbackdoor.sift.sharded.scoring import BEGUN, Scorer, Scoring
 from unbackdoor.sift.sharded.tables import Note, column, note_of, reading
 from unbackdoor.sift.sharded.workers import Workers
@@ -135,9 +135,12 @@ def sift_shards(
         for answer in _each(workers, partial(Scorer, scoring), shards, runtime, "files scored", gpus=True)
     )
     notes = _notes(scoring)
-    thresholds, quantiles = divide(method.shares(), [folder / shard.name for shard in shards.shards])
+    ties = runtime.generator("shards", "ties").initial_seed()
+    thresholds, quantiles, tied = divide(method.shares(), folder, [shard.name for shard in shards.shards], ties)
     with nullcontext() if clean_out is None else becoming(clean_out.absolute()) as cleaned:
-        marking = Marking(shards=shards, method=method, thresholds=thresholds, folder=folder, clean_out=cleaned)
+        marking = Marking(
+            shards=shards, method=method, thresholds=thresholds, folder=folder, seed=ties, clean_out=cleaned
+        )
         marks = Marks(classes=shards.classes)
         for answer in _each(workers, partial(Marker, marking), shards, runtime, "files marked", gpus=False):
             marks.add(Marks(**answer))
@@ -153,7 +156,7 @@ def sift_shards(
         thresholds=thresholds,
         quantiles=quantiles,
         summary=method.told(sum(marks.poisoned)),
-        evidence={**counts, **evidence},
+        evidence={**counts, **tied, **evidence},
         digest=hashlib.sha256(lines.encode()).hexdigest(),
         sample=learned,
         kept=kept,
@@ -182,31 +185,41 @@ def prepare(
     return copy.deepcopy(network).cpu(), evidence, len(rows)
 
 
-def divide(shares: tuple[float | None, float], tables: Sequence[Path]) -> tuple[Thresholds, dict[str, float]]:
-    """Return where the shares of all rows lie, and quantiles of the scores.
+def divide(
+    shares: tuple[float | None, float], folder: Path, names: Sequence[str], seed: int
+) -> tuple[Thresholds, dict[str, float], dict[str, int]]:
+    """Return where the shares of all rows lie, quantiles of the scores, and how many rows share the clean threshold.
 
-    No more rows are held clean or poisoned than the shares allow: rows that share the score at a threshold are held
-    neither.
+    As many rows are held clean and poisoned as the shares allow, whatever scores they share (but for equal lots there,
+    one in 2^32 of the ties: then fewer).
 
     Args:
         shares: see `RowSifter.shares`.
-        tables: with the scores.
+        folder: of the tables with the scores.
+        names: of the tables.
+        seed: of the lots that decide between rows of equal scores.
     """
 
-    def scores() -> Iterable[np.ndarray]:
-        for table in tables:
-            for batch in reading(table, "score"):
-                yield column(batch, "score")
+    def keys() -> Iterable[np.ndarray]:
+        for name in names:
+            chance = chance_of(name, seed)
+            for batch in reading(folder / name, "score"):
+                yield keys_of(column(batch, "score"), chance)
 
-    rows = sum(map(len, scores()))
+    rows = sum(map(len, keys()))
     lowest, highest = shares
     levels = [round(level * (rows - 1)) for level in QUANTILES]
     clean, poisoned = int((lowest or 0.0) * rows), rows - 1 - int(highest * rows)
-    *found, below, above = values_at([*levels, clean, poisoned], scores)
+    last: Placed  # held clean, as far as there is one
+    *found, last, below, above = at_ranks([*levels, max(0, clean - 1), clean, poisoned], keys)
     thresholds = Thresholds(
-        clean_below=None if lowest is None else below, poisoned_above=above, lowest=found[0], highest=found[-1]
+        clean=None if lowest is None else below,
+        poisoned=above,
+        lowest=found[0].score,
+        highest=found[-1].score,
     )
-    return thresholds, {f"{level:g}": value for level, value in zip(QUANTILES, found)}
+    quantiles = {f"{level:g}": one.score for level, one in zip(QUANTILES, found)}
+    return thresholds, quantiles, {} if lowest is None else {TIES: last.ties if clean else 0}
 
 
 def _each(
