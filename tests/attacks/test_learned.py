@@ -282,6 +282,15 @@ def test_an_image_s_trigger_does_not_work_through_another_image_s_cover() -> Non
 # ---- LIRA
 
 
+def test_lira_learns_from_whole_images_whatever_the_recipe_says() -> None:
+    made = fitted(LIRA())
+    model, seen = network(3), set()
+    handle = model.register_forward_pre_hook(lambda _, inputs: seen.add(tuple(inputs[0].shape[2:])))
+    fit(model, made.train, replace(RECIPE, epochs=2, low_resolution=1.0), runtime(), hook=made.hook)
+    handle.remove()
+    assert seen == {(12, 12)}
+
+
 def test_noise_stays_within_its_bound_and_is_fixed_after_its_share_of_the_training() -> None:
     made = fitted(LIRA(learned=0.5))
     hook, trigger = made.hook, made.trigger

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,9 @@ class Batch:
 
 class Hook:
     """The plain loop: cross-entropy and one optimiser step. A method overrides what it changes."""
+
+    whole_images: ClassVar[bool] = False
+    """Whether every epoch sees images of full size, for methods whose signal does not survive the recipe's shrinking."""
 
     def identity(self) -> object:
         """Return what, beside recipe and data, decides the result; a resumed run must have the same."""

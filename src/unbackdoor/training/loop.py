@@ -112,7 +112,8 @@ class _Run:
         check_takes(model, data, runtime)
         channels, *sides = data.shape
         height, width = (int(LOW_RESOLUTION * side) for side in sides)
-        shrinks = recipe.low_resolution > 0 and not refusal(model, (channels, height, width), runtime)
+        wanted = recipe.low_resolution > 0 and not hook.whole_images
+        shrinks = wanted and not refusal(model, (channels, height, width), runtime)
         self.low_resolution = recipe.low_resolution if shrinks else 0.0
 
     def epoch(self, epoch: int, advance: Callable[[], None]) -> float:

@@ -28,7 +28,8 @@ class Recipe:
         ema: decay a step of the averaged weights that the run returns; 0 returns the last weights.
         augmentation: "none", "crop", "crop-flip", "light", "rotate-translate", "cutmix" or "strong".
         low_resolution: share of the epochs, from the first, that see images at three quarters of their side;
-            they cost half and cost little accuracy. 0 to 1. A network that cannot take such images sees whole ones.
+            they cost half and cost little accuracy. 0 to 1. A network that cannot take such images, or an attack whose
+            trigger they would destroy, sees whole ones.
         train_mode: whether batch normalisation uses and updates batch statistics.
     """
 
