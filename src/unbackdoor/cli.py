@@ -2,7 +2,7 @@
 
 Options are read off the commands' signatures and the methods' fields; there is no second place where they are
 declared. Exit codes, kept for ever: 0 done, or no evidence found; 1 backdoored, or data poisoned; 2 bad use or
-unreadable input; 3 inconclusive.
+unreadable input; 3 inconclusive, or a grid with cells that failed.
 """
 
 from __future__ import annotations

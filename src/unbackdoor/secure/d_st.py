@@ -11,8 +11,7 @@ some rows of the untrusted data clean and some poisoned.
 2. The features are frozen, and the last layer learns
        CE(rows held clean) - forgetting CE(rows held poisoned).
 
-Colours are always jittered (published: with probability 0.8). The rate of the last layer falls on a cosine; how it
-does so in the authors' program is not known to us.
+The rate of the last layer falls on a cosine; how it does so in the authors' program is not known to us.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Hook:
     """The plain loop: cross-entropy and one optimiser step. A method overrides what it changes."""
 
     whole_images: ClassVar[bool] = False
-    """Whether every epoch sees images of full size, for methods whose signal does not survive the recipe's shrinking."""
+    """Whether every epoch sees images of full size, for methods whose signal shrinking destroys."""
 
     def identity(self) -> object:
         """Return what, beside recipe and data, decides the result; a resumed run must have the same."""
