@@ -146,6 +146,31 @@ def test_a_database_gives_the_runs_that_mlflow_gives(store: Store) -> None:
     assert len(found) == len(grid) + 1
 
 
+def test_a_database_is_read_without_mlflow_which_takes_seconds_to_import(store: Store) -> None:
+    for cell in cells(1):
+        store.add(cell, outcome())
+    read = (
+        "import sys; from pathlib import Path; from unbackdoor.bench.store import Store;"
+        " print(len(Store(sys.argv[1], Path(sys.argv[2])).records()), 'mlflow' in sys.modules)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", read, store.uri, str(store.folder)], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["2", "False"]
+
+
+def test_an_experiment_that_was_deleted_is_one_sentence(store: Store) -> None:
+    store.client.delete_experiment(store.experiment)
+    with pytest.raises(OutputError, match=r"was deleted in .*restore it in MLflow"):
+        Store(store.uri, store.folder)
+
+
+def test_without_mlflow_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unbackdoor.bench.store.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'unbackdoor\[bench\]'"):
+        Store(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("uri", "database"),
     [

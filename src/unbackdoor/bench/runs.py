@@ -1,7 +1,7 @@
 """The runs of an MLflow store as they are read: from a database in a few queries, from a server page by page.
 
-MLflow's client builds an object of every tag, parameter and metric: of 10,000 runs 400,000, in some ten seconds.
-A database is asked for what is needed, with MLflow's own definitions of its tables; a server can only be asked for all.
+MLflow's client builds an object of every tag, parameter and metric: of 10,000 runs 400,000, in some ten seconds, and
+takes seconds more to import. A database is asked for what is needed without it; a server can only be asked for all.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as Entity
+    from sqlalchemy import Engine
 
 PREFIX = "unbackdoor."
 """Of the tags in which a run keeps what is not a number."""
@@ -81,11 +83,43 @@ def _of_client(run: Entity) -> Run:
     )
 
 
+DATABASES = frozenset({"sqlite", "postgresql", "mysql", "mssql"})
+"""Those that MLflow can keep runs in, as their addresses begin."""
+
+
 def is_database(uri: str) -> bool:
     """Return whether an address is that of a database, and not of a server or a folder."""
-    from mlflow.store.db.db_types import DATABASE_ENGINES
+    return uri.split(":", 1)[0].split("+", maxsplit=1)[0] in DATABASES
 
-    return uri.split(":", 1)[0].split("+", maxsplit=1)[0] in DATABASE_ENGINES
+
+@contextmanager
+def _database(uri: str) -> Iterator[Engine]:
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def experiment_of_database(uri: str, name: str) -> tuple[str, str] | None:
+    """Return the identifier and the stage ("active" or "deleted") of an experiment; None if there is none, or no table.
+
+    Args:
+        uri: of the database.
+        name: of the experiment.
+    """
+    from sqlalchemy import column, inspect, select, table
+
+    experiments = table("experiments", column("experiment_id"), column("name"), column("lifecycle_stage"))
+    with _database(uri) as engine:
+        if not inspect(engine).has_table(experiments.name):
+            return None
+        wanted = select(experiments.c.experiment_id, experiments.c.lifecycle_stage).where(experiments.c.name == name)
+        with engine.connect() as database:
+            found = database.execute(wanted).first()
+    return (str(found[0]), str(found[1])) if found else None
 
 
 def runs_of_database(uri: str, experiment: str) -> Iterator[Run]:
@@ -95,34 +129,37 @@ def runs_of_database(uri: str, experiment: str) -> Iterator[Run]:
         uri: of the database, whose tables are there.
         experiment: identifier.
     """
-    from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlRun, SqlTag
-    from sqlalchemy import create_engine, select
+    from sqlalchemy import column, select, table
 
-    chosen = (
-        SqlRun.experiment_id == int(experiment),
-        SqlRun.lifecycle_stage == "active",
-        SqlRun.status.in_([FINISHED, FAILED]),
+    # Of MLflow's tables, the columns that are read.
+    names = ("run_uuid", "status", "start_time", "end_time", "experiment_id", "lifecycle_stage")
+    run, tag, metric = (
+        table(name, *map(column, columns)).c
+        for name, columns in (
+            ("runs", names),
+            ("tags", ("run_uuid", "key", "value")),
+            ("latest_metrics", ("run_uuid", "key", "value", "is_nan")),
+        )
     )
-    engine = create_engine(uri)
-    try:
+    chosen = (
+        run.experiment_id == int(experiment),
+        run.lifecycle_stage == "active",
+        run.status.in_([FINISHED, FAILED]),
+    )
+    tags: dict[str, dict[str, str]] = defaultdict(dict)
+    metrics: dict[str, dict[str, float]] = defaultdict(dict)
+    with _database(uri) as engine, engine.connect() as database:
         # Runs first: those that are over have all of their tags and metrics already.
-        with engine.connect() as database:
-            runs = database.execute(
-                select(SqlRun.run_uuid, SqlRun.status, SqlRun.start_time, SqlRun.end_time)
-                .where(*chosen)
-                .order_by(SqlRun.start_time.desc(), SqlRun.run_uuid)
-            ).all()
-            tags: dict[str, dict[str, str]] = defaultdict(dict)
-            named = select(SqlTag.run_uuid, SqlTag.key, SqlTag.value).join(SqlRun, SqlRun.run_uuid == SqlTag.run_uuid)
-            for run, name, value in database.execute(named.where(*chosen, SqlTag.key.in_(TAGS))):
-                tags[run][name] = value
-            metrics: dict[str, dict[str, float]] = defaultdict(dict)
-            figures = select(
-                SqlLatestMetric.run_uuid, SqlLatestMetric.key, SqlLatestMetric.value, SqlLatestMetric.is_nan
-            ).join(SqlRun, SqlRun.run_uuid == SqlLatestMetric.run_uuid)
-            for run, name, figure, is_nan in database.execute(figures.where(*chosen)):
-                metrics[run][name] = math.nan if is_nan else figure
-    finally:
-        engine.dispose()
-    for run, status, started, ended in runs:
-        yield Run(name=run, status=status, started=started, ended=ended, tags=tags[run], metrics=metrics[run])
+        runs = database.execute(
+            select(run.run_uuid, run.status, run.start_time, run.end_time)
+            .where(*chosen)
+            .order_by(run.start_time.desc(), run.run_uuid)
+        ).all()
+        named = select(tag.run_uuid, tag.key, tag.value).where(tag.run_uuid == run.run_uuid)
+        for owner, name, value in database.execute(named.where(*chosen, tag.key.in_(TAGS))):
+            tags[owner][name] = value
+        figures = select(metric.run_uuid, metric.key, metric.value, metric.is_nan)
+        for owner, name, figure, is_nan in database.execute(figures.where(metric.run_uuid == run.run_uuid, *chosen)):
+            metrics[owner][name] = math.nan if is_nan else figure
+    for name, status, started, ended in runs:
+        yield Run(name=name, status=status, started=started, ended=ended, tags=tags[name], metrics=metrics[name])

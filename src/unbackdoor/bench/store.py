@@ -13,10 +13,12 @@ import math
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ from unbackdoor.bench.runs import (
     PREFIX,
     RUNNING,
     Run,
+    experiment_of_database,
     is_database,
     runs_of_database,
     runs_of_server,
@@ -44,6 +47,7 @@ from unbackdoor.models.limits import MAX_FILE_BYTES
 from unbackdoor.text import clean_text
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run as Entity
 
 logger = logging.getLogger(__name__)
@@ -118,47 +122,55 @@ class Store:
         self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{own}"
         self.shown = without_password(self.uri)
         self.locks = default_folder() / "locks" / sha256(_same(self.shown).encode())[:16]
+        if not find_spec("mlflow"):
+            raise InputError(NOT_INSTALLED)
         with self._explained():
-            from mlflow import MlflowClient
-
             self.folder.mkdir(parents=True, exist_ok=True)
             self.locks.mkdir(parents=True, exist_ok=True)
             # Two processes that make the tables at once would disturb each other.
             with FileLock(self.locks / "store.lock"):
                 if self.uri == f"sqlite:///{own}" and not own.exists():
                     _make_tables(own)
-                self.client = MlflowClient(tracking_uri=self.uri)
-                self.experiment = self._experiment()
+                known = experiment_of_database(self.uri, EXPERIMENT) if is_database(self.uri) else None
+                self.experiment = self._active(*known) if known else self._experiment()
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's own way to the store, which takes seconds to import: a database is read without it."""
+        _import_mlflow()
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri)
 
     def _experiment(self) -> str:
+        """Return the experiment's identifier; make the experiment if there is none."""
+        client = self.client
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(EXPERIMENT)
+        found = client.get_experiment_by_name(EXPERIMENT)
         if found is None:
             # A server knows where it keeps files; a database does not.
             place = None if self.uri.startswith("http") else (self.folder / "files").as_uri()
             try:
-                return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
+                return str(client.create_experiment(EXPERIMENT, artifact_location=place))
             except MlflowException:
                 # Another bench may have made it since, on another machine.
-                found = self.client.get_experiment_by_name(EXPERIMENT)
+                found = client.get_experiment_by_name(EXPERIMENT)
                 if found is None:
                     raise
-        if found.lifecycle_stage != "active":
+        return self._active(found.experiment_id, found.lifecycle_stage)
+
+    def _active(self, experiment: str, stage: str) -> str:
+        if stage != "active":
             raise OutputError(f"the experiment {EXPERIMENT} was deleted in {self.shown}; restore it in MLflow")
-        return str(found.experiment_id)
+        return str(experiment)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Turn whatever a server, a database, its driver or a disk raises into one sentence."""
-        _import_mlflow()
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
         try:
             yield
-        # An ImportError is that of a database's driver.
-        except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        except _failures() as error:
             raise OutputError(f"the store {self.shown} does not work: {reason_of(error)}; see --store") from error
 
     def records(self) -> list[Record]:
@@ -201,6 +213,7 @@ class Store:
         Raises:
             OutputError: the store cannot be written.
         """
+        _import_mlflow()
         from mlflow.entities import Metric, Param
 
         started, ended = int(outcome.started * 1000), int((outcome.started + outcome.seconds) * 1000)
@@ -293,6 +306,7 @@ def _same(uri: str) -> str:
 
 def _make_tables(file: Path) -> None:
     """Make an empty SQLite store, complete or not at all: an interrupted one could never be opened again."""
+    _import_mlflow()
     from mlflow import MlflowClient
 
     with replacing(file) as partial:
@@ -331,21 +345,26 @@ def _record(run: Run) -> Record | None:
         return None
 
 
-def _import_mlflow() -> None:
-    """Import MLflow for the first time, so that it tells nobody and says nothing.
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what a server, a database, its driver (an ImportError) or a disk raises."""
+    from sqlalchemy.exc import SQLAlchemyError
 
-    Raises:
-        InputError: it is not installed.
-    """
+    if "mlflow" not in sys.modules:
+        return SQLAlchemyError, OSError, ImportError
+    from mlflow.exceptions import MlflowException
+
+    return SQLAlchemyError, OSError, ImportError, MlflowException
+
+
+def _import_mlflow() -> None:
+    """Import MLflow for the first time, so that it tells nobody and says nothing."""
     # Neither may tell its makers what is measured here.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # And what it prints of its own would stand among our answers.
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    try:
-        import mlflow  # noqa: F401
-    except ImportError as error:
-        raise InputError(NOT_INSTALLED) from error
+    import mlflow  # noqa: F401
+
     # Only now: MLflow sets its own level when it is imported.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
