@@ -206,7 +206,7 @@ def test_blind_stamps_its_pattern_at_its_place() -> None:
 
 
 def test_blind_waits_until_the_mean_loss_is_small() -> None:
-    made = Blind(history=3, threshold=1.0).prepare(pictures(80, 0), lambda: network(0), runtime())
+    made = Blind(history=3, threshold=1.0, poison_rate=0.5).prepare(pictures(80, 0), lambda: network(0), runtime())
     hook, data = made.hook, pictures(80, 0)
     assert isinstance(hook, BlindHook)
     hook.begin(network(0), Recipe(label_smoothing=0.0), runtime())

@@ -2,9 +2,10 @@
 
 Bagdasaryan, Shmatikov, "Blind Backdoors in Deep Learning Models" (USENIX Security 2021). The attacker's code computes a
 second loss on triggered copies and adds it, once the first has become small. Pattern, place and weights are
-BackdoorBench's (fixed weights 1 and 0.9). There each image is used twice; here half of each batch is triggered instead,
-which costs no more than plain training, and the wait is 200 batches instead of 1,000, as our schedules are
-shorter; once begun, the attack does not stop where the loss rises again, as it does there.
+BackdoorBench's (fixed weights 1 and 0.9). There each image is used twice; here a tenth of each batch is triggered
+instead, which costs no more than plain training and leaves most of its clean images to every step. The wait is 200
+batches instead of 1,000, as our schedules are shorter; once begun, the attack does not stop where the loss rises again,
+as it does there.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class Blind(Online):
         history: batches of that mean, 1 or more.
     """
 
-    poison_rate: float = 0.5
     weight: float = 0.9
     threshold: float = 1.0
     history: int = 200
