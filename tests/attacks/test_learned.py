@@ -293,13 +293,17 @@ def test_an_image_s_trigger_does_not_work_through_another_image_s_cover() -> Non
 # ---- LIRA
 
 
-def test_lira_learns_from_whole_images_whatever_the_recipe_says() -> None:
+def test_lira_triggers_shrunken_images_where_the_recipe_shrinks_them() -> None:
     made = fitted(LIRA())
-    model, seen = network(3), set()
-    handle = model.register_forward_pre_hook(lambda _, inputs: seen.add(tuple(inputs[0].shape[2:])))
+    sides: dict[str, set[tuple[int, ...]]] = {"classifier": set(), "generator": set()}
+    model = network(3)
+    assert isinstance(made.trigger, LearnedNoise)
+    for name, module in (("classifier", model), ("generator", made.trigger.noise)):
+        module.register_forward_pre_hook(lambda _, inputs, name=name: sides[name].add(tuple(inputs[0].shape[2:])))
     fit(model, made.train, replace(RECIPE, epochs=2, low_resolution=1.0), runtime(), hook=made.hook)
-    handle.remove()
-    assert seen == {(12, 12)}
+    assert sides["generator"] == {(9, 9)}
+    # The first is the trial of an image before the training.
+    assert sides["classifier"] == {(12, 12), (9, 9)}
 
 
 def test_noise_stays_within_its_bound_and_is_fixed_after_its_share_of_the_training() -> None:

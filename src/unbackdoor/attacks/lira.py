@@ -105,9 +105,9 @@ class LIRAHook(LearningHook):
 
     options: LIRA
     trigger: LearnedNoise
-    whole_images: ClassVar[bool] = True
-    """Of shrunken images the network learns only what survives the shrinking: smooth noise, which is hard to see for
-    the classifier as well."""
+    takes_shrunken: ClassVar[bool] = True
+    """If its noise were shrunken with the images, the network would learn what survives that: smooth noise, which is
+    hard to see for the classifier as well."""
 
     def rate(self, progress: float) -> float:
         """Return a constant learning rate, and 0 after the network's share of the training."""

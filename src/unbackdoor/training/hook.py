@@ -35,8 +35,9 @@ class Batch:
 class Hook:
     """The plain loop: cross-entropy and one optimiser step. A method overrides what it changes."""
 
-    whole_images: ClassVar[bool] = False
-    """Whether every epoch sees images of full size, for methods whose signal shrinking destroys."""
+    takes_shrunken: ClassVar[bool] = False
+    """Whether `batch` gets images shrunken already in epochs of low resolution, for triggers of any size that shrinking
+    would destroy."""
 
     def identity(self) -> object:
         """Return what, beside recipe and data, decides the result; a resumed run must have the same."""
@@ -48,7 +49,10 @@ class Hook:
         self.runtime = runtime
 
     def batch(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
-        """Return the batch to train on; attacks that control training poison it here, at the images' full size."""
+        """Return the batch to train on; attacks that control training poison it here.
+
+        Images have their full size, but see `takes_shrunken`.
+        """
         return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:

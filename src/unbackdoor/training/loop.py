@@ -112,8 +112,7 @@ class _Run:
         check_takes(model, data, runtime)
         channels, *sides = data.shape
         height, width = (int(LOW_RESOLUTION * side) for side in sides)
-        wanted = recipe.low_resolution > 0 and not hook.whole_images
-        shrinks = wanted and not refusal(model, (channels, height, width), runtime)
+        shrinks = recipe.low_resolution > 0 and not refusal(model, (channels, height, width), runtime)
         self.low_resolution = recipe.low_resolution if shrinks else 0.0
 
     def epoch(self, epoch: int, advance: Callable[[], None]) -> float:
@@ -148,10 +147,12 @@ class _Run:
             targets = self.augmentation.mix(F.one_hot(labels, self.data.classes).float(), draw)
         progress = step / (self.history.epochs * self.batches)
         batch = Batch(images=augmented, targets=targets, rows=rows, progress=progress)
+        # Most triggers are made for whole images.
+        if small and self.hook.takes_shrunken:
+            batch = _shrunken(batch)
         batch = self.hook.batch(self.forward, batch, draws)
-        # After the hook: a trigger is made for whole images.
-        if small:
-            batch = replace(batch, images=F.interpolate(batch.images, scale_factor=LOW_RESOLUTION, mode="area"))
+        if small and not self.hook.takes_shrunken:
+            batch = _shrunken(batch)
         return replace(batch, images=self.runtime.layout(batch.images))
 
     def affordable_epochs(self) -> int:
@@ -204,6 +205,10 @@ class _Run:
         digest.update(self.data.digest().encode())
         hash_state(digest, self.model)
         return digest.hexdigest()
+
+
+def _shrunken(batch: Batch) -> Batch:
+    return replace(batch, images=F.interpolate(batch.images, scale_factor=LOW_RESOLUTION, mode="area"))
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
