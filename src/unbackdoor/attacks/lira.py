@@ -69,6 +69,9 @@ class LIRA(Online):
         width: of the network; a multiple of 4.
     """
 
+    # The network learned from shrunken images before, in the first half of the default training.
+    revision: ClassVar[int] = 1
+
     poison_rate: float = 0.5
     bound: float = 0.01
     weight: float = 0.5
