@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.bench.noop import repair, victim
-from unbackdoor.attacks import BadNets
+from unbackdoor.attacks import LIRA, BadNets
 from unbackdoor.bench.grid import read_grid
 from unbackdoor.bench.victims import recipe_of
-from unbackdoor.purify import FT, SAU
-from unbackdoor.secure import DST
+from unbackdoor.purify import DBR, FT, SAU
+from unbackdoor.secure import DBD, DST
 from unbackdoor.sift import FCT, Consensus
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +41,33 @@ def test_what_goes_by_fct_is_not_what_it_was_before_fct_drew_by_pixels(method: F
     assert recipe_of(method)["revision"] >= 1
 
 
+@pytest.mark.parametrize("method", [DBR(), DST()], ids=lambda method: type(method).__name__)
+def test_what_goes_by_fct_and_changed_itself_is_another_method_with_either_change(method: DBR | DST) -> None:
+    """D-BR had no weight decay, and D-ST jittered the colours of every view."""
+    assert recipe_of(method)["revision"] > FCT.revision
+
+
+@pytest.mark.parametrize("method", [DBD(), LIRA()], ids=lambda method: type(method).__name__)
+def test_what_was_trained_on_other_images_before_is_another_method(method: DBD | LIRA) -> None:
+    """DBD jittered the colours of every view, and LIRA learned from shrunken images."""
+    assert recipe_of(method)["revision"] >= 1
+
+
+def _purify_small() -> list[str]:
+    return [json.loads(line)["key"] for line in Path("benchmarks/results/purify-small.jsonl").read_text().splitlines()]
+
+
+def _small() -> list[str]:
+    with Path("benchmarks/results/small/cells.csv").open(newline="") as file:
+        return [row["key"] for row in csv.DictReader(file)]
+
+
 @pytest.mark.slow
-def test_rows_that_are_committed_are_cells_of_their_grid(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("grid", "keys"), [("purify-small", _purify_small), ("small", _small)])
+def test_rows_that_are_committed_are_cells_of_their_grid(
+    grid: str, keys: Callable[[], list[str]], shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
-    grid = Path("benchmarks/grids/purify-small.yaml")
-    rows = [json.loads(line) for line in Path("benchmarks/results/purify-small.jsonl").read_text().splitlines()]
+    rows = keys()
     assert rows
-    assert {row["key"] for row in rows} <= {cell.key for cell in read_grid(grid)}
+    assert set(rows) <= {cell.key for cell in read_grid(Path(f"benchmarks/grids/{grid}.yaml"))}

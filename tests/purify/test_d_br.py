@@ -22,7 +22,7 @@ from unbackdoor.purify import d_br as module
 from unbackdoor.purify.d_br import DBR, UnlearnFirst
 from unbackdoor.sift import Suspicion
 from unbackdoor.testing.samples import same_state, state_of
-from unbackdoor.training import History, Recipe, Runtime, fit
+from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
 
 PLAIN = Recipe(
     epochs=2, batch_size=40, learning_rate=0.01, schedule="constant", label_smoothing=0.0, ema=0.0, momentum=0.0,
@@ -43,6 +43,27 @@ def test_a_round_is_an_epoch_uphill_and_then_one_downhill_as_computed_plainly() 
             optimizer.step()
     for ours, theirs in zip(model.parameters(), plain.parameters()):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_steps_uphill_and_downhill_have_the_authors_momentum_and_weight_decay(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, climb, descend = [], UnlearnFirst.unlearn, Hook.update
+
+    def seen(way: str, optimizer: torch.optim.Optimizer) -> None:
+        (group,) = optimizer.param_groups
+        steps.append((way, group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]))
+
+    def unlearn(self: UnlearnFirst, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        seen("up", optimizer)
+        climb(self, model, optimizer)
+
+    def update(self: Hook, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+        seen("down", optimizer)
+        return descend(self, model, batch, optimizer)
+
+    monkeypatch.setattr(UnlearnFirst, "unlearn", unlearn)
+    monkeypatch.setattr(Hook, "update", update)
+    GivenDBR(rounds=2).purify(network(0), DefenderData(untrusted=pictures(96, 0)), runtime())
+    assert steps == [("up", 1e-4, 0.9, 5e-4, False), ("down", 1e-4, 0.9, 5e-4, False)] * 2
 
 
 def test_every_poisoned_row_is_unlearned_once_a_round(monkeypatch: pytest.MonkeyPatch) -> None:

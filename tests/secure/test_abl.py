@@ -36,7 +36,7 @@ def poisoned(seed: int, hard: bool) -> FittedAttack:
 
 def isolated(method: ABL, train: ImageSet, seed: int) -> torch.Tensor:
     early = network(seed)
-    fit(early, train, method._recipes()[0], runtime(seed), hook=Bounded(method.gamma, method.bound, "batch"))
+    fit(early, train, method._recipes()[0], runtime(seed), hook=Bounded(method.gamma, "batch"))
     return lowest(losses_of(early, train, runtime()), method.isolated)[0]
 
 
@@ -113,9 +113,7 @@ def test_an_interrupted_run_goes_on_in_every_stage(where: str, tmp_path: Path) -
     assert "isolated 8 of 80 images" in whole.history.notes[0]
 
 
-@pytest.mark.parametrize(
-    "options", [{"isolated": 0.0}, {"isolated": 1.0}, {"gamma": -1.0}, {"epochs": 0}, {"bound": "up"}], ids=str
-)
+@pytest.mark.parametrize("options", [{"isolated": 0.0}, {"isolated": 1.0}, {"gamma": -1.0}, {"epochs": 0}], ids=str)
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         ABL(**options)
@@ -125,7 +123,6 @@ def test_defaults_are_those_of_the_benchmark() -> None:
     expected = ABL(
         isolation_epochs=20,
         gamma=0.5,
-        bound="flooding",
         isolated=0.01,
         epochs=60,
         learning_rate=0.01,

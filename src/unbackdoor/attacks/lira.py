@@ -77,6 +77,9 @@ class LIRA(Online):
         width: of the network; a multiple of 4.
     """
 
+    # Since what the network makes is normalised.
+    revision: ClassVar[int] = 1
+
     bound: float = 0.01
     weight: float = 0.5
     learned: float = 0.5

@@ -48,8 +48,8 @@ class DBR(Purifier):
     """
 
     needs: ClassVar[frozenset[Needed]] = frozenset({"untrusted"})
-    # What it goes by is what FCT says.
-    revision: ClassVar[int] = FCT.revision
+    # What it goes by is what FCT says; and there was no weight decay before.
+    revision: ClassVar[int] = FCT.revision + 1
 
     rounds: int = 20
     batch_size: int = 128
@@ -65,7 +65,7 @@ class DBR(Purifier):
         self._recipe()
 
     def _recipe(self) -> Recipe:
-        return fine_tuning(self.rounds, self.batch_size, self.learning_rate, self.augmentation, "constant", 0.0)
+        return fine_tuning(self.rounds, self.batch_size, self.learning_rate, self.augmentation, "constant")
 
     def sift(self, untrusted: ImageSet, runtime: Runtime, resume: Path | None) -> Suspicion:
         """Return which rows are held clean and which poisoned, by a model of the data of FCT's own."""

@@ -6,10 +6,10 @@ Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on P
 2. Go on with the other samples, with the plain loss.
 3. Unlearn the isolated samples: gradient ascent.
 
-Schedules and the bound, flooding, are those of BackdoorBench's version; the authors' own code has local gradient
-ascent. Both are of a batch's mean loss, while the paper's formula is of each row's. BackdoorBench's unlearning has a
-rate of 1e-4 whatever is configured, and so has ours by default. The losses by which samples are isolated are computed
-in one batched pass (there: image by image).
+Schedules are those of BackdoorBench's version. The loss is bounded by local gradient ascent, as in the authors' own
+code; BackdoorBench's flooding has the same gradient. Both are of a batch's mean loss, while the paper's formula is of
+each row's. BackdoorBench's unlearning has a rate of 1e-4 whatever is configured, and so has ours by default. The losses
+by which samples are isolated are computed in one batched pass (there: image by image).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unbackdoor.models import Network
 from unbackdoor.secure.base import SecureTrainer, Trained
 from unbackdoor.secure.isolation import losses_of, lowest
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
-from unbackdoor.training.bounded import Bound, Bounded
+from unbackdoor.training.bounded import Bounded
 
 LATE = 2 / 3
 """Share of the second stage after which its rate is a tenth."""
@@ -41,7 +41,6 @@ class ABL(SecureTrainer):
     Attributes:
         isolation_epochs: passes over all data, under the bounded loss.
         gamma: at which the loss is kept there, 0 or more.
-        bound: "flooding" or "ascent", that of the authors' code; the gradients are the same.
         isolated: share of the data that is isolated, above 0 and below 1.
         epochs: passes over the other data.
         learning_rate: of SGD in both; a tenth in the last third of the latter.
@@ -54,7 +53,6 @@ class ABL(SecureTrainer):
 
     isolation_epochs: int = 20
     gamma: float = 0.5
-    bound: Bound = "flooding"
     isolated: float = 0.01
     epochs: int = 60
     learning_rate: float = 0.01
@@ -68,7 +66,7 @@ class ABL(SecureTrainer):
         if not 0 < self.isolated < 1:
             raise InputError(f"ABL: the share of isolated data lies above 0 and below 1, found {self.isolated}")
         # What these refuse, they refuse before the first stage is over.
-        Bounded(self.gamma, self.bound, "batch")
+        Bounded(self.gamma, "batch")
         self._recipes()
 
     def _recipes(self) -> tuple[Recipe, Recipe, Recipe]:
@@ -97,7 +95,7 @@ class ABL(SecureTrainer):
         isolating, training, unlearning = self._recipes()
         total = self.isolation_epochs + self.epochs
         # The last stage sees a hundredth of the data, so that it takes next to nothing.
-        part, bounded = runtime.part(self.isolation_epochs / total), Bounded(self.gamma, self.bound, "batch")
+        part, bounded = runtime.part(self.isolation_epochs / total), Bounded(self.gamma, "batch")
         fit(model, untrusted, isolating, part, hook=bounded, resume=stage(resume, "isolation"), description="isolation")
         rows, others = lowest(losses_of(model, untrusted, runtime), self.isolated)
         part, kept = runtime.part(self.epochs / total), untrusted.subset(others)

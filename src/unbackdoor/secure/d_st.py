@@ -82,8 +82,8 @@ class DST(SecureTrainer):
     clean_share: float = 0.20
     poisoned_share: float = 0.05
 
-    # What it goes by is what FCT says.
-    revision: ClassVar[int] = FCT.revision
+    # What it goes by is what FCT says; and every view had its colours jittered before, not four of five.
+    revision: ClassVar[int] = FCT.revision + 1
 
     def __post_init__(self) -> None:
         if not (0 < self.temperature < math.inf and 0 < self.base_temperature < math.inf and self.projection >= 1):

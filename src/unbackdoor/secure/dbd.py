@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,9 @@ class DBD(SecureTrainer):
     mixing: float = 0.75
     unlabelled: float = 15.0
     augmentation: str = "crop-flip"
+
+    # Every view had its colours jittered before, not four of five.
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         above_zero = (self.temperature, self.sharpening, self.mixing)

@@ -67,7 +67,7 @@ class LossIsolation(RowSifter):
             low_resolution=0.0,
         )
         model = new_network(NETWORK, rows, runtime)
-        hook = Bounded(self.gamma, "ascent", "row")
+        hook = Bounded(self.gamma, "row")
         fit(model, rows, recipe, runtime, hook=hook, resume=stage(resume, "ascent"), description="gradient ascent")
         return model
 

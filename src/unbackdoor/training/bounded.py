@@ -2,9 +2,9 @@
 
 Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data" (NeurIPS 2021). Local
 gradient ascent, as the paper's formula has it, is the mean over rows of sign(l - gamma) l. Published code bounds the
-mean loss L of a batch instead, the authors' by sign(L - gamma) L, BackdoorBench's by flooding, |L - gamma| + gamma. The
-two differ where some rows of a batch lie below gamma and others above: row by row each is pushed its own way, of a
-batch all go one way.
+mean loss L of a batch instead, the authors' by sign(L - gamma) L, BackdoorBench's by flooding, |L - gamma| + gamma,
+whose gradient is the same. Rows and batches differ where some rows of a batch lie below gamma and others above: row by
+row each is pushed its own way, of a batch all go one way.
 """
 
 from __future__ import annotations
@@ -20,23 +20,18 @@ from torch import Tensor, nn
 from unbackdoor.errors import InputError
 from unbackdoor.training.hook import Batch, Hook
 
-Bound = Literal["ascent", "flooding"]
-"""How a loss is kept at `gamma`: by local gradient ascent, sign(l - gamma) l, or by flooding, |l - gamma| + gamma."""
-
 Of = Literal["row", "batch"]
 """Which loss is kept there: that of each row, as the paper has it, or the mean of a batch, as published code has it."""
 
 
-def bounded_loss(losses: Float[Tensor, "*n"], gamma: float, bound: Bound) -> Float[Tensor, ""]:
-    """Return the mean of losses that fall where `losses` lie above gamma, and whose descent makes them rise below it.
+def bounded_loss(losses: Float[Tensor, "*n"], gamma: float) -> Float[Tensor, ""]:
+    """Return the mean of sign(l - gamma) l, whose descent lets losses above gamma fall, and those below it rise.
 
     Args:
         losses: of rows, or one of a batch.
         gamma: 0 or more.
-        bound: see `Bound`; the gradients are the same but at gamma itself.
     """
-    bounded = torch.sign(losses - gamma) * losses if bound == "ascent" else (losses - gamma).abs() + gamma
-    return bounded.mean()
+    return (torch.sign(losses - gamma) * losses).mean()
 
 
 class Bounded(Hook):
@@ -44,21 +39,20 @@ class Bounded(Hook):
 
     Args:
         gamma: 0 or more.
-        bound: see `Bound`.
         of: see `Of`.
 
     Raises:
-        InputError: an unknown bound, or a gamma out of range.
+        InputError: a gamma out of range.
     """
 
-    def __init__(self, gamma: float, bound: Bound, of: Of) -> None:
-        if bound not in ("ascent", "flooding") or not 0 <= gamma < math.inf:
-            raise InputError(f"the bound is ascent or flooding, and gamma 0 or more, found {bound!r} and {gamma}")
-        self.gamma, self.bound, self.of = gamma, bound, of
+    def __init__(self, gamma: float, of: Of) -> None:
+        if not 0 <= gamma < math.inf:
+            raise InputError(f"gamma, at which the loss is kept, must be a number of 0 or more, found {gamma}")
+        self.gamma, self.of = gamma, of
 
     def identity(self) -> object:
         """Return the options."""
-        return "bounded", self.gamma, self.bound, self.of
+        return "bounded", self.gamma, self.of
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return the bounded loss."""
@@ -68,4 +62,4 @@ class Bounded(Hook):
             label_smoothing=self.recipe.label_smoothing,
             reduction="none" if self.of == "row" else "mean",
         )
-        return bounded_loss(losses, self.gamma, self.bound)
+        return bounded_loss(losses, self.gamma)
