@@ -11,7 +11,8 @@ from tests.bench.noop import repair, victim
 from unbackdoor.attacks import BadNets
 from unbackdoor.bench.grid import read_grid
 from unbackdoor.bench.victims import recipe_of
-from unbackdoor.purify import FT, SAU
+from unbackdoor.purify import ANP, FT, FTSAM, IBAU, MCR, NPD, RNP, SAU, TSBD, Purifier
+from unbackdoor.scan import Scanner, TSBDSignals, Verdict
 from unbackdoor.secure import DST
 from unbackdoor.sift import FCT, Consensus
 
@@ -37,6 +38,20 @@ def test_a_method_whose_results_changed_is_another_one_and_no_other_is(monkeypat
 @pytest.mark.parametrize("method", [FCT(), Consensus(), DST()], ids=lambda method: type(method).__name__)
 def test_what_goes_by_fct_is_not_what_it_was_before_fct_drew_by_pixels(method: FCT | Consensus | DST) -> None:
     assert recipe_of(method)["revision"] >= 1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ANP(), FTSAM(), IBAU(), MCR(), RNP(), TSBD(), TSBDSignals(), Verdict()],
+    ids=lambda method: type(method).__name__,
+)
+def test_methods_that_rows_were_measured_of_before_they_changed_are_others_now(method: Purifier | Scanner) -> None:
+    assert recipe_of(method)["revision"] >= 1
+
+
+@pytest.mark.parametrize("method", [NPD(), SAU()], ids=lambda method: type(method).__name__)
+def test_methods_whose_rows_are_kept_are_what_they_were(method: Purifier) -> None:
+    assert "revision" not in recipe_of(method)
 
 
 @pytest.mark.slow

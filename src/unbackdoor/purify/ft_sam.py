@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -54,6 +55,9 @@ class FTSAM(Purifier):
     rho: float = 2.0
     label_smoothing: float = 0.1
     augmentation: str = "crop-flip"
+
+    # Since a budget ends it where its rate is low.
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.rho < math.inf:
