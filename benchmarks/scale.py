@@ -37,7 +37,7 @@ RESULTS = HERE / "results"
 ATTACKS, RATES, DEFENCES, SEEDS = 8, 3, 14, 3
 WIDTH, MEASURED_WIDTH = 64, 16
 KINDS = ("victim", "FT", "FTSAM", "SAU", "NPD", "TSBD")
-"""What there are cells of, and a published number of rounds for."""
+"""What has a published number of rounds; those that there are cells of count."""
 
 THREADS = 2
 """Of the cells whose rows do not say it."""
@@ -186,7 +186,8 @@ def measured_steps() -> tuple[dict[str, float], str]:
         if one.device != speeds["machine"]["device"]:
             raise SystemExit(f"a cell ran on {one.device}, the speed is that of {speeds['machine']['device']}")
         rounds[one.kind][one.budgeted].append(one.seconds * bare)
-    steps = {kind: statistics.median(rounds[kind].get(False) or rounds[kind][True]) for kind in KINDS}
+    known = [kind for kind in KINDS if kind in rounds]
+    steps = {kind: statistics.median(rounds[kind].get(False) or rounds[kind][True]) for kind in known}
     return steps, speeds["machine"]["device"]
 
 
@@ -226,6 +227,7 @@ def processor() -> float:
 def provenance(steps: Mapping[str, float], where: str, overhead: float, found: Sequence[Speed]) -> list[str]:
     """Return a table of what goes into the hours, and where each of it is from."""
     measured = ", ".join(f"{name} {value:,.0f}" for name, value in steps.items())
+    fixed = " and ".join(name for name in FIXED if name in steps)
     gpu = (
         f"measured: {found[0].value:,.0f} images/s on {found[0].name} (`training_speed.py --device cuda`)"
         if found[0].measured
@@ -234,7 +236,7 @@ def provenance(steps: Mapping[str, float], where: str, overhead: float, found: S
     )
     rows = {
         "steps of one image in a round of CIFAR-10": f"measured on {where}: {measured} (`main_job.py`, `small.yaml`,"
-        " `purify-small.yaml`, those of NPD and TSBD within a budget)",
+        f" `purify-small.yaml`, those of {fixed} within a budget)",
         "speed of the processor, by which steps are counted": f"measured on {where}: {processor():.0f} images/s at"
         f" width {WIDTH} (`training_speed.py`)",
         "speed of a GPU": gpu,
@@ -244,7 +246,7 @@ def provenance(steps: Mapping[str, float], where: str, overhead: float, found: S
         f"the {DEFENCES - len(steps) + 1} of {DEFENCES} repairs that were not measured": "**assumed** to cost what"
         " those that were do, each of these in turn",
         "rounds of FT": "**assumed**: those of FT-SAM",
-        "rounds of NPD and TSBD on GTSRB and Tiny-ImageNet": "**assumed**: those of CIFAR-10",
+        f"rounds of {fixed} on GTSRB and Tiny-ImageNet": "**assumed**: those of CIFAR-10",
         "attacks that search or train before they poison": "**assumed** to cost nothing beside their victim",
         "images of another size": "**assumed** to cost in proportion to their pixels",
         "reading, measuring, saving, compiling": "left out",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -130,6 +130,25 @@ def fitting(machine: Mapping[str, float], cpus: int, gpus: float) -> int:
     # A hair more: 1 / 0.1 is less than 10 to a computer.
     by_gpu = available // gpus if gpus >= 1 else available * int(1 / gpus + 1e-9)
     return min(by_cpu, int(by_gpu))
+
+
+def gpus_each(machines: Sequence[Mapping[str, float]], wanted: float | None, device: str, option: str) -> float:
+    """Return the GPUs that each piece of work gets.
+
+    Args:
+        machines: what each has.
+        wanted: what was asked for; None: 1 where there are GPUs and the device is not the processor.
+        device: "auto", "cpu" or "cuda", of every piece.
+        option: that asks for GPUs, for the message.
+
+    Raises:
+        InputError: the device is a GPU, and there are none to get.
+    """
+    if wanted is None:
+        wanted = 1.0 if device != "cpu" and any(machine.get("GPU", 0) for machine in machines) else 0.0
+    if device == "cuda" and not wanted:
+        raise InputError(f"--device cuda needs {option} above 0, and Ray a machine with a GPU")
+    return wanted
 
 
 def check_gpus(gpus: float | None, option: str) -> None:

@@ -274,6 +274,9 @@ def test_a_zoo_is_scanned_once_and_a_detector_that_refuses_is_left_out(
     assert scan_zoo(tmp_path, made, [PREACT], clean, [WeightStatistics()], 40, runtime()) == looked
     with pytest.raises(AssertionError, match="already"):
         scan_zoo(tmp_path, made, [PREACT], clean, [WeightStatistics()], 41, runtime())
+    monkeypatch.setattr(WeightStatistics, "revision", 1)
+    with pytest.raises(AssertionError, match="already"):
+        scan_zoo(tmp_path, made, [PREACT], clean, [WeightStatistics()], 40, runtime())
 
 
 class _Loaded:

@@ -19,7 +19,7 @@ from unbackdoor.bench.engine import CELL_BYTES, Engine, default_cpus
 from unbackdoor.bench.run import Bench, Summary
 from unbackdoor.bench.store import Store
 from unbackdoor.bench.worker import Device
-from unbackdoor.cluster import fitting, this_machine
+from unbackdoor.cluster import fitting, gpus_each, this_machine
 from unbackdoor.errors import InputError
 from unbackdoor.training import Silent
 
@@ -92,6 +92,29 @@ def test_this_machine_has_cores_and_memory() -> None:
 )
 def test_cells_that_fit_on_a_machine_are_counted(node: dict[str, float], cpus: int, gpus: float, fit: int) -> None:
     assert fitting(node, cpus, gpus) == fit
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted", "device", "each"),
+    [
+        ((0.0, 2.0), None, "auto", 1.0),
+        ((0.0, 2.0), None, "cpu", 0.0),
+        ((0.0, 2.0), 0.25, "cuda", 0.25),
+        ((0.0, 2.0), 0.0, "auto", 0.0),
+        ((0.0, 0.0), None, "auto", 0.0),
+        ((0.0, 0.0), 0.5, "auto", 0.5),
+    ],
+)
+def test_work_gets_the_gpus_asked_for_or_one_where_there_are_some(
+    gpus: tuple[float, ...], wanted: float | None, device: str, each: float
+) -> None:
+    assert gpus_each([{"CPU": 4.0, "GPU": number} for number in gpus], wanted, device, "--these") == each
+
+
+@pytest.mark.parametrize(("there", "wanted"), [(0.0, None), (2.0, 0.0)])
+def test_a_gpu_that_nobody_would_get_is_refused(there: float, wanted: float | None) -> None:
+    with pytest.raises(InputError, match="--device cuda needs --these above 0"):
+        gpus_each([{"CPU": 4.0, "GPU": there}], wanted, "cuda", "--these")
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from tests.bench.noop import repair, victim
 from unbackdoor.attacks import LIRA, BadNets
 from unbackdoor.bench.grid import read_grid
 from unbackdoor.bench.victims import recipe_of
-from unbackdoor.purify import DBR, FT, SAU
+from unbackdoor.purify import ANP, DBR, FT, IBAU, MCR, NPD, RNP, SAU, TSBD, Purifier
+from unbackdoor.scan import Scanner, TSBDSignals, Verdict
 from unbackdoor.secure import DBD, DST
 from unbackdoor.sift import FCT, Consensus
 
@@ -49,8 +50,22 @@ def test_what_goes_by_fct_and_changed_itself_is_another_method_with_either_chang
 
 @pytest.mark.parametrize("method", [DBD(), LIRA()], ids=lambda method: type(method).__name__)
 def test_what_was_trained_on_other_images_before_is_another_method(method: DBD | LIRA) -> None:
-    """DBD jittered the colours of every view, and LIRA learned from shrunken images."""
+    """DBD jittered the colours of every view, and the noise of LIRA was not normalised."""
     assert recipe_of(method)["revision"] >= 1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [ANP(), IBAU(), MCR(), RNP(), TSBD(), TSBDSignals(), Verdict()],
+    ids=lambda method: type(method).__name__,
+)
+def test_methods_that_rows_were_measured_of_before_they_changed_are_others_now(method: Purifier | Scanner) -> None:
+    assert recipe_of(method)["revision"] >= 1
+
+
+@pytest.mark.parametrize("method", [NPD(), SAU()], ids=lambda method: type(method).__name__)
+def test_methods_whose_rows_are_kept_are_what_they_were(method: Purifier) -> None:
+    assert "revision" not in recipe_of(method)
 
 
 def _purify_small() -> list[str]:

@@ -110,8 +110,13 @@ def test_without_a_model_one_is_trained_and_a_ranking_is_no_verdict(
     page = (out / "report.html").read_text()
     assert "cannot say whether any is poisoned" in page
     assert not list(out.glob("resume*"))
-    # An earlier answer of the same command is replaced.
-    assert run(capsys, "sift", *arguments, "--out", str(out), "--budget", "0.05", *QUICK)[0] == 3
+    # An earlier answer of the same command is replaced, and what is left of an archive is one.
+    more = ["--clean-out", str(tmp_path / "cleaned"), "--json"]
+    code, printed, _ = run(capsys, "sift", *arguments, "--out", str(out), "--budget", "0.05", *more, *QUICK)
+    result = json.loads(printed)
+    assert code == 3
+    assert result["cleaned"] == str(tmp_path / "cleaned" / "data.npz")
+    assert len(read_images(result["cleaned"], "any")) == 48 - result["held"]["poisoned"] < 48
 
 
 def test_an_interrupted_sifting_goes_on(

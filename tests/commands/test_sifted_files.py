@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from pyarrow import parquet
 
 from tests.commands.networks import tiny_network
 from tests.commands.test_cli import refuse, run
-from tests.sift.sharded.here import write_files
+from tests.sift.sharded.here import Here, write_files
+from unbackdoor.commands import sifted_files
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.models import save_model
 
@@ -55,6 +57,29 @@ def test_files_are_sifted_listed_shown_and_cleaned(
     assert record["suspicion"]["held"] == result["held"]
     assert set(record["inputs"]) == {"data/train", "model.safetensors"}
     assert not list(out.glob("resume*"))
+
+
+def test_cleaned_files_are_seen_last_so_that_an_interrupted_command_goes_on(
+    tmp_path: Path, given: list[str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are there, the same command is refused."""
+    monkeypatch.setattr(sifted_files, "Workers", lambda **_: nullcontext(Here()))
+    out, cleaned = tmp_path / "out", tmp_path / "cleaned"
+    words = [*given, "--in-memory", "0", "--method", "LossIsolation", "--out", str(out), "--clean-out", str(cleaned)]
+
+    def stop(*_: object) -> None:
+        assert len(list(tmp_path.glob(".cleaned.*/*.parquet"))) == len(FILES)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sifted_files, "write_report", stop)
+        assert run(capfd, *words)[0] == 130
+    assert not cleaned.exists()
+    assert not list(tmp_path.glob(".cleaned*"))
+    code, printed, _ = run(capfd, *words, "--json")
+    assert code == 3
+    assert json.loads(printed)["files_kept"] == len(FILES)
+    assert len(read_images(cleaned, "any")) == 1780
 
 
 def test_what_cannot_work_is_said_before_any_work(

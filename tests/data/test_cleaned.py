@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -82,15 +85,155 @@ def test_image_folders_keep_their_files_as_they_are(
         assert (out / name).read_bytes() == (source / name).read_bytes()
 
 
-def test_other_sources_become_a_parquet_file(tmp_path: Path, tiny_images: ImageSet) -> None:
-    source = tmp_path / "data.npz"
-    np.savez(source, images=tiny_images.images.permute(0, 2, 3, 1).numpy(), labels=tiny_images.labels.numpy())
+def pixels_of(images: ImageSet) -> np.ndarray:
+    return images.images.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_undivided_archive_stays_one_with_its_arrays(tmp_path: Path, tiny_images: ImageSet, save: Any) -> None:
+    source, out = tmp_path / "mine.npz", tmp_path / "cleaned"
+    # A column of labels, an alpha channel, an array of the rows and one of something else.
+    alpha = np.concatenate([pixels_of(tiny_images), np.full((120, *tiny_images.shape[1:], 1), 7, np.uint8)], 3)
+    labels = tiny_images.labels.numpy()[:, None].astype(np.uint16)
+    names = np.array(tiny_images.class_names)
+    save(source, images=alpha, labels=labels, class_names=names, ids=np.arange(120), about=np.arange(5))
     images = read_images(source, "any")
     kept = kept_of(images)
-    write_kept(source, images, kept, tmp_path / "cleaned")
-    assert files(tmp_path / "cleaned") == ["data/train-00000-of-00001.parquet"]
-    back = read_images(tmp_path / "cleaned", "any")
+    named = write_kept(source, images, kept, out)
+    assert named == out / "mine.npz"
+    assert files(out) == ["mine.npz"]
+    back = read_images(named, "any")
     assert torch.equal(back.images, images.images[kept])
+    assert back.class_names == tiny_images.class_names
+    with np.load(named) as found:
+        assert set(found) == {"images", "labels", "class_names", "ids", "about"}
+        assert np.array_equal(found["images"], alpha[kept.numpy()])
+        assert np.array_equal(found["labels"], labels[kept.numpy()])
+        assert found["labels"].dtype == np.uint16
+        assert found["ids"].tolist() == np.arange(120)[kept.numpy()].tolist()
+        assert found["about"].tolist() == list(range(5))
+    with zipfile.ZipFile(source) as given, zipfile.ZipFile(named) as written:
+        assert [one.compress_type for one in written.infolist()] == [one.compress_type for one in given.infolist()]
+
+
+def test_an_archive_with_splits_keeps_the_others_whole(tmp_path: Path, tiny_images: ImageSet) -> None:
+    source = tmp_path / "mine.npz"
+    pixels, labels = pixels_of(tiny_images), tiny_images.labels.numpy()
+    more = {"ids_train": np.arange(120), "ids_test": np.arange(120), "ids": np.arange(120)}
+    np.savez(source, x_train=pixels, y_train=labels, x_test=pixels[::-1], y_test=labels[::-1], **more)
+    images = read_images(source, "any")
+    kept = kept_of(images)
+    named = write_kept(source, images, kept, tmp_path / "cleaned")
+    for split, expected in (("train", images.images[kept]), ("test", images.images.flip(0))):
+        assert torch.equal(read_images(named, split).images, expected)
+    with np.load(named) as found:
+        rows = {name: found[name].tolist() for name in more}
+    everything = list(range(120))
+    assert rows == {"ids_train": torch.arange(120)[kept].tolist(), "ids_test": everything, "ids": everything}
+
+
+def test_pickles_in_an_archive_are_neither_opened_nor_handed_on(
+    tmp_path: Path, tiny_images: ImageSet, unpickled: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "mine.npz"
+    harmful = np.array([{"any": "thing"}] * 120, dtype=object)
+    np.savez(source, images=pixels_of(tiny_images), labels=tiny_images.labels.numpy(), notes=harmful)
+    images = read_images(source, "any")
+    named = write_kept(source, images, kept_of(images), tmp_path / "cleaned")
+    with zipfile.ZipFile(named) as written:
+        assert written.namelist() == ["images.npy", "labels.npy"]
+    assert "notes of " in caplog.text
+    assert unpickled == []
+
+
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, named: bool = True, **splits: ImageSet) -> None:
+    """Let the hub answer with these splits, as PNG with a column more; `named`: with names of the classes."""
+    parts = {}
+    for name, images in splits.items():
+        write_parquet(tmp_path / f"{name}.parquet", images, {"odd": torch.arange(len(images)) % 2 == 1})
+        part = datasets.Dataset.from_parquet(str(tmp_path / f"{name}.parquet"), cache_dir=str(tmp_path / "hub"))
+        parts[name] = part if named else part.cast_column("label", datasets.Value("int32"))
+    local = datasets.load_dataset
+
+    def load_dataset(source: str, **options: Any) -> Any:
+        return datasets.DatasetDict(parts) if source.startswith("owner/") else local(source, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+
+def test_data_of_the_hub_become_a_file_a_split_with_all_columns(
+    tmp_path: Path, tiny_images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyarrow import parquet
+
+    out = tmp_path / "cleaned"
+    # More rows than are in memory at a time.
+    many = tiny_images.subset(torch.arange(360) % 120)
+    hub(monkeypatch, tmp_path, train=many, test=tiny_images)
+    images = read_images("owner/set", "any")
+    kept = kept_of(images)
+    assert write_kept("owner/set", images, kept, out) == out
+    assert files(out) == ["data/test-00000-of-00001.parquet", "data/train-00000-of-00001.parquet"]
+    back = read_images(out, "train")
+    assert torch.equal(back.images, images.images[kept])
+    assert torch.equal(back.labels, images.labels[kept])
+    assert back.class_names == images.class_names
+    assert torch.equal(read_images(out, "test").images, tiny_images.images)
+    table = parquet.read_table(out / "data" / "train-00000-of-00001.parquet")
+    assert table["odd"].to_pylist() == (torch.arange(360) % 2 == 1)[kept].tolist()
+    # As encoded as they were.
+    before = parquet.read_table(tmp_path / "train.parquet")["image"].to_pylist()
+    assert table["image"].to_pylist() == [cell for cell, keep in zip(before, kept.tolist()) if keep]
+
+
+def test_an_undivided_set_of_the_hub_stays_undivided(
+    tmp_path: Path, tiny_images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub(monkeypatch, tmp_path, train=tiny_images)
+    images = read_images("owner/training-signs", "any")
+    kept = kept_of(images)
+    out = write_kept("owner/training-signs", images, kept, tmp_path / "cleaned")
+    assert torch.equal(read_images(out, "any").images, images.images[kept])
+    assert sum(len(read_images(out, split)) for split in ("train", "test")) == int(kept.sum())
+
+
+def test_the_digits_become_one_undivided_parquet_file(tmp_path: Path) -> None:
+    images = read_images("digits", "any")
+    kept = kept_of(images)
+    out = write_kept("digits", images, kept, tmp_path / "cleaned")
+    assert len(files(out)) == 1
+    assert torch.equal(read_images(out, "any").images, images.images[kept])
+    assert sum(len(read_images(out, split)) for split in ("train", "test")) == int(kept.sum())
+
+
+@pytest.mark.parametrize("kind", ["archive", "hub"])
+def test_the_highest_class_without_a_name_does_not_vanish(
+    kind: str, tmp_path: Path, tiny_images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source: str | Path = "owner/set"
+    highest = tiny_images.classes - 1
+    if kind == "hub":
+        hub(monkeypatch, tmp_path, named=False, train=tiny_images)
+    else:
+        source = tmp_path / "mine.npz"
+        np.savez(source, images=pixels_of(tiny_images), labels=tiny_images.labels.numpy())
+    images = read_images(source, "any")
+    with pytest.raises(InputError, match=f"no image of class {highest} is kept"):
+        write_kept(source, images, images.labels != highest, tmp_path / "cleaned")
+    assert not (tmp_path / "cleaned").exists()
+    # A lower class may go: the others keep their numbers.
+    named = write_kept(source, images, images.labels != 0, tmp_path / "cleaned")
+    assert read_images(named, "any").classes == images.classes
+
+
+def test_an_archive_that_changed_meanwhile_leaves_nothing(tmp_path: Path, tiny_images: ImageSet) -> None:
+    source = tmp_path / "mine.npz"
+    np.savez(source, images=pixels_of(tiny_images), labels=tiny_images.labels.numpy())
+    images = read_images(source, "any")
+    np.savez(source, images=pixels_of(tiny_images)[:90], labels=tiny_images.labels.numpy()[:90])
+    with pytest.raises(DataError, match="holds 90 images now and held 120"):
+        write_kept(source, images, kept_of(images), tmp_path / "cleaned")
+    assert not list(tmp_path.glob("*cleaned*"))
 
 
 def test_folders_that_are_taken_or_lie_within_the_data_are_refused(tmp_path: Path, tiny_images: ImageSet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from unbackdoor.models import Network
 from unbackdoor.purify import MESA, PixelSpace
 from unbackdoor.purify import mesa as module
 from unbackdoor.purify import pixel_space as pixel_module
+from unbackdoor.purify.found import scan_note
 from unbackdoor.purify.mesa import Recovered
 from unbackdoor.scan import MESA as Sweep
 from unbackdoor.scan import Finding, TriggerDistribution
+from unbackdoor.scan.patch_search import search_patches
 from unbackdoor.scan.stacked import NOISE, Generators
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Runtime
@@ -159,6 +162,22 @@ def test_the_pixel_space_baseline_finds_and_weakens_it_too() -> None:
     assert "no patch works" in nothing.notes[0]
 
 
+@pytest.mark.parametrize(("leads", "words"), [(0.9, "Retrained on one patch"), (0.1, "no patch works")])
+def test_the_pixel_space_baseline_says_where_a_budget_cut_its_search(
+    leads: float, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def searched(*given: Any) -> tuple[Tensor, Tensor, int]:
+        patches, success, steps = search_patches(*given)
+        return patches, torch.full_like(success, leads), steps
+
+    monkeypatch.setattr(pixel_module, "search_patches", searched)
+    for budget, said in ((None, False), (1e-6, True)):
+        limited = Runtime(device="cpu", precision="fp32", threads=1, budget=budget)
+        _, history = PixelSpace(steps=3, epochs=1).purify(patched(2.0), DATA, limited)
+        assert words in history.notes[0]
+        assert ("The search was cut short by the budget" in history.notes[0]) is said
+
+
 @pytest.mark.parametrize(("verdict", "words"), [(False, "suspects no class"), (None, "is inconclusive")])
 def test_without_a_suspected_class_the_model_is_unchanged_and_the_report_says_so(
     verdict: bool | None, words: str, monkeypatch: pytest.MonkeyPatch
@@ -168,6 +187,13 @@ def test_without_a_suspected_class_the_model_is_unchanged_and_the_report_says_so
     assert same_state(state_of(repaired), state_of(network(0)))
     assert (history.epochs, history.loss) == (0, [])
     assert history.notes[-1] == f"The model is unchanged, since MESA {words}: as the test says."
+
+
+@pytest.mark.parametrize("suspected", [(), (5,)])
+def test_the_report_says_where_a_budget_cut_the_scan_short(suspected: tuple[int, ...]) -> None:
+    whole = Scans(bool(suspected), *suspected).scan(network(0), DATA, runtime())
+    plain, cut = (scan_note("Retrained", "MESA", replace(whole, shortened=short)) for short in (False, True))
+    assert cut == f"{plain} The search was cut short by the budget: its numbers are not those of the full one."
 
 
 def test_a_suspected_class_without_a_distribution_is_no_reason_to_claim_a_repair(

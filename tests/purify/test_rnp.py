@@ -18,6 +18,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify import RNP
+from unbackdoor.purify import rnp as module
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.masked import MaskHook
 from unbackdoor.purify.rnp import LATE
@@ -169,6 +170,25 @@ def test_masks_are_learned_in_float32_whatever_the_precision(monkeypatch: pytest
     method = RNP(unlearning_epochs=1, epochs=1, batch_size=12)
     method.purify(planted(1).suspect, DefenderData(clean=pictures(30, 3)), mixed)
     assert kinds == [torch.float32] * 2
+
+
+def test_unlearning_is_in_float32_whatever_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks recover what unlearning did to the weights."""
+    found: list[dict[str, torch.Tensor]] = []
+    original = module.unlearned
+
+    def noted(*given: Any, **options: Any) -> tuple[Network, History]:
+        forgetful, history = original(*given, **options)
+        found.append({name: value.clone() for name, value in state_of(forgetful).items()})
+        return forgetful, history
+
+    monkeypatch.setattr(module, "unlearned", noted)
+    suspect, method = planted(1).suspect, RNP(unlearning_epochs=2, epochs=1, batch_size=12)
+    for one in (runtime(), Runtime(device="cpu", precision="bf16", threads=1)):
+        method.purify(suspect, DefenderData(clean=pictures(30, 3)), one)
+    exact, mixed = found
+    assert same_state(exact, mixed)
+    assert not same_state(exact, state_of(suspect))
 
 
 def test_a_budget_shortens_both_stages() -> None:

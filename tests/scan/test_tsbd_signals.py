@@ -98,6 +98,16 @@ def test_no_more_images_are_unlearned_than_asked_for(monkeypatch: pytest.MonkeyP
     assert seen == [30, 60]
 
 
+def test_unlearning_is_in_float32_whatever_the_precision() -> None:
+    models = planted(1)
+    exact, mixed = (
+        TSBDSignals(epochs=3, learning_rate=1e-3).scan(models.suspect, models.data, one)
+        for one in (runtime(), replace(runtime(), precision="bf16"))
+    )
+    assert mixed.statistics == exact.statistics
+    assert exact.statistics["concentration"] > 0
+
+
 def test_one_image_cannot_be_unlearned() -> None:
     with pytest.raises(InputError, match="2 clean samples or more"):
         TSBDSignals(most_images=1)

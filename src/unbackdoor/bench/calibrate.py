@@ -167,7 +167,9 @@ def sizes_for(train: ImageSet) -> tuple[int, ...]:
 
 
 def _key(row: Mapping[str, Any], detector: Scanner, clean_size: int) -> str:
-    return f"{row['sha256']} {clean_size} {options_of(detector)}"
+    # Without one, so that scans by detectors that never changed stay done.
+    revision = f"revision {detector.revision} " if detector.revision else ""
+    return f"{row['sha256']} {clean_size} {revision}{options_of(detector)}"
 
 
 def _scan(

@@ -19,6 +19,8 @@ from unbackdoor.errors import InputError
 if TYPE_CHECKING:
     from ray import ObjectRef
 
+GPUS = "--gpus-per-cell"
+
 THREADS = 2
 """Cores of a cell where a machine has more: small networks gain little from a third."""
 
@@ -52,7 +54,7 @@ class Engine:
     ) -> None:
         if cpus is not None and cpus < 1:
             raise InputError(f"a cell needs at least 1 core, found --cpus-per-cell {cpus}")
-        cluster.check_gpus(gpus, "--gpus-per-cell")
+        cluster.check_gpus(gpus, GPUS)
         self.address, self.device = address or os.environ.get("RAY_ADDRESS"), device
         self.work = None if self.address else work
         self.keep_optional = keep_optional
@@ -136,16 +138,13 @@ def share(
     Args:
         nodes: what each machine has: "CPU", and "GPU" and "memory" (bytes) if that is known.
         cpus: cores that were asked for; None: see `default_cpus`.
-        gpus: GPUs that were asked for; None: 1 where there are GPUs and the device is not the processor.
+        gpus: GPUs that were asked for; None: see `cluster.gpus_each`.
         device: of every cell.
 
     Raises:
         InputError: no machine has so much.
     """
-    if gpus is None:
-        gpus = 1.0 if device != "cpu" and any(node.get("GPU", 0) for node in nodes) else 0.0
-    if device == "cuda" and not gpus:
-        raise InputError("--device cuda needs --gpus-per-cell above 0, and Ray a machine with a GPU")
+    gpus = cluster.gpus_each(nodes, gpus, device, GPUS)
     if cpus is None:
         cpus = default_cpus(nodes, gpus)
     if not at_once(nodes, cpus, gpus):

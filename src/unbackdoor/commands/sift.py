@@ -101,7 +101,7 @@ def run(
     network = None if loaded is None else loaded.network
     if network is not None:
         check_fits(network, samples)
-    digest = rows.digest()
+    digest, cleaned = rows.digest(), None
     with new_folder(out or Path("runs") / f"sift-{digest[:8]}", clock.command) as folder:
         found = method.score(DefenderData(untrusted=rows, clean=samples), runtime, network, folder / RESUME)
         clock.inputs = {rows.name: digest}
@@ -116,7 +116,7 @@ def run(
         clock.write(folder, suspicion=found.to_json())
         if clean_out is not None:
             # Last: once it is there the same command is refused, and so could not go on after an interruption.
-            write_kept(data, rows, kept, clean_out)
+            cleaned = write_kept(data, rows, kept, clean_out)
         for state in states(folder / RESUME):
             state.unlink(missing_ok=True)
     code = exit_code(found, method)
@@ -131,11 +131,11 @@ def run(
             ("calibrated", "no: the share of clean rows held poisoned is not known"),
             ("time", f"{clock.seconds:.0f} s"),
             ("rows", str(folder / SUSPICION)),
-            *([("cleaned data", str(clean_out))] if clean_out is not None else []),
+            *([("cleaned data", str(cleaned))] if cleaned is not None else []),
         ],
         result={
             "table": str(folder / SUSPICION),
-            "cleaned": None if clean_out is None else str(clean_out),
+            "cleaned": None if cleaned is None else str(cleaned),
             **found.to_json(),
         },
         sentence=found.summary,

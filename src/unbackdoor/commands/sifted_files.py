@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from unbackdoor.commands.outcome import INCONCLUSIVE, Outcome
 from unbackdoor.commands.workspace import Run, new_folder
+from unbackdoor.data.cleaned import becoming
 from unbackdoor.data.shards import Shards
 from unbackdoor.errors import InputError, UnknownClassesError
 from unbackdoor.folder import PAGE, RESUME, SUSPICION, TABLES
@@ -66,26 +68,27 @@ def sift_files(
         new_folder(out or Path("runs") / f"sift-{shards.digest()[:8]}", clock.command) as folder,
         Workers(address=address, gpus=gpus_per_worker, runtime=runtime) as workers,
     ):
-        found = sift_shards(
-            shards,
-            method,
-            runtime,
-            workers,
-            folder / TABLES,
-            model=None if loaded is None else loaded.network,
-            sample=sample,
-            clean_out=clean_out,
-            resume=folder / RESUME,
-        )
-        clock.inputs = {shards.name: found.digest}
-        if loaded is not None and model is not None:
-            clock.inputs[model.name] = loaded.sha256
-        clock.options = {"method": options_of(method)}
-        page = files_page(clock, loaded, method, shards, found, clean_out)
-        write_report(folder / PAGE, page)
-        clock.write(folder, suspicion=found.to_json(), files=len(shards.shards))
-        # An earlier answer, when the data were held at once.
-        (folder / SUSPICION).unlink(missing_ok=True)
+        # Seen last: once it is there the same command is refused, and so could not go on after an interruption.
+        with nullcontext() if clean_out is None else becoming(clean_out.absolute()) as cleaned:
+            found = sift_shards(
+                shards,
+                method,
+                runtime,
+                workers,
+                folder / TABLES,
+                model=None if loaded is None else loaded.network,
+                sample=sample,
+                clean_out=cleaned,
+                resume=folder / RESUME,
+            )
+            clock.inputs = {shards.name: found.digest}
+            if loaded is not None and model is not None:
+                clock.inputs[model.name] = loaded.sha256
+            clock.options = {"method": options_of(method)}
+            write_report(folder / PAGE, files_page(clock, loaded, method, shards, found, clean_out))
+            clock.write(folder, suspicion=found.to_json(), files=len(shards.shards))
+            # An earlier answer, when the data were held at once.
+            (folder / SUSPICION).unlink(missing_ok=True)
         for state in states(folder / RESUME):
             state.unlink(missing_ok=True)
     held = found.to_json()["held"]

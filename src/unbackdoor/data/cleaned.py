@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from unbackdoor.data.image_folder import ImageFolder
+from unbackdoor.data.hub import UNDIVIDED
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.parquet import ParquetFiles
+from unbackdoor.data.numpy_archive import NumpyArchive
 from unbackdoor.data.parquet_writer import write_parquet
 from unbackdoor.data.readers import find_reader
 from unbackdoor.data.splits import choose_split
@@ -37,12 +37,12 @@ def check_target(folder: Path, source: str | Path) -> None:
         raise OutputError(f"{folder} lies within the data themselves; choose a folder elsewhere for the cleaned data")
 
 
-def write_kept(source: str | Path, images: ImageSet, kept: Bool[Tensor, "n"], folder: Path) -> None:
-    """Write the kept rows of a source to a new folder, complete or not at all.
+def write_kept(source: str | Path, images: ImageSet, kept: Bool[Tensor, "n"], folder: Path) -> Path:
+    """Write the kept rows of a source to a new folder, complete or not at all, and return what names them as a source.
 
-    Parquet files keep their names and all their columns, image folders their files as they are, byte by byte; splits
-    other than the one that was read are copied whole. From any other source (a NumPy archive, the hub, the digits) the
-    rows become one parquet file.
+    Parquet files keep their names and all their columns, image folders their files as they are, byte by byte, a NumPy
+    archive its name and its arrays; splits other than the one that was read are copied whole. Data of the hub become a
+    parquet file a split with all their columns, and the digits, which have no layout of their own, one parquet file.
 
     Args:
         source: as for `read_images`.
@@ -51,7 +51,7 @@ def write_kept(source: str | Path, images: ImageSet, kept: Bool[Tensor, "n"], fo
         folder: not there, or empty.
 
     Raises:
-        InputError: no rows are kept.
+        InputError: no rows are kept, or a class that the source has would be gone without a word.
         DataError: the source changed since it was read.
         OutputError: the folder cannot be written, or is not empty.
     """
@@ -60,11 +60,12 @@ def write_kept(source: str | Path, images: ImageSet, kept: Bool[Tensor, "n"], fo
     check_target(folder, source)
     reader = None if source == DIGITS else find_reader(source)
     with becoming(folder) as partial:
-        if isinstance(reader, (ParquetFiles, ImageFolder)):
+        if reader is not None:
             reader.copy_kept(choose_split("any", reader.splits, str(source)), kept, partial)
         else:
             rows = images.subset(kept.nonzero().squeeze(1).to(torch.long))
-            write_parquet(partial / "data" / "train-00000-of-00001.parquet", rows, {})
+            write_parquet(partial / "data" / f"{UNDIVIDED}-00000-of-00001.parquet", rows, {})
+    return folder / reader.name if isinstance(reader, NumpyArchive) else folder
 
 
 @contextmanager

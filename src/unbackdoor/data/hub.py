@@ -6,15 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import reason_of
+from unbackdoor.data.limits import check_highest, check_rows, reason_of
 from unbackdoor.data.splits import split_named
-from unbackdoor.data.tables import DatasetPart, quiet, read_rows
+from unbackdoor.data.tables import DatasetPart, highest_label, label_column, quiet, read_rows, reported
 from unbackdoor.errors import DataError
+from unbackdoor.files import replacing
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+UNDIVIDED = "images"
+"""Beginning of the name of a file that names no split, so that what is written of an undivided set stays one."""
 
 
 class HubSet:
@@ -53,6 +61,40 @@ class HubSet:
         with quiet(offline=False):
             parts = {name: DatasetPart(part) for name, part in self._parts.items()}
             return read_rows(parts, split, self._parts[split].num_rows, self.source)
+
+    def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
+        """Write a parquet file of each split, with all its columns (see `Reader.copy_kept`)."""
+        check_rows(self._parts[split].num_rows, kept, self.source)
+        with quiet(offline=False):
+            self._check_classes(split, kept)
+            for name, part in self._parts.items():
+                file = folder / "data" / f"{name or UNDIVIDED}-00000-of-00001.parquet"
+                _write(part, kept if name == split else None, file, self.source)
+
+    def _check_classes(self, split: str | None, kept: Bool[Tensor, "n"]) -> None:
+        """Raise InputError if the classes have no names, and the highest of them would be gone."""
+        from datasets import ClassLabel
+
+        features = self._parts[split].features
+        label = label_column(features, self.source)
+        if not isinstance(features[label], ClassLabel):
+            parts = {name: DatasetPart(part) for name, part in self._parts.items()}
+            others = [highest_label(part, label, self.source) for name, part in parts.items() if name != split]
+            whole, left = (highest_label(parts[split], label, self.source, rows) for rows in (None, kept))
+            check_highest(max([whole, *others]), max([left, *others]), self.source)
+
+
+def _write(part: Dataset, kept: Bool[Tensor, "n"] | None, path: Path, source: str) -> None:
+    """Write the kept rows of a split, or all of them, with all its columns; images stay encoded as they are."""
+    import pyarrow
+    from pyarrow import parquet
+
+    schema, start = part.features.arrow_schema, 0
+    with replacing(path) as partial, reported(source), parquet.ParquetWriter(partial, schema) as written:
+        for table in DatasetPart(part).batches(list(part.features)):
+            chosen = [True] * len(table) if kept is None else kept[start : start + len(table)].tolist()
+            written.write_table(table.filter(pyarrow.array(chosen, pyarrow.bool_())).cast(schema))
+            start += len(table)
 
 
 def _hub_parts(loaded: Mapping[Any, Dataset], source: str) -> dict[str | None, Dataset]:

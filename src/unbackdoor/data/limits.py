@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from unbackdoor.errors import DataError
+from unbackdoor.errors import DataError, InputError
 from unbackdoor.limits import MAX_CLASSES
 from unbackdoor.text import clean_text
 
@@ -109,6 +109,24 @@ def check_rows(rows: int, kept: Bool[Tensor, "n"], source: str) -> None:
     """
     if rows != len(kept):
         raise DataError(f"{source} holds {rows} images now and held {len(kept)} when it was read; start again")
+
+
+def check_highest(before: int, after: int, source: str) -> None:
+    """Refuse to leave out every image of the highest class where no names tell how many classes there are.
+
+    Args:
+        before: the highest label of all splits.
+        after: that of what is left of them.
+        source: for the message.
+
+    Raises:
+        InputError: they differ.
+    """
+    if after < before:
+        raise InputError(
+            f"no image of class {before} is kept, and {source} has no names that tell how many classes there are; sift"
+            " with another method or threshold, or name the classes in the data"
+        )
 
 
 def numbered(classes: int) -> tuple[str, ...]:

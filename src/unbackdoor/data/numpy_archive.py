@@ -6,22 +6,24 @@ the bytes that are there before anything is allocated.
 
 from __future__ import annotations
 
+import logging
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import check_labels, check_size, numbered, reason_of
+from unbackdoor.data.limits import check_highest, check_labels, check_rows, check_size, numbered, reason_of
 from unbackdoor.data.splits import source_name
-from unbackdoor.errors import DataError
+from unbackdoor.errors import DataError, UnbackdoorError
+from unbackdoor.files import replacing
 from unbackdoor.limits import MAX_CLASS_NAME, MAX_CLASSES
 from unbackdoor.text import clean_text
 
@@ -30,8 +32,12 @@ from unbackdoor.text import clean_text
 MAX_RATIO = 200
 ALWAYS_ACCEPTED = 256 * 2**20
 
+logger = logging.getLogger(__name__)
+
 _UNSPLIT = ("images", "labels")
 _SPLITS = {"train": ("x_train", "y_train"), "test": ("x_test", "y_test")}
+_CLASS_NAMES = "class_names"
+_KNOWN = {*_UNSPLIT, *(name for pair in _SPLITS.values() for name in pair), _CLASS_NAMES}
 
 
 class NumpyArchive:
@@ -66,23 +72,59 @@ class NumpyArchive:
 
     def read(self, split: str | None) -> ImageSet:
         """Return the images of `split` ("train", "test"), or all where there are no splits."""
-        pairs = [_UNSPLIT] if split is None else [_SPLITS[name] for name in self.splits]
+        pixels_name, labels_name = _pair(split)
         with self._opened() as archive:
-            pixels_name, labels_name = _UNSPLIT if split is None else _SPLITS[split]
-            labels = {name: self._labels(archive, name) for _, name in pairs}
+            labels = self._all_labels(archive)
             pixels = self._array(archive, pixels_name)
-            named = "class_names.npy" in archive.namelist()
-            names = self._class_names(self._array(archive, "class_names")) if named else None
+            names = self._class_names(self._array(archive, _CLASS_NAMES)) if _names_classes(archive) else None
         images = _as_images(pixels, f"{pixels_name} of {self.source}")
         if len(images) == 0 or len(images) != len(labels[labels_name]):
             raise DataError(
                 f"{self.source} holds {len(images)} {pixels_name} and {len(labels[labels_name])}"
                 f" {labels_name}; there must be one label an image, and at least one image"
             )
-        # Numbered over all splits: a class that the test images lack is a class all the same.
-        classes = 1 + max(int(values.max()) for values in labels.values() if len(values))
-        class_names = numbered(classes) if names is None else names
+        class_names = numbered(1 + _highest(labels)) if names is None else names
         return ImageSet(images=images, labels=labels[labels_name], class_names=class_names, name=self.source)
+
+    def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
+        """Write an archive of the same name with the same arrays (see `Reader.copy_kept`).
+
+        Further arrays with as many rows as the split lose the same ones: of an archive with splits those whose names
+        end with the split's, of another one all. Object arrays, which are pickles, are not handed on.
+        """
+        with self._opened() as archive:
+            labels, own = self._all_labels(archive), _pair(split)[1]
+            check_rows(len(labels[own]), kept, self.source)
+            if not _names_classes(archive):
+                check_highest(_highest(labels), _highest({**labels, own: labels[own][kept]}), self.source)
+            with replacing(folder / self.name) as partial, zipfile.ZipFile(partial, "w") as written:
+                for info, array in self._kept_arrays(archive, split, kept.numpy()):
+                    copied = zipfile.ZipInfo(info.filename)
+                    copied.compress_type = info.compress_type
+                    with written.open(copied, "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+
+    def _kept_arrays(
+        self, archive: zipfile.ZipFile, split: str | None, kept: np.ndarray
+    ) -> Iterator[tuple[zipfile.ZipInfo, np.ndarray]]:
+        """Yield the arrays that `copy_kept` writes, with how each is stored."""
+        ending = "" if split is None else f"_{split}"
+        for info in archive.infolist():
+            name = info.filename.removesuffix(".npy")
+            try:
+                array = self._array(archive, name)
+            except (DataError, KeyError) as error:
+                if name in _KNOWN:
+                    raise
+                logger.warning("%s of %s is not among the cleaned data: %s", clean_text(name), self.source, error)
+                continue
+            further = name not in _KNOWN and name.endswith(ending) and array.shape[:1] == kept.shape
+            yield info, array[kept] if name in _pair(split) or further else array
+
+    def _all_labels(self, archive: zipfile.ZipFile) -> dict[str, Tensor]:
+        """Return the labels of all splits, or of an undivided archive, by the names of their arrays."""
+        splits = self.splits or (None,)
+        return {name: self._labels(archive, name) for _, name in map(_pair, splits)}
 
     @contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:
@@ -91,7 +133,7 @@ class NumpyArchive:
             with self._path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 self._check_sizes(archive, self._path.stat().st_size)
                 yield archive
-        except DataError:
+        except UnbackdoorError:
             raise
         except Exception as error:  # zipfile, zlib and NumPy's parser raise almost anything on hostile bytes
             raise DataError(
@@ -162,6 +204,20 @@ class NumpyArchive:
         if names.dtype.kind == "S":
             return tuple(name.decode(errors="replace") for name in names.tolist())
         return tuple(names.tolist())
+
+
+def _pair(split: str | None) -> tuple[str, str]:
+    """Return the names of the images and the labels of a split, or of an undivided archive."""
+    return _UNSPLIT if split is None else _SPLITS[split]
+
+
+def _names_classes(archive: zipfile.ZipFile) -> bool:
+    return f"{_CLASS_NAMES}.npy" in archive.namelist()
+
+
+def _highest(labels: Mapping[str, Tensor]) -> int:
+    """Return the highest label of all splits, since a class that one of them lacks is a class all the same."""
+    return max((int(values.max()) for values in labels.values() if len(values)), default=-1)
 
 
 def _as_images(pixels: np.ndarray, source: str) -> UInt8[Tensor, "n c h w"]:

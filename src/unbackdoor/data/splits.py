@@ -7,6 +7,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
+from jaxtyping import Bool
+from torch import Tensor
+
 from unbackdoor.data.image_set import ImageSet
 from unbackdoor.errors import DataError
 
@@ -29,6 +32,20 @@ class Reader(Protocol):
 
     def read(self, split: str | None) -> ImageSet:
         """Return all images of `split`, or of an undivided source; their name is the caller's business."""
+
+    def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
+        """Write the kept rows of `split`, and all of the other splits, to an empty folder, in the source's layout.
+
+        Args:
+            split: the one that `kept` is about.
+            kept: of each row in the order of `read`.
+            folder: an empty one.
+
+        Raises:
+            DataError: there are more or fewer rows than choices by now, or the source cannot be read.
+            InputError: a class that the source has would be gone without a word.
+            OutputError: a file cannot be written.
+        """
 
 
 def source_name(path: Path) -> str:

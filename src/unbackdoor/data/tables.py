@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from jaxtyping import Bool
+from torch import Tensor
 
 from unbackdoor.data.decode import decode_images
 from unbackdoor.data.image_set import ImageSet
@@ -88,12 +90,20 @@ def read_rows(parts: Mapping[str | None, Part], split: str | None, rows: int, so
     if isinstance(part.features[label], ClassLabel):
         class_names = tuple(part.features[label].names)
     else:
-        highest = int(numbers.max())
-        for other in (other for name, other in parts.items() if name != split):
-            batches = _batches(other, [label], source)
-            highest = max([highest, *(int(label_numbers(batch, label, source).max(initial=0)) for batch in batches)])
-        class_names = numbered(highest + 1)
+        others = [highest_label(other, label, source) for name, other in parts.items() if name != split]
+        class_names = numbered(1 + max([int(numbers.max()), *others]))
     return ImageSet(images=images, labels=check_labels(numbers, source), class_names=class_names, name=source)
+
+
+def highest_label(part: Part, label: str, source: str, kept: Bool[Tensor, "n"] | None = None) -> int:
+    """Return the highest label of a split, or of its kept rows alone; -1 of no rows.
+
+    Raises:
+        DataError: see `label_numbers`.
+    """
+    labels = [label_numbers(batch, label, source) for batch in _batches(part, [label], source)]
+    numbers = np.concatenate([*labels, np.empty(0, dtype=np.int64)])
+    return int((numbers if kept is None else numbers[kept.numpy()]).max(initial=-1))
 
 
 def image_column(features: Mapping[str, Any], source: str) -> str:

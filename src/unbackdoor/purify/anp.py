@@ -25,6 +25,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +72,9 @@ class ANP(Purifier):
     values: tuple[float, ...] = ()
     allowance: float = 0.03
     augmentation: str = "crop-flip"
+
+    # Since masks learn in float32.
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.iterations < 1 or self.steps < 0:

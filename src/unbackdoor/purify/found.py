@@ -54,8 +54,14 @@ def scan_note(done: str, scanner: str, finding: Finding) -> str:
         scanner: its name.
         finding: its answer.
     """
+    cut = cut_short(finding.shortened)
     if finding.suspected:
         classes = ", ".join(str(number) for number in finding.suspected)
-        return f"{done} for class {classes}: {finding.reason}."
+        return f"{done} for class {classes}: {finding.reason}.{cut}"
     verdict = "is inconclusive" if finding.backdoored is None else "suspects no class"
-    return f"The model is unchanged, since {scanner} {verdict}: {finding.reason}."
+    return f"The model is unchanged, since {scanner} {verdict}: {finding.reason}.{cut}"
+
+
+def cut_short(shortened: bool) -> str:
+    """Return what a note adds where a budget cut a search short; otherwise nothing."""
+    return " The search was cut short by the budget: its numbers are not those of the full one." if shortened else ""

@@ -23,6 +23,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -60,6 +61,9 @@ class MCR(Purifier):
     learning_rate: float = 0.01
     allowance: float = 0.02
     augmentation: str = "crop-flip"
+
+    # Since statistics are counted in float32.
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.end_epochs < 1:

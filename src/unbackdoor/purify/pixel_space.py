@@ -23,7 +23,7 @@ from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
-from unbackdoor.purify.found import kept_scan
+from unbackdoor.purify.found import cut_short, kept_scan
 from unbackdoor.purify.retraining import FixedPatches, Retraining, check_stamped
 from unbackdoor.scan.patch_search import search_patches
 from unbackdoor.training import History, Runtime, stage
@@ -92,9 +92,10 @@ class PixelSpace(Purifier):
         start = torch.rand(1, channels, self.size, self.size, generator=runtime.generator("pixel space"))
         starts = start.repeat(clean.classes, 1, 1, 1)
         targets = torch.arange(clean.classes)
-        patches, success, _ = search_patches(frozen, clean, targets, starts, runtime, self.steps, self.batch_size)
-        target = int(success.argmax())
+        patches, success, steps = search_patches(frozen, clean, targets, starts, runtime, self.steps, self.batch_size)
+        target, cut = int(success.argmax()), cut_short(steps < self.steps)
         share = f"{100 * float(success[target]):.0f} % of the other images to class {target}"
         if float(success[target]) <= self.threshold:
-            return {"patch": None, "note": f"The model is unchanged, since no patch works: the best leads {share}."}
-        return {"patch": patches[target].cpu(), "note": f"Retrained on one patch, which led {share}."}
+            note = f"The model is unchanged, since no patch works: the best leads {share}.{cut}"
+            return {"patch": None, "note": note}
+        return {"patch": patches[target].cpu(), "note": f"Retrained on one patch, which led {share}.{cut}"}

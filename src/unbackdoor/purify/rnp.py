@@ -16,8 +16,8 @@ no model to go on with; ours goes on with the last epoch's, and says so.
 
 The authors' program prints a table of test accuracy and attack success by threshold, and BackdoorBench takes the one
 with the lowest success on test data. Here it is the largest threshold, or number of channels, before accuracy on
-held-out clean samples falls by more than `allowance`. Masks learn in float32: small differences between them are what
-counts.
+held-out clean samples falls by more than `allowance`. Unlearning and masks are in float32: small differences between
+masks, and between the weights from which they recover, are what counts.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from unbackdoor.data import DefenderData, hold_out
 from unbackdoor.errors import InputError
@@ -75,6 +76,9 @@ class RNP(Purifier):
     allowance: float = 0.03
     augmentation: str = "crop-flip"
 
+    # Since unlearning and masks are in float32.
+    revision: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         if self.unlearning_epochs < 1:
             raise InputError(f"RNP: the epochs of unlearning must be 1 or more, found {self.unlearning_epochs}")
@@ -99,7 +103,7 @@ class RNP(Purifier):
             model,
             kept,
             first,
-            runtime.part(share),
+            runtime.part(share).in_float32(),
             enough=self.unlearned,
             longest=LONGEST,
             late=LATE,

@@ -24,6 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -80,6 +81,9 @@ class TSBD(Purifier):
     radius: float = 0.05
     alpha: float = 0.7
     augmentation: str = "crop-flip"
+
+    # Since unlearning and statistics are in float32.
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if self.unlearning_epochs < 1:

@@ -16,7 +16,7 @@ ascent for some epochs, or until accuracy is down to chance. Then three numbers 
   are; the logarithm of the root of the sum of squares over the layers.
 
 The paper lets unlearning go on until accuracy is down to chance, which takes tens of epochs of 2,500 images; here the
-epochs are few, as the changes are only compared with each other.
+epochs are few, as the changes are only compared with each other. As in TSBD unlearning is in float32.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,9 @@ class TSBDSignals(Scanner):
     most_images: int = 256
     threshold: float = 3.5
 
+    # Since unlearning is in float32.
+    revision: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         if self.most_images < 2:
             raise InputError(f"TSBDSignals: 2 clean samples or more are unlearned, found {self.most_images}")
@@ -97,7 +101,7 @@ class TSBDSignals(Scanner):
         learning = copy.deepcopy(model).requires_grad_(True)
         active = activeness(learning, some, layers)
         enough = max(CHANCE, 1 / clean.classes)
-        forgetful, history = unlearned(learning, some, self._recipe(), runtime, enough=enough)
+        forgetful, history = unlearned(learning, some, self._recipe(), runtime.in_float32(), enough=enough)
         anomaly = low_outliers(-sink(forgetful, some, runtime).clamp_min(LEAST).log())
         suspected = [int(c) for c in anomaly.argsort(descending=True) if anomaly[c] > self.threshold]
         largest = f"{float(anomaly.max()):.1f} (threshold {self.threshold:g})"

@@ -27,7 +27,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
@@ -67,6 +67,9 @@ class Verdict(Scanner):
 
     false_alarms: float | None = None
     table: Path | None = None
+
+    # Of its detectors those of TSBD give other numbers than before.
+    revision: ClassVar[int] = TSBDSignals.revision
 
     def __post_init__(self) -> None:
         if self.false_alarms is not None and not 0 < self.false_alarms < 1:

@@ -16,7 +16,6 @@ import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from unbackdoor.data.cleaned import becoming
 from unbackdoor.data.limits import check_classes
 from unbackdoor.data.shards import Shards
 from unbackdoor.errors import DataError, OutputError
@@ -115,7 +113,8 @@ def sift_shards(
             path. Nobody else may write there meanwhile.
         model: one that was trained on the data, not changed; if None, the method trains one itself.
         sample: rows, at most, from which is learned.
-        clean_out: new folder for the files without the rows held poisoned, and the other splits.
+        clean_out: folder for the files without the rows held poisoned, and the other splits, under the same path on
+            every machine; complete once this returns, and to be seen by nobody before (see `data.cleaned.becoming`).
         resume: see `Sifter.score`.
 
     Raises:
@@ -137,15 +136,14 @@ def sift_shards(
     notes = _notes(scoring)
     ties = runtime.generator("shards", "ties").initial_seed()
     thresholds, quantiles, tied = divide(method.shares(), folder, [shard.name for shard in shards.shards], ties)
-    with nullcontext() if clean_out is None else becoming(clean_out.absolute()) as cleaned:
-        marking = Marking(
-            shards=shards, method=method, thresholds=thresholds, folder=folder, seed=ties, clean_out=cleaned
-        )
-        marks = Marks(classes=shards.classes)
-        for answer in _each(workers, partial(Marker, marking), shards, runtime, "files marked", gpus=False):
-            marks.add(Marks(**answer))
-        if cleaned is not None:
-            shards.copy_others(cleaned)
+    marking = Marking(
+        shards=shards, method=method, thresholds=thresholds, folder=folder, seed=ties, clean_out=clean_out
+    )
+    marks = Marks(classes=shards.classes)
+    for answer in _each(workers, partial(Marker, marking), shards, runtime, "files marked", gpus=False):
+        marks.add(Marks(**answer))
+    if clean_out is not None:
+        shards.copy_others(clean_out)
     _remove_others(folder, shards)
     counts: Counter[str] = Counter()
     for note in notes.values():

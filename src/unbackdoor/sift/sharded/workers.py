@@ -20,6 +20,8 @@ from unbackdoor.training import Runtime, Silent
 
 NOT_INSTALLED = "sifting file by file needs Ray; install it with pip install 'unbackdoor[bench]'"
 
+GPUS = "--gpus-per-worker"
+
 Work = Callable[[Shard], dict[str, Any]]
 """Does one shard and returns JSON values."""
 
@@ -35,7 +37,7 @@ class Workers:
     """
 
     def __init__(self, *, address: str | None, gpus: float | None, runtime: Runtime) -> None:
-        cluster.check_gpus(gpus, "--gpus-per-worker")
+        cluster.check_gpus(gpus, GPUS)
         self.address, self.device = address or os.environ.get("RAY_ADDRESS"), runtime.device
         self.cpus, self._gpus = runtime.threads or 1, gpus
 
@@ -51,10 +53,7 @@ class Workers:
     def _settle(self) -> None:
         """Decide what a process gets, and how many there are."""
         machines = cluster.machines(self._ray)
-        if self._gpus is None:
-            self._gpus = 1.0 if self.device != "cpu" and any(one.get("GPU", 0) for one in machines) else 0.0
-        if self.device == "cuda" and not self._gpus:
-            raise InputError("--device cuda needs --gpus-per-worker above 0, and Ray a machine with a GPU")
+        self._gpus = cluster.gpus_each(machines, self._gpus, self.device, GPUS)
         self.count = sum(cluster.fitting(one, self.cpus, self._gpus) for one in machines)
         if not self.count:
             raise InputError(
