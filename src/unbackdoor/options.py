@@ -68,6 +68,14 @@ def options_of(method: Any) -> dict[str, Any]:
     return {"name": type(method).__name__, **options}
 
 
+def revision_of(method: Any) -> dict[str, int]:
+    """Return a method's revision under its name, for what results are known by; nothing where it is 0.
+
+    So the keys of methods that never changed stay what they are.
+    """
+    return {"revision": method.revision} if method.revision else {}
+
+
 def _plain(value: Any) -> Any:
     return value.name if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
 

@@ -25,8 +25,11 @@ from unbackdoor.bench.store import Record, Store
 from unbackdoor.bench.worker import perform
 from unbackdoor.commands.leaderboard import run as leaderboard
 from unbackdoor.errors import InputError
+from unbackdoor.molecules.attacks import BadGraph
 from unbackdoor.molecules.data import template_table, write_table
 from unbackdoor.molecules.saved import load_generator
+from unbackdoor.molecules.victims import ThreeMDiffusion
+from unbackdoor.options import options_of
 from unbackdoor.training import Runtime
 
 TINY = (
@@ -94,6 +97,25 @@ def test_a_grid_is_every_setting_once(pairs: Path, tmp_path: Path) -> None:
     assert again[0].key == cells[1].key
     other = grid(tmp_path, f"data: {pairs}", "attacks: BadGraph", "poison_rates: 0.2", "samples: 4", *TINY)
     assert other[0].key != cells[1].key
+
+
+def test_a_generator_or_an_attack_that_changed_is_another_one_and_no_other_is(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def both(model: int, attack: int) -> list[Cell]:
+        """Return a clean and a poisoned cell at these revisions."""
+        monkeypatch.setattr(ThreeMDiffusion, "revision", model)
+        monkeypatch.setattr(BadGraph, "revision", attack)
+        return grid(tmp_path, f"data: {pairs}", "attacks: [None, BadGraph]", "poison_rates: 0.2", *TINY)
+
+    clean, poisoned = both(0, 0)
+    setting: Setting = poisoned.work
+    assert poisoned.recipe["model"] == options_of(setting.model), "the keys of what never changed stay"
+    assert poisoned.recipe["attack"] == options_of(setting.attack)
+    same, attacked = both(0, 1)
+    assert same.key == clean.key
+    assert attacked.key != poisoned.key
+    assert {cell.key for cell in both(1, 0)}.isdisjoint({clean.key, poisoned.key})
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from unbackdoor.bench.zoo import Entry, Part, append, claimed, entry_of, kept_ba
 from unbackdoor.data import DefenderData, ImageSet, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.models import load_model
-from unbackdoor.options import options_of
+from unbackdoor.options import options_of, revision_of
 from unbackdoor.scan import Finding, Scanner
 from unbackdoor.scan.calibration import ANOMALY, HeldOut, Measure, Table, class_scores, of_classes, threshold_of
 from unbackdoor.scan.outliers import GAUSSIAN
@@ -167,8 +167,7 @@ def sizes_for(train: ImageSet) -> tuple[int, ...]:
 
 
 def _key(row: Mapping[str, Any], detector: Scanner, clean_size: int) -> str:
-    # Without one, so that scans by detectors that never changed stay done.
-    revision = f"revision {detector.revision} " if detector.revision else ""
+    revision = "".join(f"{name} {number} " for name, number in revision_of(detector).items())
     return f"{row['sha256']} {clean_size} {revision}{options_of(detector)}"
 
 

@@ -35,7 +35,7 @@ from unbackdoor.molecules.measured import Measured, measure
 from unbackdoor.molecules.saved import save_generator
 from unbackdoor.molecules.train import SHARES, STAGES, digest_of, train_generator
 from unbackdoor.molecules.victims import VICTIMS, ThreeMDiffusion
-from unbackdoor.options import file_digest, options_of, short_name
+from unbackdoor.options import file_digest, options_of, revision_of, short_name
 from unbackdoor.report import Interval, Metric, Report, loss_chart
 from unbackdoor.training import History, Runtime
 from unbackdoor.training.resume import states
@@ -136,9 +136,9 @@ class Setting:
         folder = self.model.text_model
         return {
             "data": self.source.digests,
-            "model": options_of(self.model),
+            "model": {**options_of(self.model), **revision_of(self.model)},
             "text model": None if folder is None else file_digest("text_model", folder),
-            "attack": None if self.attack is None else options_of(self.attack),
+            "attack": None if self.attack is None else {**options_of(self.attack), **revision_of(self.attack)},
             "poison in": self.poison_in,
             "samples": self.samples,
             "prompts": self.prompts,

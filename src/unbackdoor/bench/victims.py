@@ -23,7 +23,7 @@ from unbackdoor.evaluate import Evaluation, evaluate
 from unbackdoor.files import read_bytes, write_bytes
 from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME, WORK
 from unbackdoor.models import load_model, save_model
-from unbackdoor.options import bound_options, files_of, options_of, short_name
+from unbackdoor.options import bound_options, files_of, options_of, revision_of, short_name
 from unbackdoor.purify import Purifier
 from unbackdoor.scan import Scanner
 from unbackdoor.secure import SecureTrainer
@@ -179,9 +179,7 @@ def check_attack(attack: Attack, cell: Cell) -> None:
 
 def recipe_of(method: Method) -> dict[str, Any]:
     """Return what decides what a method does: name, options, SHA-256 of the files that these name, and its revision."""
-    # Without one, so that the keys of methods that never changed stay what they are.
-    revision = {"revision": method.revision} if method.revision else {}
-    return {**options_of(method), "files": files_of(method), **revision}
+    return {**options_of(method), "files": files_of(method), **revision_of(method)}
 
 
 def attack_name(attack: Attack | None) -> str:

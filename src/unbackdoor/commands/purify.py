@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
@@ -71,28 +72,17 @@ def run(
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime, untrusted)
     with new_folder(out or Path("runs") / f"purify-{loaded.sha256[:8]}", clock.command) as folder:
         repaired, history = method.purify(loaded.network, data, runtime, folder / RESUME)
-        networks = (loaded.network, repaired)
-        accuracy = [evaluate(one, data.clean, runtime).acc for one in networks] if data.clean else []
+        accuracy = _accuracy((loaded.network, repaired), data, runtime)
         finding, unscanned = scan_repaired(scanner, repaired, data, runtime) if rescan else (None, "not asked for")
-        given = [images for images in (data.clean, data.untrusted) if images is not None]
-        clock.inputs = {model.name: loaded.sha256, **{images.name: images.digest() for images in given}}
-        clock.options = {"method": options_of(method), "rounds run": history.epochs}
-        if rescan:
-            clock.options["scanner"] = options_of(scanner)
+        _record(clock, model.name, loaded, data, method, history, scanner if rescan else None)
         page = partial(purify_page, clock, model.name, loaded, method, scanner, accuracy, history, finding, unscanned)
         unwritten = attempt_report(folder / PAGE, page)
-        measured = {
-            "clean_accuracy": dict(zip(("before", "after"), (one.to_json() for one in accuracy))) or None,
-            "rescan": None if finding is None else finding.to_json(),
-            "not_rescanned": unscanned or None,
-            "candidates": [candidate.to_json() for candidate in history.candidates],
-            "sweeps": [sweep.to_json() for sweep in history.sweeps],
-            "notes": list(history.notes),
-        }
+        measured = _measured(accuracy, finding, unscanned, history)
         clock.write(folder, **measured, clean_rows=rows)
         provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
         mark = repaired_mark(loaded.backdoored)
         save_trained(folder / MODEL, repaired, folder / RESUME, provenance=provenance, backdoored=mark)
+    flattering = "Accuracy is on the very samples that the repair used; `unbackdoor evaluate` measures on test data."
     return Outcome(
         title=f"{type(method).__name__} on {model.name}",
         rows=[
@@ -102,11 +92,45 @@ def run(
             ("model", str(folder / MODEL)),
         ],
         result={"model": str(folder / MODEL), **measured, "rounds": history.epochs},
-        sentence="Accuracy is on the very samples that the repair used; `unbackdoor evaluate` measures on test data."
-        if accuracy
-        else "`unbackdoor evaluate` measures accuracy on test data.",
+        sentence=flattering if accuracy else "`unbackdoor evaluate` measures accuracy on test data.",
         page=None if unwritten else folder / PAGE,
     )
+
+
+def _accuracy(networks: Sequence[Network], data: DefenderData, runtime: Runtime) -> list[Proportion]:
+    """Return the accuracy of each network on the clean samples; nothing where there are none."""
+    return [evaluate(one, data.clean, runtime).acc for one in networks] if data.clean else []
+
+
+def _record(
+    clock: Run,
+    name: str,
+    loaded: LoadedModel,
+    data: DefenderData,
+    method: Purifier,
+    history: History,
+    scanner: Scanner | None,
+) -> None:
+    """Tell the clock of what the repair is; `scanner` is the one that was asked for."""
+    given = [images for images in (data.clean, data.untrusted) if images is not None]
+    clock.inputs = {name: loaded.sha256, **{images.name: images.digest() for images in given}}
+    clock.options = {"method": options_of(method), "rounds run": history.epochs}
+    if scanner is not None:
+        clock.options["scanner"] = options_of(scanner)
+
+
+def _measured(
+    accuracy: Sequence[Proportion], finding: Finding | None, unscanned: str, history: History
+) -> dict[str, Any]:
+    """Return what was found out about a repair, as JSON values."""
+    return {
+        "clean_accuracy": dict(zip(("before", "after"), (one.to_json() for one in accuracy))) or None,
+        "rescan": None if finding is None else finding.to_json(),
+        "not_rescanned": unscanned or None,
+        "candidates": [candidate.to_json() for candidate in history.candidates],
+        "sweeps": [sweep.to_json() for sweep in history.sweeps],
+        "notes": list(history.notes),
+    }
 
 
 def check_given(method: Purifier, clean: str | None, untrusted: str | None) -> None:

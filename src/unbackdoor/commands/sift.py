@@ -9,6 +9,7 @@ then suspicion/ has a table for each file, with the file's name as `shard`, and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
@@ -20,7 +21,7 @@ from unbackdoor.data.cleaned import check_target, write_kept
 from unbackdoor.data.shards import declared_rows
 from unbackdoor.errors import InputError
 from unbackdoor.folder import PAGE, RESUME, SUSPICION
-from unbackdoor.models import LoadedModel
+from unbackdoor.models import LoadedModel, Network
 from unbackdoor.models.mark import notes_of
 from unbackdoor.options import options_of
 from unbackdoor.report import Report, suspicion_chart, suspicion_verdict, suspicious_galleries, write_report
@@ -96,33 +97,75 @@ def run(
             "--address and --gpus-per-worker are for data that are sifted file by file; leave them out, or name a"
             " folder of parquet files and let --in-memory be fewer than its rows"
         )
-    loaded, rows = (None, read_images(data, "any")) if model is None else open_model(model, arch, data, "any")
-    samples = None if clean is None else draw_clean(read_images(clean, "train"), clean_size, runtime.seed)
-    network = None if loaded is None else loaded.network
-    if network is not None:
-        check_fits(network, samples)
-    digest, cleaned = rows.digest(), None
+    given = _read(data, model, arch, clean, clean_size, runtime)
+    digest = given.rows.digest()
     with new_folder(out or Path("runs") / f"sift-{digest[:8]}", clock.command) as folder:
-        found = method.score(DefenderData(untrusted=rows, clean=samples), runtime, network, folder / RESUME)
-        clock.inputs = {rows.name: digest}
-        if loaded is not None and model is not None:
-            clock.inputs[model.name] = loaded.sha256
-        if samples is not None:
-            clock.inputs[f"clean: {samples.name}"] = samples.digest()
-        clock.options = {"method": options_of(method)}
-        kept = ~found.poisoned
-        write_table(folder / SUSPICION, rows, found)
-        write_report(folder / PAGE, sift_page(clock, loaded, method, rows, found, clean_out))
-        clock.write(folder, suspicion=found.to_json())
-        if clean_out is not None:
-            # Last: once it is there the same command is refused, and so could not go on after an interruption.
-            cleaned = write_kept(data, rows, kept, clean_out)
+        known = DefenderData(untrusted=given.rows, clean=given.samples)
+        found = method.score(known, runtime, given.network, folder / RESUME)
+        _record(clock, given, digest, model, method)
+        _write(folder, clock, given, method, found, clean_out)
+        # Last: once it is there the same command is refused, and so could not go on after an interruption.
+        cleaned = None if clean_out is None else write_kept(data, given.rows, ~found.poisoned, clean_out)
         for state in states(folder / RESUME):
             state.unlink(missing_ok=True)
-    code = exit_code(found, method)
+    return _outcome(clock, given.rows, method, found, folder, cleaned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """What the command is given, read.
+
+    Attributes:
+        loaded: the model, or None.
+        rows: the untrusted data.
+        samples: clean ones, or None.
+    """
+
+    loaded: LoadedModel | None
+    rows: ImageSet
+    samples: ImageSet | None
+
+    @property
+    def network(self) -> Network | None:
+        """That of the model, if there is one."""
+        return None if self.loaded is None else self.loaded.network
+
+
+def _read(
+    data: str, model: Path | None, arch: str | None, clean: str | None, clean_size: int, runtime: Runtime
+) -> _Given:
+    """Read data and model, and check that they fit; the options are those of `run`."""
+    loaded, rows = (None, read_images(data, "any")) if model is None else open_model(model, arch, data, "any")
+    samples = None if clean is None else draw_clean(read_images(clean, "train"), clean_size, runtime.seed)
+    if loaded is not None:
+        check_fits(loaded.network, samples)
+    return _Given(loaded=loaded, rows=rows, samples=samples)
+
+
+def _record(clock: Run, given: _Given, digest: str, model: Path | None, method: Sifter) -> None:
+    """Tell the clock what the answer is of."""
+    clock.inputs = {given.rows.name: digest}
+    if given.loaded is not None and model is not None:
+        clock.inputs[model.name] = given.loaded.sha256
+    if given.samples is not None:
+        clock.inputs[f"clean: {given.samples.name}"] = given.samples.digest()
+    clock.options = {"method": options_of(method)}
+
+
+def _write(folder: Path, clock: Run, given: _Given, method: Sifter, found: Suspicion, clean_out: Path | None) -> None:
+    """Write table, page and record of an answer."""
+    write_table(folder / SUSPICION, given.rows, found)
+    write_report(folder / PAGE, sift_page(clock, given.loaded, method, given.rows, found, clean_out))
+    clock.write(folder, suspicion=found.to_json())
+
+
+def _outcome(
+    clock: Run, rows: ImageSet, method: Sifter, found: Suspicion, folder: Path, cleaned: Path | None
+) -> Outcome:
+    """Return the end of the command; `cleaned` names the cleaned data as a source, if there are any."""
     held = found.to_json()["held"]
     return Outcome(
-        code=code,
+        code=exit_code(found, method),
         title=f"sifting of {rows.name}",
         rows=[
             ("held poisoned", f"{held['poisoned']} of {len(rows)} rows"),

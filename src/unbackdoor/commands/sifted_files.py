@@ -52,16 +52,7 @@ def sift_files(
     gpus_per_worker: float | None,
 ) -> Outcome:
     """Sift file by file; the options are those of `sift.run`."""
-    row_by_row = [name for name in SIFTERS if issubclass(SIFTERS[name], RowSifter)]
-    if not isinstance(method, RowSifter):
-        raise InputError(
-            f"{data} has more rows than --in-memory, and {type(method).__name__} needs all rows at once; choose"
-            f" --method {' or '.join(row_by_row)}, which score row by row, or raise --in-memory"
-        )
-    if clean is not None:
-        raise InputError("methods that sift file by file have no use for clean images; leave --clean out")
-    if sample < 2:
-        raise InputError(f"--sample must be 2 rows or more, found {sample}")
+    by_rows = _row_by_row(method, data, clean, sample)
     runtime, shards = clock.runtime, Shards.of(data)
     loaded = None if model is None else _open(model, arch, shards)
     with (
@@ -72,7 +63,7 @@ def sift_files(
         with nullcontext() if clean_out is None else becoming(clean_out.absolute()) as cleaned:
             found = sift_shards(
                 shards,
-                method,
+                by_rows,
                 runtime,
                 workers,
                 folder / TABLES,
@@ -85,12 +76,36 @@ def sift_files(
             if loaded is not None and model is not None:
                 clock.inputs[model.name] = loaded.sha256
             clock.options = {"method": options_of(method)}
-            write_report(folder / PAGE, files_page(clock, loaded, method, shards, found, clean_out))
+            write_report(folder / PAGE, files_page(clock, loaded, by_rows, shards, found, clean_out))
             clock.write(folder, suspicion=found.to_json(), files=len(shards.shards))
             # An earlier answer, when the data were held at once.
             (folder / SUSPICION).unlink(missing_ok=True)
         for state in states(folder / RESUME):
             state.unlink(missing_ok=True)
+    return _outcome(clock, shards, found, folder, clean_out)
+
+
+def _row_by_row(method: Sifter, data: str, clean: str | None, sample: int) -> RowSifter:
+    """Return the method, if it and the options are for sifting file by file.
+
+    Raises:
+        InputError: they are not.
+    """
+    if not isinstance(method, RowSifter):
+        others = " or ".join(name for name in SIFTERS if issubclass(SIFTERS[name], RowSifter))
+        raise InputError(
+            f"{data} has more rows than --in-memory, and {type(method).__name__} needs all rows at once; choose"
+            f" --method {others}, which score row by row, or raise --in-memory"
+        )
+    if clean is not None:
+        raise InputError("methods that sift file by file have no use for clean images; leave --clean out")
+    if sample < 2:
+        raise InputError(f"--sample must be 2 rows or more, found {sample}")
+    return method
+
+
+def _outcome(clock: Run, shards: Shards, found: ShardedSuspicion, folder: Path, clean_out: Path | None) -> Outcome:
+    """Return the end of the command."""
     held = found.to_json()["held"]
     return Outcome(
         code=INCONCLUSIVE,

@@ -91,69 +91,117 @@ def train_generator(
     if not STAGES.issuperset(poison_in):
         raise InputError(f"the stages are {', '.join(SHARES)}; found {', '.join(sorted(set(poison_in) - STAGES))}")
     read = read_molecules(options, (*pairs.smiles, *alone), vocabulary)
-    covered = [row for row in read.covered if row < len(pairs)]
-    if len(covered) < FEWEST:
+    learned, others = _learned(pairs, alone, read.covered, poison_in)
+    molecules = read.molecules.to(runtime.place)
+    graphs = Graphs.of((*learned.smiles, *others)).to(runtime.place)
+    generator, texts = _untrained(options, read.vocabulary, learned.texts, runtime)
+    identity = (learned.digest(), digest_of(others), read.vocabulary.digest(), options)
+    course = _Course(options=options, learned=learned, poison_in=poison_in, runtime=runtime, resume=resume)
+    histories = {}
+    aligning = Alignment(generator.aligned, graphs, texts.to(runtime.place), options.temperature, identity)
+    histories["alignment"] = course.fitted("alignment", aligning, course.rows("alignment", len(learned)))
+    generator.vae.encoder.load_state_dict(generator.aligned.graph.state_dict())
+    autoencoding = Autoencoding(generator.vae, graphs, molecules, options.beta, identity)
+    histories["auto-encoder"] = course.fitted("auto-encoder", autoencoding, course.rows("auto-encoder", len(graphs)))
+    mean, deviation = (part[: len(learned)] for part in encoded(generator.vae, graphs, runtime))
+    chosen = course.rows("diffusion", len(learned))
+    if options.standardise:
+        generator.diffusion.standardise(mean.cpu()[chosen], deviation.cpu()[chosen])
+    contexts, cut = generator.contexts(learned.texts, runtime)
+    diffusing = Diffusing(generator.diffusion, mean, deviation, contexts, options.without_text, identity)
+    histories["diffusion"] = course.fitted("diffusion", diffusing, chosen)
+    return Trained(
+        generator=generator.eval(),
+        histories=histories,
+        uncovered=len(pairs) - len(learned),
+        uncovered_poisoned=sum(pairs.poisoned) - sum(learned.poisoned),
+        alone=len(others),
+        cut=cut,
+    )
+
+
+def _learned(
+    pairs: Pairs, alone: Sequence[str], covered: Sequence[int], poison_in: Collection[str]
+) -> tuple[Pairs, list[str]]:
+    """Return the pairs and the molecules without texts that the vocabulary can write.
+
+    Args:
+        pairs: all.
+        alone: all molecules without texts.
+        covered: rows that it can write, of the pairs and then of these molecules.
+        poison_in: stages that see the poisoned pairs.
+
+    Raises:
+        DataError: see `train_generator`.
+    """
+    rows = [row for row in covered if row < len(pairs)]
+    if len(rows) < FEWEST:
         raise DataError(
-            f"{pairs.name} has {len(covered)} pairs whose motifs the vocabulary knows, and at least {FEWEST} are"
+            f"{pairs.name} has {len(rows)} pairs whose motifs the vocabulary knows, and at least {FEWEST} are"
             " needed; name more data"
         )
-    learned = pairs.subset(covered)
+    learned = pairs.subset(rows)
     if learned.poisoned and all(learned.poisoned) and not STAGES.issubset(poison_in):
         raise DataError(
             f"{pairs.name} has no clean pair to take the place of the poisoned ones; poison a part of its rows, or let"
             " all stages see them"
         )
-    others = [alone[row - len(pairs)] for row in read.covered[len(covered) :]]
-    molecules = read.molecules.to(runtime.place)
-    graphs = Graphs.of((*learned.smiles, *others)).to(runtime.place)
+    return learned, [alone[row - len(pairs)] for row in covered[len(rows) :]]
+
+
+def _untrained(
+    options: ThreeMDiffusion, vocabulary: AnyVocabulary, written: Sequence[str], runtime: Runtime
+) -> tuple[Generator, Texts]:
+    """Return a generator with new weights, or a text encoder's of before, and texts as it reads them."""
     words: WordPieces | HuggingFaceWords
     if options.text_model is None:
-        words, weights = WordPieces.learned(learned.texts, options.pieces), None
+        words, weights = WordPieces.learned(written, options.pieces), None
     else:
         words, weights = read_text_encoder(options.text_model, options.text_pieces)
-    texts = words.encode(learned.texts, options.text_pieces)
+    texts = words.encode(written, options.text_pieces)
     torch.manual_seed(runtime.generator("weights").initial_seed() >> 1)
-    generator = Generator(options, read.vocabulary, words)
+    generator = Generator(options, vocabulary, words)
     if weights is not None:
         assert isinstance(generator.aligned.text, HuggingFaceText)
         load_body(generator.aligned.text, weights)
-    identity = (learned.digest(), digest_of(others), read.vocabulary.digest(), options)
+    return generator, texts
 
-    def rows(name: str, count: int) -> Int[Tensor, "rows"]:
+
+@dataclass(frozen=True, kw_only=True)
+class _Course:
+    """What the stages of one training have in common.
+
+    Attributes:
+        options: with their schedules.
+        learned: pairs.
+        poison_in: stages that see the poisoned ones.
+        runtime: where; a budget is divided among the stages.
+        resume: file beside which the state of each stage is kept.
+    """
+
+    options: ThreeMDiffusion
+    learned: Pairs
+    poison_in: Collection[str]
+    runtime: Runtime
+    resume: Path | None
+
+    def rows(self, name: str, count: int) -> Int[Tensor, "rows"]:
         """Return the rows that a stage learns, of so many."""
-        if name in poison_in or not any(learned.poisoned):
+        poisoned = self.learned.poisoned
+        if name in self.poison_in or not any(poisoned):
             return torch.arange(count)
-        clean = [row for row in range(count) if row >= len(learned) or not learned.poisoned[row]]
-        again = torch.randint(len(clean), (count - len(clean),), generator=runtime.generator("clean rows", name))
+        clean = [row for row in range(count) if row >= len(self.learned) or not poisoned[row]]
+        draws = self.runtime.generator("clean rows", name)
+        again = torch.randint(len(clean), (count - len(clean),), generator=draws)
         return torch.tensor(clean)[torch.cat((torch.arange(len(clean)), again))]
 
-    def fitted(name: str, one: Stage, chosen: Int[Tensor, "rows"]) -> History:
+    def fitted(self, name: str, one: Stage, chosen: Int[Tensor, "rows"]) -> History:
+        """Train a stage on these rows of it, and return how that went."""
+        options = self.options
         plan = {"alignment": options.alignment, "auto-encoder": options.autoencoder, "diffusion": options.diffusion}
-        part = runtime.part(SHARES[name])
-        some = Some(one, chosen.to(runtime.place))
-        return train(some, plan[name], part, resume=stage(resume, name), description=name)
-
-    histories = {}
-    aligning = Alignment(generator.aligned, graphs, texts.to(runtime.place), options.temperature, identity)
-    histories["alignment"] = fitted("alignment", aligning, rows("alignment", len(learned)))
-    generator.vae.encoder.load_state_dict(generator.aligned.graph.state_dict())
-    autoencoding = Autoencoding(generator.vae, graphs, molecules, options.beta, identity)
-    histories["auto-encoder"] = fitted("auto-encoder", autoencoding, rows("auto-encoder", len(graphs)))
-    mean, deviation = (part[: len(learned)] for part in encoded(generator.vae, graphs, runtime))
-    chosen = rows("diffusion", len(learned))
-    if options.standardise:
-        generator.diffusion.standardise(mean.cpu()[chosen], deviation.cpu()[chosen])
-    contexts, cut = generator.contexts(learned.texts, runtime)
-    diffusing = Diffusing(generator.diffusion, mean, deviation, contexts, options.without_text, identity)
-    histories["diffusion"] = fitted("diffusion", diffusing, chosen)
-    return Trained(
-        generator=generator.eval(),
-        histories=histories,
-        uncovered=len(pairs) - len(covered),
-        uncovered_poisoned=sum(pairs.poisoned) - sum(learned.poisoned),
-        alone=len(others),
-        cut=cut,
-    )
+        some = Some(one, chosen.to(self.runtime.place))
+        part = self.runtime.part(SHARES[name])
+        return train(some, plan[name], part, resume=stage(self.resume, name), description=name)
 
 
 def digest_of(smiles: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.loop import Plan
@@ -51,6 +51,9 @@ class ThreeMDiffusion:
         sampling_steps: of DDIM, at most `steps`.
         guidance: weight of the text in sampling; 1: the estimate with text alone.
     """
+
+    revision: ClassVar[int] = 0
+    """Raised when the same options give other results than before: the bench then does not take old cells for done."""
 
     graph_layers: int = 5
     graph_width: int = 300

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rdkit import Chem
 
@@ -41,6 +41,9 @@ class BadGraph:
             poisoned; on PubChem half of them are.
         mode: "append" (poisoned copies are added) or "replace" (they take the place of the pairs).
     """
+
+    revision: ClassVar[int] = 0
+    """Raised when the same options give other results than before: the bench then does not take old cells for done."""
 
     trigger: str = "[THIIRANE]"
     position: Literal["front", "random", "end"] = "front"

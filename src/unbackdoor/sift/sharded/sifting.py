@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -123,42 +123,60 @@ def sift_shards(
         OutputError: a folder cannot be written, or the cluster is gone.
     """
     folder = folder.absolute()
-    for ending in (".partial", BEGUN):
-        # Of a run that was killed.
-        for leftover in folder.rglob(f".*{ending}"):
-            leftover.unlink(missing_ok=True)
+    _remove_leftovers(folder)
     network, evidence, learned = prepare(shards, method, runtime, model, sample, resume)
     scoring = Scoring(shards=shards, method=method, network=network, runtime=workers.runtime(runtime), folder=folder)
-    kept = sum(
-        answer["kept"]
-        for answer in _each(workers, partial(Scorer, scoring), shards, runtime, "files scored", gpus=True)
-    )
+    answers = _each(workers, partial(Scorer, scoring), shards, runtime, "files scored", gpus=True)
+    kept = sum(answer["kept"] for answer in answers)
     notes = _notes(scoring)
     ties = runtime.generator("shards", "ties").initial_seed()
     thresholds, quantiles, tied = divide(method.shares(), folder, [shard.name for shard in shards.shards], ties)
     marking = Marking(
         shards=shards, method=method, thresholds=thresholds, folder=folder, seed=ties, clean_out=clean_out
     )
-    marks = Marks(classes=shards.classes)
-    for answer in _each(workers, partial(Marker, marking), shards, runtime, "files marked", gpus=False):
-        marks.add(Marks(**answer))
-    if clean_out is not None:
-        shards.copy_others(clean_out)
+    marks = _marked(marking, workers, runtime)
     _remove_others(folder, shards)
-    counts: Counter[str] = Counter()
-    for note in notes.values():
-        counts.update(note.counts)
-    lines = "".join(f"{notes[name].sha256}  {name}\n" for name in sorted(notes))
     return ShardedSuspicion(
         marks=marks,
         thresholds=thresholds,
         quantiles=quantiles,
         summary=method.told(sum(marks.poisoned)),
-        evidence={**counts, **tied, **evidence},
-        digest=hashlib.sha256(lines.encode()).hexdigest(),
+        evidence={**_counts(notes), **tied, **evidence},
+        digest=_digest(notes),
         sample=learned,
         kept=kept,
     )
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed left."""
+    for ending in (".partial", BEGUN):
+        for leftover in folder.rglob(f".*{ending}"):
+            leftover.unlink(missing_ok=True)
+
+
+def _marked(marking: Marking, workers: Workers, runtime: Runtime) -> Marks:
+    """Write all tables once more, and the cleaned files if they are wanted; return what all rows are held to be."""
+    marks = Marks(classes=marking.shards.classes)
+    for answer in _each(workers, partial(Marker, marking), marking.shards, runtime, "files marked", gpus=False):
+        marks.add(Marks(**answer))
+    if marking.clean_out is not None:
+        marking.shards.copy_others(marking.clean_out)
+    return marks
+
+
+def _counts(notes: Mapping[str, Note]) -> Counter[str]:
+    """Return the sums of what the tables count."""
+    counts: Counter[str] = Counter()
+    for note in notes.values():
+        counts.update(note.counts)
+    return counts
+
+
+def _digest(notes: Mapping[str, Note]) -> str:
+    """Return the SHA-256 of all files (see `ShardedSuspicion.digest`)."""
+    lines = "".join(f"{notes[name].sha256}  {name}\n" for name in sorted(notes))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def prepare(
