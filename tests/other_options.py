@@ -6,6 +6,7 @@ truth value, the next of some names.
 
 from __future__ import annotations
 
+import math
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -182,6 +183,26 @@ LEFT_OUT = {
 """Methods whose options are not tried here."""
 
 
+MEANT: dict[str, dict[str, float]] = {
+    # The attack begins at once.
+    "attack Blind": {"threshold": math.inf},
+    # Anomalies may lie below 0.
+    "scan NeuralCleanse": {"threshold": -1.0},
+    "scan UniversalPerturbations": {"threshold": -1.0},
+    "scan WeightStatistics": {"threshold": -1.0},
+    # Of any two clusters.
+    "sift ActivationClustering": {"silhouette": -1.0},
+}
+"""Values of the kinds that `impossible` returns and that mean something."""
+
+
+UNREFUSED = {("purify ANP", "batch_size"), ("scan TSBDSignals", "threshold")}
+"""Options whose impossible values are not refused yet, or not in a sentence."""
+
+SCALED = {"size": "0 x 0 pixels"}
+"""What is told instead of a length of -1 that is scaled to the images."""
+
+
 def base_of(name: str, method: type[Any]) -> dict[str, Any]:
     """Return the short options of a method, of which others differ in one."""
     short = {one.name: SHORT[one.name] for one in fields(method) if one.name in SHORT}
@@ -215,3 +236,16 @@ def another(option: Field[Any], value: Any, hint: Any) -> Any:
     if isinstance(value, tuple) and len(value) > 1:
         return value[:-1]
     raise AssertionError(f"name another value of the option {option.name}, which is {value!r}, in OTHERS")
+
+
+def impossible(option: str, value: Any) -> list[Any]:
+    """Return values that are of the kind of this one and cannot be meant."""
+    if isinstance(value, bool):
+        return []
+    if isinstance(value, int):
+        return [-1, 0] if option.endswith("batch_size") else [-1]
+    if isinstance(value, float):
+        return [math.nan, math.inf, -1.0]
+    if isinstance(value, tuple) and value and isinstance(value[0], float):
+        return [(math.nan,), (-1.0,)]
+    return []

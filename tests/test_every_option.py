@@ -19,15 +19,19 @@ from tests.other_options import (
     BASE,
     LARGE_MODEL,
     LEFT_OUT,
+    MEANT,
     MODEL,
     OTHER_TABLE,
     OTHERS,
     PICTURE,
     PICTURES,
     REDUNDANT,
+    SCALED,
     TABLE,
+    UNREFUSED,
     Other,
     base_of,
+    impossible,
     other,
     others_of,
     refused,
@@ -176,6 +180,26 @@ def test_every_option_changes_what_the_method_does_or_is_refused(
     assert idle_options(method, base_of(name, method), others_of(name, method), run) == REDUNDANT.get(name, set())
 
 
+@pytest.mark.usefixtures("quick_models")
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in LEFT_OUT])
+def test_numbers_that_cannot_be_meant_are_refused_in_a_sentence_that_tells_them(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    method, (_, run) = METHODS[name], KINDS[name.split()[0]]
+    base, others = base_of(name, method), others_of(name, method)
+    for option, one in others.items():
+        given = {**base, **one.among}
+        for value in impossible(option, getattr(method(**given), option)):
+            if (option, value) in MEANT.get(name, {}).items() or (name, option) in UNREFUSED:
+                continue
+            with pytest.raises(InputError) as refusal:
+                run(method(**{**given, option: value}))
+            told = str(refusal.value)
+            assert str(value) in told or SCALED.get(option, str(value)) in told, option
+            assert "\n" not in told, option
+
+
 @dataclass(frozen=True, kw_only=True)
 class Doubles:
     """Reads one option in two ways, and one not at all."""
@@ -205,6 +229,7 @@ def test_an_option_that_nothing_reads_is_found() -> None:
 
 def test_what_is_said_of_options_is_said_of_those_that_there_are() -> None:
     assert METHODS.keys() >= LEFT_OUT
-    for table in (BASE, OTHERS, REDUNDANT):
+    for table in (BASE, OTHERS, REDUNDANT, MEANT):
         for name, options in table.items():
             assert set(options) <= {one.name for one in fields(METHODS[name])}, name
+    assert all(hasattr(METHODS[name], option) for name, option in UNREFUSED)

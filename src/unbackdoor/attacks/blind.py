@@ -10,6 +10,7 @@ as it does there.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ class Blind(Online):
     ) -> tuple[Stamp, BlindHook]:
         """Make the pattern."""
         self.check_no_covers()
-        if not self.weight > 0 or not self.threshold > 0 or self.history < 1:
+        if not 0 < self.weight < math.inf or not self.threshold > 0 or self.history < 1:
             raise InputError(
                 "Blind: weight and threshold must be positive and history 1 or more,"
                 f" found {self.weight}, {self.threshold} and {self.history}"

@@ -11,6 +11,7 @@ that falls.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +94,7 @@ class InputAware(Online):
         self, train: ImageSet, criterion: Criterion, runtime: Runtime, work: Path | None
     ) -> tuple[OwnPatch, InputAwareHook]:
         """Train the mask network and return the trigger, whose patterns the hook trains."""
-        if not (0 <= self.density < 1 and self.diversity >= 0 and self.mask_epochs >= 1):
+        if not (0 <= self.density < 1 and 0 <= self.diversity < math.inf and self.mask_epochs >= 1):
             raise InputError(
                 "InputAware: density lies between 0 and 1, diversity is 0 or more and mask epochs are 1 or more,"
                 f" found {self.density}, {self.diversity} and {self.mask_epochs}"

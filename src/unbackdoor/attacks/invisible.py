@@ -8,6 +8,7 @@ a signal of a given length, "l0" covers a given number of pixels, those that mov
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -47,7 +48,7 @@ class Invisible(Poisoning):
 
     def make_trigger(self, given: Given) -> Trigger:
         """Search the signal, or the pixels and their colours."""
-        if self.norm not in ("l2", "l0") or not self.length > 0 or self.pixels < 1 or self.steps < 1:
+        if self.norm not in ("l2", "l0") or not 0 < self.length < math.inf or self.pixels < 1 or self.steps < 1:
             raise InputError(
                 "Invisible: the norm is l2 or l0, the length positive, and pixels and steps are 1 or more,"
                 f" found {self.norm!r}, {self.length}, {self.pixels} and {self.steps}"

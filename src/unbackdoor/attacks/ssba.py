@@ -10,6 +10,7 @@ Images of fewer than 10 pixels a side do not hold all of the bits: of 8 x 8 pixe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -118,7 +119,7 @@ class SSBA(Poisoning):
 
     def make_trigger(self, given: Given) -> HiddenSecret:
         """Train encoder and decoder, and draw the secret."""
-        if not (0 < self.bound <= 1 and self.residual_weight >= 0 and self.epochs >= 1):
+        if not (0 < self.bound <= 1 and 0 <= self.residual_weight < math.inf and self.epochs >= 1):
             raise InputError(
                 "SSBA: the bound lies above 0 and at most at 1, the residual's weight is 0 or more and epochs are 1 or"
                 f" more, found {self.bound}, {self.residual_weight} and {self.epochs}"

@@ -66,8 +66,10 @@ class MCR(Purifier):
     revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if self.end_epochs < 1:
-            raise InputError(f"MCR: the end's epochs must be 1 or more, found {self.end_epochs}")
+        if self.end_epochs < 1 or self.epochs < 1:
+            raise InputError(
+                f"MCR: epochs of the end and of the curve must be 1 or more, found {self.end_epochs} and {self.epochs}"
+            )
         if not 0 <= self.allowance <= 1:
             raise InputError(f"MCR: the allowance must lie between 0 and 1, found {self.allowance}")
 

@@ -52,6 +52,8 @@ class UniversalPerturbations(Scanner):
     def __post_init__(self) -> None:
         if not 0 < self.radius < math.inf:
             raise InputError(f"UniversalPerturbations: the radius must be a positive number, found {self.radius}")
+        if not math.isfinite(self.threshold):
+            raise InputError(f"UniversalPerturbations: the threshold must be a number, found {self.threshold}")
         counts = (self.steps, self.batch_size)
         if min(counts) < 1 or self.most_classes < 3:
             raise InputError(

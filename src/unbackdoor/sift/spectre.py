@@ -15,6 +15,7 @@ paper's filter, which needs the number of poisoned rows and published code that 
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar
@@ -53,7 +54,7 @@ class SPECTRE(Sifter):
 
     def __post_init__(self) -> None:
         check_share("SPECTRE", expected=self.expected, removed=MARGIN * self.expected)
-        if not self.dimensions or min(self.dimensions) < 1 or not self.alpha >= 0:
+        if not self.dimensions or min(self.dimensions) < 1 or not 0 <= self.alpha < math.inf:
             raise InputError(
                 f"SPECTRE: dimensions must be 1 or more and alpha 0 or more, found {self.dimensions} and {self.alpha}"
             )

@@ -60,7 +60,10 @@ class Recipe:
         if self.optimizer not in ("SGD", "Adam"):
             raise InputError(f"unknown optimizer {self.optimizer!r}; known: SGD, Adam")
         if not (0 <= self.ema < 1 and 0 <= self.label_smoothing < 1 and 0 <= self.low_resolution <= 1):
-            raise InputError("ema, label smoothing and low resolution must lie between 0 and 1")
+            raise InputError(
+                "ema, label smoothing and low resolution must lie between 0 and 1, found"
+                f" {self.ema}, {self.label_smoothing} and {self.low_resolution}"
+            )
         if self.augmentation not in AUGMENTATIONS:
             raise InputError(f"unknown augmentation {self.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
         schedule_named(self.schedule)
