@@ -29,8 +29,9 @@ def test_the_work_of_the_protocol_rests_on_the_cells_that_are_committed(program:
     steps, where = scale.measured_steps()
     assert list(steps) == [kind for kind in scale.KINDS if kind in steps]
     assert {"victim", "FT", "FTSAM", "SAU", "NPD"} <= set(steps)
-    # A round of FT takes the 2,500 clean samples once; FT-SAM takes two gradients for each.
-    assert 2_000 < steps["FT"] < steps["FTSAM"] < steps["SAU"]
+    # A round of FT takes the 2,500 clean samples once, in measured time; FT-SAM takes two gradients for each.
+    assert 1_250 < steps["FT"] < 5_000
+    assert steps["FT"] < steps["FTSAM"] < steps["SAU"]
     assert steps["victim"] > 10 * steps["FT"]
     assert where.startswith("cpu")
 

@@ -13,6 +13,7 @@ and the overlap of the most changed neurons stands beside the one that the layer
 is unlearned in the same way, since its neurons may agree as much. Published code augments no image when it unlearns for
 these observations; neither do we, so that triggers stay where they are. The samples here are a defender's clean ones
 (there: test data), and ends are as there: an accuracy of 0.1, or chance if that is more; an attack success of 0.05.
+Unlearning is in float32, as in TSBD.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Weights(Inspection):
                 model,
                 given,
                 recipe,
-                runtime.part((1 - LEARNING) / len(samples) / models),
+                runtime.part((1 - LEARNING) / len(samples) / models).in_float32(),
                 enough=enough,
                 resume=stage(resume, f"{name}-{kind}"),
                 description=f"{name}: {kind} unlearning",
