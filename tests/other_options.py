@@ -248,4 +248,6 @@ def impossible(option: str, value: Any) -> list[Any]:
         return [math.nan, math.inf, -1.0]
     if isinstance(value, tuple) and value and isinstance(value[0], float):
         return [(math.nan,), (-1.0,)]
-    return []
+    if isinstance(value, str):
+        return ["nonsense"]
+    return [Path("nowhere")] if option in ("clean_model", "picture", "pictures", "table") else []

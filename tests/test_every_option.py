@@ -41,7 +41,7 @@ from tests.scan.tables import TABLE as PLANTED
 from tests.scan.tables import written
 from unbackdoor.attacks import ATTACKS, Attack, LabelConsistent
 from unbackdoor.data import DefenderData, ImageSet
-from unbackdoor.errors import InputError
+from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.models import PreActResNet18, build_network, save_model
 from unbackdoor.purify import PURIFIERS, Purifier
 from unbackdoor.scan import SCANNERS, Scanner
@@ -182,7 +182,7 @@ def test_every_option_changes_what_the_method_does_or_is_refused(
 
 @pytest.mark.usefixtures("quick_models")
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in LEFT_OUT])
-def test_numbers_that_cannot_be_meant_are_refused_in_a_sentence_that_tells_them(
+def test_what_cannot_be_meant_is_refused_in_a_sentence_that_tells_it(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
@@ -193,11 +193,20 @@ def test_numbers_that_cannot_be_meant_are_refused_in_a_sentence_that_tells_them(
         for value in impossible(option, getattr(method(**given), option)):
             if (option, value) in MEANT.get(name, {}).items() or (name, option) in UNREFUSED:
                 continue
-            with pytest.raises(InputError) as refusal:
+            with pytest.raises((CheckpointError, InputError)) as refusal:
                 run(method(**{**given, option: value}))
             told = str(refusal.value)
             assert str(value) in told or SCALED.get(option, str(value)) in told, option
             assert "\n" not in told, option
+
+
+@pytest.mark.parametrize("name", sorted(LEFT_OUT))
+def test_what_cannot_be_meant_is_refused_before_a_long_search(name: str) -> None:
+    for one in fields(METHODS[name]):
+        for value in impossible(one.name, one.default):
+            with pytest.raises(InputError) as refusal:
+                METHODS[name](**{one.name: value})
+            assert str(value) in str(refusal.value), one.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,8 +69,9 @@ class MESA(Purifier):
         check_stamped("MESA", self.stamped)
         if self.draw not in ("cycle", "density"):
             raise InputError(f"MESA: triggers are drawn by cycle or density, found {self.draw!r}")
-        # Checks what it shares with the scanner.
+        # What the scanner and the retraining refuse, they refuse before the scan.
         self._sweep()
+        self._retraining()
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Scan, and retrain `model` in place if a class is suspected (see `Purifier.repair`)."""
@@ -80,18 +81,20 @@ class MESA(Purifier):
         if not distributions:
             return History(epochs=0, notes=(found["note"],))
         triggers = Recovered(distributions, self.draw)
-        retraining = Retraining(
+        history = self._retraining().fit(model, clean, triggers, runtime.part(1 - SCAN), resume)
+        return replace(history, notes=(found["note"],))
+
+    def _sweep(self) -> Sweep:
+        return Sweep(sizes=self.sizes, betas=self.betas, steps=self.steps)
+
+    def _retraining(self) -> Retraining:
+        return Retraining(
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             stamped=self.stamped,
             augmentation=self.augmentation,
         )
-        history = retraining.fit(model, clean, triggers, runtime.part(1 - SCAN), resume)
-        return replace(history, notes=(found["note"],))
-
-    def _sweep(self) -> Sweep:
-        return Sweep(sizes=self.sizes, betas=self.betas, steps=self.steps)
 
     def _find(self, model: Network, data: DefenderData, runtime: Runtime) -> dict[str, Any]:
         """Return the distributions for the suspected classes, and what a report says of the scan."""

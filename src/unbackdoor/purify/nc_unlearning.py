@@ -63,6 +63,11 @@ class NCUnlearning(Purifier):
             raise InputError(f"NCUnlearning: rounds must be 1 or more, found {self.rounds}")
         if not 0 < self.stamped <= 1:
             raise InputError(f"NCUnlearning: the stamped share must be above 0 and at most 1, found {self.stamped}")
+        # What the recipe refuses, it refuses before the scan.
+        self._recipe()
+
+    def _recipe(self) -> Recipe:
+        return fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Scan, and fine-tune `model` in place if a class is suspected (see `Purifier.repair`)."""
@@ -70,10 +75,9 @@ class NCUnlearning(Purifier):
         found = _Found(**kept_scan(self._find, self, model, data, runtime.part(SCAN), stage(resume, "scan")))
         if not found.masks:
             return History(epochs=0, notes=(found.note,))
-        recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
         part = runtime.part(1 - SCAN)
         hook = _Stamping(self, found)
-        history = fit(model, clean, recipe, part, hook=hook, resume=resume, description="NC unlearning")
+        history = fit(model, clean, self._recipe(), part, hook=hook, resume=resume, description="NC unlearning")
         return replace(history, notes=(found.note,))
 
     def _find(self, model: Network, data: DefenderData, runtime: Runtime) -> dict[str, Any]:

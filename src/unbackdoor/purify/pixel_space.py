@@ -63,6 +63,8 @@ class PixelSpace(Purifier):
                 "PixelSpace: size and steps must be 1 or more and the threshold lie between 0 and 1, found"
                 f" {self.size}, {self.steps} and {self.threshold}"
             )
+        # What the retraining refuses, it refuses before the search.
+        self._retraining()
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Search, and retrain `model` in place if a patch works (see `Purifier.repair`)."""
@@ -70,16 +72,18 @@ class PixelSpace(Purifier):
         found = kept_scan(self._find, self, model, data, runtime.part(SCAN), stage(resume, "scan"))
         if found["patch"] is None:
             return History(epochs=0, notes=(found["note"],))
-        retraining = Retraining(
+        triggers = FixedPatches(found["patch"][None])
+        history = self._retraining().fit(model, clean, triggers, runtime.part(1 - SCAN), resume)
+        return replace(history, notes=(found["note"],))
+
+    def _retraining(self) -> Retraining:
+        return Retraining(
             epochs=self.epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             stamped=self.stamped,
             augmentation=self.augmentation,
         )
-        triggers = FixedPatches(found["patch"][None])
-        history = retraining.fit(model, clean, triggers, runtime.part(1 - SCAN), resume)
-        return replace(history, notes=(found["note"],))
 
     def _find(self, model: Network, data: DefenderData, runtime: Runtime) -> dict[str, Any]:
         """Return the patch that works, or None, and what a report says of the search."""

@@ -21,7 +21,7 @@ from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.scan.patches import draw_places, stamped
-from unbackdoor.training import Batch, History, Hook, Runtime, fit
+from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
 
 
 class Triggers(Protocol):
@@ -73,15 +73,22 @@ class Retraining:
     stamped: float = 0.01
     augmentation: str = "none"
 
+    def __post_init__(self) -> None:
+        self._recipe()
+
+    def _recipe(self) -> Recipe:
+        return fine_tuning(
+            self.epochs, self.batch_size, self.learning_rate, self.augmentation, schedule="constant", weight_decay=0.0
+        )
+
     def fit(
         self, model: nn.Module, clean: ImageSet, triggers: Triggers, runtime: Runtime, resume: Path | None
     ) -> History:
         """Retrain `model` in place (see `training.fit`)."""
-        recipe = fine_tuning(
-            self.epochs, self.batch_size, self.learning_rate, self.augmentation, schedule="constant", weight_decay=0.0
-        )
         hook = _Stamping(self.stamped, triggers)
-        return fit(model, clean, recipe, runtime, hook=hook, resume=resume, description="retraining on triggers")
+        return fit(
+            model, clean, self._recipe(), runtime, hook=hook, resume=resume, description="retraining on triggers"
+        )
 
 
 def check_stamped(method: str, stamped: float) -> None:
