@@ -188,6 +188,7 @@ MEANT: dict[str, dict[str, float]] = {
     "attack Blind": {"threshold": math.inf},
     # Anomalies may lie below 0.
     "scan NeuralCleanse": {"threshold": -1.0},
+    "scan TSBDSignals": {"threshold": -1.0},
     "scan UniversalPerturbations": {"threshold": -1.0},
     "scan WeightStatistics": {"threshold": -1.0},
     # Of any two clusters.
@@ -195,9 +196,6 @@ MEANT: dict[str, dict[str, float]] = {
 }
 """Values of the kinds that `impossible` returns and that mean something."""
 
-
-UNREFUSED = {("purify ANP", "batch_size"), ("scan TSBDSignals", "threshold")}
-"""Options whose impossible values are not refused yet, or not in a sentence."""
 
 SCALED = {"size": "0 x 0 pixels"}
 """What is told instead of a length of -1 that is scaled to the images."""

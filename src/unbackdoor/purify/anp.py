@@ -39,7 +39,7 @@ from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.channels import norm_layers
 from unbackdoor.purify.masked import By, MaskedNetwork, MaskHook, check_values, mask_recipe, prune_by_mask
 from unbackdoor.purify.pruning import check_allowance
-from unbackdoor.training import Batch, History, Runtime, fit
+from unbackdoor.training import Batch, History, Recipe, Runtime, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +86,13 @@ class ANP(Purifier):
                 "ANP: epsilon must be a number of 0 or more and alpha lie between 0 and 1,"
                 f" found {self.epsilon} and {self.alpha}"
             )
+        # What a recipe refuses, it refuses before its epochs are counted.
+        self._recipe(1)
         check_values("ANP", self.by, self.values)
         check_allowance("ANP", self.allowance)
+
+    def _recipe(self, epochs: int) -> Recipe:
+        return mask_recipe(epochs, self.batch_size, self.learning_rate, self.augmentation)
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Learn masks, and prune `model` in place (see `Purifier.repair`)."""
@@ -96,7 +101,7 @@ class ANP(Purifier):
         copied = copy.deepcopy(model)
         masked = MaskedNetwork(copied, norm_layers(copied, "ANP"))
         epochs = max(1, round(self.iterations / math.ceil(len(kept) / self.batch_size)))
-        recipe = mask_recipe(epochs, self.batch_size, self.learning_rate, self.augmentation)
+        recipe = self._recipe(epochs)
         hook = _Adversarial(self, masked)
         history = fit(masked, kept, recipe, runtime.in_float32(), hook=hook, resume=resume, description="ANP")
         sweep, note = prune_by_mask(

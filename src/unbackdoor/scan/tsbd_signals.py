@@ -22,6 +22,7 @@ epochs are few, as the changes are only compared with each other. As in TSBD unl
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -72,6 +73,8 @@ class TSBDSignals(Scanner):
     def __post_init__(self) -> None:
         if self.most_images < 2:
             raise InputError(f"TSBDSignals: 2 clean samples or more are unlearned, found {self.most_images}")
+        if not math.isfinite(self.threshold):
+            raise InputError(f"TSBDSignals: the threshold must be a number, found {self.threshold}")
         self._recipe()
 
     def _recipe(self) -> Recipe:
