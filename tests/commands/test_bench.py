@@ -27,7 +27,7 @@ GRID = """
 data: digits
 networks: {name: PreActResNet18, width: 16}
 attacks: [BadNets, None]
-recipe: {epochs: 16, learning_rate: 0.1, batch_size: 32, low_resolution: 0}
+recipe: {epochs: 12, learning_rate: 0.1, batch_size: 32, low_resolution: 0}
 purify:
   - {name: FT, epochs: 2}
   - {name: SAU, rounds: 2, batch_size: 64}
@@ -50,6 +50,10 @@ CELLS = 14
 """Of the first grid: two victims, each scanned once and repaired twice, and two sets of data, sifted and trained on."""
 
 
+ONE_CORE = ("--cpus-per-cell", "1")
+"""Other tests run at the same time, and threads that wait for each other on busy cores take many times as long."""
+
+
 def made(folder: Path, tables: Path) -> Path:
     """Return a folder for a store, its tables made already."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +67,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, store_tables: Path) -> Pa
     folder = tmp_path_factory.mktemp("bench")
     (folder / "grid.yaml").write_text(GRID)
     work = made(folder / "work", store_tables)
-    assert main(["bench", str(folder / "grid.yaml"), "--work", str(work)]) == 0
+    assert main(["bench", str(folder / "grid.yaml"), "--work", str(work), *ONE_CORE]) == 0
     return folder
 
 
@@ -133,7 +137,7 @@ def test_a_model_that_is_there_already_is_repaired_without_training_one(
         "clean_sizes: 100\n"
     )
     work = made(tmp_path / "work", store_tables)
-    assert main(["bench", str(tmp_path / "grid.yaml"), "--work", str(work)]) == 0
+    assert main(["bench", str(tmp_path / "grid.yaml"), "--work", str(work), *ONE_CORE]) == 0
     records = {record.kind: record for record in Store(None, work).records()}
     assert set(records) == {"victim", "purify", "scan"}
     assert records["victim"].labels["training"] == f"given: {victim.name}"
@@ -210,7 +214,7 @@ def test_a_failed_cell_is_exit_code_3_and_the_others_are_done(
     text = SMALL.replace("Blended", "{name: Blended, poison_rate: 0.0001}")
     (tmp_path / "grid.yaml").write_text(text)
     work = made(tmp_path / "work", store_tables)
-    assert main(["bench", str(tmp_path / "grid.yaml"), "--work", str(work), "--json"]) == 3
+    assert main(["bench", str(tmp_path / "grid.yaml"), "--work", str(work), *ONE_CORE, "--json"]) == 3
     answer = json.loads(capsys.readouterr().out)
     assert answer["done"] == 2
     ((title, reason),) = answer["failed"].items()
@@ -226,6 +230,7 @@ def test_a_killed_grid_goes_on_and_repeats_nothing(tmp_path: Path, store_tables:
     (tmp_path / "grid.yaml").write_text(SMALL)
     work = made(tmp_path / "work", store_tables)
     words = [sys.executable, "-m", "unbackdoor.cli", "bench", str(tmp_path / "grid.yaml"), "--work", str(work)]
+    words += ONE_CORE
     killed = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     store = Store(None, work)
     for _ in range(1200):

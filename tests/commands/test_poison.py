@@ -119,7 +119,7 @@ def test_the_gallery_shows_every_attack(tmp_path: Path, capsys: pytest.CaptureFi
         "--model.width",
         "4",
         "--images",
-        "1000",
+        "500",
         "--threads",
         "1",
     ]

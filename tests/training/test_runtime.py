@@ -132,9 +132,22 @@ def test_threads_are_set_when_the_device_is_first_used_and_not_before() -> None:
 
 @pytest.mark.parametrize(("two", "expected"), [(0.95, 1), (0.91, 1), (0.85, 2), (2.0, 1)])
 def test_more_threads_win_only_when_a_tenth_faster(monkeypatch: pytest.MonkeyPatch, two: float, expected: int) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     monkeypatch.setattr(module, "_timed_step", lambda *_: two if torch.get_num_threads() == 2 else 1.0)
     assert fastest_threads() == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "most"), [("1", 1), ("2,1", 2), ("3", 3), ("64", 4), ("", 4), ("0", 4), ("-1", 4), ("many", 4)]
+)
+def test_no_more_threads_are_tried_than_the_environment_allows(
+    monkeypatch: pytest.MonkeyPatch, said: str, most: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(module, "_timed_step", lambda *_: 1 / torch.get_num_threads())
+    assert fastest_threads() == most
 
 
 def test_one_core_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

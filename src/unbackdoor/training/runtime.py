@@ -55,7 +55,7 @@ class Runtime:
     Attributes:
         device: "auto" (a CUDA GPU if there is one), "cpu" or "cuda".
         precision: "bf16" (automatic mixed precision in bfloat16) or "fp32".
-        threads: CPU threads; 0 chooses by measuring.
+        threads: CPU threads; 0 chooses by measuring, and not more than OMP_NUM_THREADS where that is set.
         seed: every random draw derives from it; 0 to 2^63 - 1.
         budget: minutes that one method may take; schedules are shortened to fit. None: the paper's schedule.
         progress: how progress is shown.
@@ -181,12 +181,16 @@ class Runtime:
 
 
 def fastest_threads() -> int:
-    """Return the number of threads with which a small training step is fastest right now.
+    """Return the number of threads with which a small training step is fastest right now; at most OMP_NUM_THREADS.
 
     Busy threads on cores that other programs use too can be many times slower than fewer threads, so this is
     measured, in a fraction of a second; more threads win only if they are at least a tenth faster.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    # What whoever starts several programs at once sets for each; a list is of nested regions.
+    allowed = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if allowed.isdecimal() and int(allowed):
+        cores = min(cores, int(allowed))
     candidates = sorted({1, cores // 2, cores} - {0})
     if len(candidates) == 1:
         return candidates[0]
