@@ -109,6 +109,7 @@ def test_a_cell_whose_process_dies_is_begun_again(store: Store, engine: Engine, 
     assert times_run(counted)[grid[0].key] == 2
 
 
+@pytest.mark.slow
 def test_a_cell_whose_process_always_dies_fails_alone(store: Store, engine: Engine) -> None:
     grid = cells(2, fails={0: "die"})
     summary = run(store, engine, grid)

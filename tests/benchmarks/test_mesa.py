@@ -75,6 +75,7 @@ def test_poison_is_a_share_of_each_batch_with_the_label_of_the_attacker(
     assert float(images.max()) == 0
 
 
+@pytest.mark.slow
 def test_every_defence_has_a_row_and_no_row_is_done_twice(
     program: ModuleType, bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def test_several_seeds_of_a_trigger_are_one_mean_and_the_triggers_are_compared_b
     assert each["cifar10, black and white 4"] == ["16", "90.00", "", "10.00 ± 0.00", "20.00 ± 14.14", ""]
 
 
+@pytest.mark.slow
 def test_seeds_differ_in_the_retraining_and_share_the_sweep(
     program: ModuleType, bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_planted_backdoor_is_removed_with_some_of_the_rows_known(seed: int) ->
     assert "DBR held 180 of 800 images clean and 40 poisoned" in history.notes[0]
 
 
+@pytest.mark.slow
 def test_a_planted_backdoor_is_removed_by_the_rows_that_fct_finds_and_a_clean_model_is_kept() -> None:
     models = planted(4)
     method = DBR(rounds=20, batch_size=32, learning_rate=1e-3, augmentation="none", clean_share=0.5)

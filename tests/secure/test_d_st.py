@@ -131,6 +131,7 @@ def test_a_planted_backdoor_is_kept_out_with_some_of_the_rows_known(seed: int) -
     assert secure.acc.value > 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("poisoned", [True, False])
 def test_a_planted_backdoor_is_kept_out_with_the_rows_that_fct_finds(poisoned: bool) -> None:
     """And clean data, of which some rows are held poisoned all the same, are learned."""
