@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,6 +124,17 @@ def unlearning(samples: ImageSet, model: Network, epochs: int, rate: float = 1e-
     recipe = fine_tuning(epochs, 60, rate, "none", "constant", 0.0)
     forgetful, history = unlearned(model, samples, recipe, runtime(), enough=0.125)
     return forgetful, history.epochs
+
+
+def test_unlearning_is_in_float32_whatever_the_precision() -> None:
+    """For whoever unlearns: what they look at are small differences between weights."""
+    recipe = fine_tuning(2, 12, 1e-2, "none", "constant", 0.0)
+    exact, mixed = (
+        state_of(unlearned(network(0), pictures(24, 3), recipe, one, enough=0.0)[0])
+        for one in (runtime(), replace(runtime(), precision="bf16"))
+    )
+    assert same_state(exact, mixed)
+    assert not same_state(exact, state_of(network(0)))
 
 
 def test_one_step_of_unlearning_is_one_of_ascent() -> None:

@@ -98,7 +98,7 @@ class Weights(Inspection):
                 model,
                 given,
                 recipe,
-                runtime.part((1 - LEARNING) / len(samples) / models).in_float32(),
+                runtime.part((1 - LEARNING) / len(samples) / models),
                 enough=enough,
                 resume=stage(resume, f"{name}-{kind}"),
                 description=f"{name}: {kind} unlearning",

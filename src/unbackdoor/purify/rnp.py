@@ -103,7 +103,7 @@ class RNP(Purifier):
             model,
             kept,
             first,
-            runtime.part(share).in_float32(),
+            runtime.part(share),
             enough=self.unlearned,
             longest=LONGEST,
             late=LATE,

@@ -109,12 +109,11 @@ class TSBD(Purifier):
         kept, held = hold_out(clean, runtime.seed)
         recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation, "constant", 0.0)
         slow = replace(recipe, epochs=self.unlearning_epochs, learning_rate=self.unlearning_rate)
-        part = runtime.part(UNLEARNING).in_float32()
         forgetful, unlearning = unlearned(
             model,
             kept,
             slow,
-            part,
+            runtime.part(UNLEARNING),
             enough=max(CHANCE, 1 / clean.classes),
             resume=stage(resume, "unlearning"),
             description="TSBD's unlearning",

@@ -104,7 +104,7 @@ class TSBDSignals(Scanner):
         learning = copy.deepcopy(model).requires_grad_(True)
         active = activeness(learning, some, layers)
         enough = max(CHANCE, 1 / clean.classes)
-        forgetful, history = unlearned(learning, some, self._recipe(), runtime.in_float32(), enough=enough)
+        forgetful, history = unlearned(learning, some, self._recipe(), runtime, enough=enough)
         anomaly = low_outliers(-sink(forgetful, some, runtime).clamp_min(LEAST).log())
         suspected = [int(c) for c in anomaly.argsort(descending=True) if anomaly[c] > self.threshold]
         largest = f"{float(anomaly.max()):.1f} (threshold {self.threshold:g})"

@@ -1,4 +1,7 @@
-"""Unlearning clean samples, which TSBD and RNP begin with: gradient ascent until accuracy is low enough."""
+"""Unlearning clean samples, which TSBD and RNP begin with: gradient ascent until accuracy is low enough.
+
+It is in float32 whatever the precision: small differences between weights are what it is done for.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def unlearned(
         model: not changed.
         samples: unlearned with the labels that they have.
         recipe: how, and at most how long.
-        runtime: where.
+        runtime: where, and for how long; its precision is not used.
         enough: accuracy at which it ends, 0 to 1; that of the batches of an epoch as they were met.
         longest: norm of all gradients together to which they are cut, above 0.
         late: by which the rate is multiplied in the second half, above 0.
@@ -51,8 +54,9 @@ def unlearned(
         The copy, and a history with a note if accuracy was never low enough.
     """
     forgetful = copy.deepcopy(model)
-    hook = Unlearning(enough, longest, late, runtime)
-    history = fit(forgetful, samples, recipe, runtime, hook=hook, resume=resume, description=description)
+    exact = runtime.in_float32()
+    hook = Unlearning(enough, longest, late, exact)
+    history = fit(forgetful, samples, recipe, exact, hook=hook, resume=resume, description=description)
     if hook.accuracy <= enough:
         return forgetful, history
     note = (
