@@ -23,7 +23,7 @@ import pytest
 from tests.bench.noop import cells, outcome
 from unbackdoor.bench.engine import Engine
 from unbackdoor.bench.run import Bench
-from unbackdoor.bench.runs import is_database, runs_of_database, runs_of_server
+from unbackdoor.bench.runs import DATABASES, is_database, runs_of_database, runs_of_server
 from unbackdoor.bench.store import Record, Store, commit, without_password
 from unbackdoor.errors import InputError, OutputError
 from unbackdoor.training import Silent
@@ -144,6 +144,12 @@ def test_a_database_gives_the_runs_that_mlflow_gives(store: Store) -> None:
     assert [str(run.metrics) for run in found[1:]] == [str(run.metrics) for run in expected[1:]]
     assert math.isnan(found[0].metrics["loss"])
     assert len(found) == len(grid) + 1
+
+
+def test_databases_are_those_that_mlflow_knows() -> None:
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    assert set(DATABASE_ENGINES) == DATABASES
 
 
 def test_a_database_is_read_without_mlflow_which_takes_seconds_to_import(store: Store) -> None:
