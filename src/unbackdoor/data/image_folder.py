@@ -95,18 +95,7 @@ class ImageFolder:
         )
 
     def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
-        """Copy the files of the kept rows of `split`, and all of the other splits, to the same places in `folder`.
-
-        Args:
-            split: the one that `kept` is about.
-            kept: of each row in the order of `read`.
-            folder: an empty one.
-
-        Raises:
-            DataError: there are more or fewer images than rows by now, or a file cannot be read.
-            InputError: nothing is kept of some class, and no other split has it.
-            OutputError: a file cannot be written.
-        """
+        """Copy the files of the kept rows, and all of the other splits, to the same places (see `Reader.copy_kept`)."""
         listed = self._listed(split)
         check_rows(len(listed), kept, self.source)
         copied = [one for one, keep in zip(listed, kept.tolist(), strict=True) if keep]

@@ -76,17 +76,7 @@ class ParquetFiles:
         return {name: file for other in self._files if other != split for name, file in self.files(other).items()}
 
     def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
-        """Write the kept rows of `split`, with all their columns, and the other splits, to files of the same names.
-
-        Args:
-            split: the one that `kept` is about.
-            kept: of each row in the order of `read`.
-            folder: an empty one.
-
-        Raises:
-            DataError: there are more or fewer rows than told of by now, or a file cannot be read.
-            OutputError: a file cannot be written.
-        """
+        """Write the kept rows with all their columns to files of the same names (see `Reader.copy_kept`)."""
         check_rows(self._rows(split), kept, self.source)
         start = 0
         for name, file in self.files(split).items():
