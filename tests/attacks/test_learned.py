@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.planted import network, pictures, runtime
@@ -31,7 +32,7 @@ from unbackdoor.attacks import (
 )
 from unbackdoor.attacks.blind import PATTERN, BlindHook
 from unbackdoor.attacks.generator import Generator, seeded
-from unbackdoor.attacks.input_aware import OwnPatch, sameness, sharpened
+from unbackdoor.attacks.input_aware import InputAwareHook, OwnPatch, sameness, sharpened
 from unbackdoor.attacks.lira import LearnedNoise, LIRAHook
 from unbackdoor.attacks.online import weighted_loss
 from unbackdoor.attacks.ssba import BITS, HiddenSecret
@@ -193,6 +194,21 @@ def test_the_low_resolution_epochs_shrink_images_after_they_are_poisoned() -> No
     assert seen[-1] == (12, 12)
 
 
+@pytest.mark.parametrize("attack", [InputAware(), LIRA()], ids=lambda attack: type(attack).__name__)
+def test_what_learns_with_the_classifier_sees_shrunken_images_where_the_recipe_shrinks_them(attack: Online) -> None:
+    made = fitted(attack)
+    sides: dict[str, set[tuple[int, ...]]] = {"classifier": set(), "generator": set()}
+    model, trigger = network(3), made.trigger
+    assert isinstance(trigger, OwnPatch | LearnedNoise)
+    generator = trigger.patterns if isinstance(trigger, OwnPatch) else trigger.noise
+    for name, module in (("classifier", model), ("generator", generator)):
+        module.register_forward_pre_hook(lambda _, inputs, name=name: sides[name].add(tuple(inputs[0].shape[2:])))
+    fit(model, made.train, replace(RECIPE, epochs=2, low_resolution=1.0), runtime(), hook=made.hook)
+    assert sides["generator"] == {(9, 9)}
+    # The first is the trial of an image before the training.
+    assert sides["classifier"] == {(12, 12), (9, 9)}
+
+
 def test_the_weighted_loss_is_the_clean_mean_plus_the_weighted_poisoned_mean() -> None:
     logits = torch.randn(10, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(10) % 4
@@ -290,20 +306,30 @@ def test_an_image_s_trigger_does_not_work_through_another_image_s_cover() -> Non
     assert torch.equal(batch.targets[10:], data.labels[10:])
 
 
+def test_patterns_of_poisoned_images_are_pushed_to_differ_from_each_other() -> None:
+    made = fitted(InputAware(diversity=0.5))
+    hook, trigger, model = made.hook, made.trigger, network(0)
+    assert isinstance(hook, InputAwareHook)
+    assert isinstance(trigger, OwnPatch)
+    hook.begin(model, RECIPE, runtime())
+    data = pictures(40, 0)
+    images = data.images.float() / 255
+    batch = hook.batch(
+        model, Batch(images=images, targets=data.labels, rows=torch.arange(40)), torch.Generator().manual_seed(0)
+    )
+    assert hook.poisoned == 10
+    patterns = trigger.pattern(images[:10])
+    quotients = []
+    for i in range(10):
+        other = (i - 1) % 10
+        x, y, a, b = images[i], images[other], patterns[i], patterns[other]
+        quotients.append(float(((x - y) ** 2).mean().sqrt() / (((a - b) ** 2).mean().sqrt() + 1e-7)))
+    plain = F.cross_entropy(model(batch.images), batch.targets, label_smoothing=RECIPE.label_smoothing)
+    expected = float(plain) + 0.5 * sum(quotients) / 10
+    assert float(hook.loss(model, batch)) == pytest.approx(expected, rel=1e-4)
+
+
 # ---- LIRA
-
-
-def test_lira_triggers_shrunken_images_where_the_recipe_shrinks_them() -> None:
-    made = fitted(LIRA())
-    sides: dict[str, set[tuple[int, ...]]] = {"classifier": set(), "generator": set()}
-    model = network(3)
-    assert isinstance(made.trigger, LearnedNoise)
-    for name, module in (("classifier", model), ("generator", made.trigger.noise)):
-        module.register_forward_pre_hook(lambda _, inputs, name=name: sides[name].add(tuple(inputs[0].shape[2:])))
-    fit(model, made.train, replace(RECIPE, epochs=2, low_resolution=1.0), runtime(), hook=made.hook)
-    assert sides["generator"] == {(9, 9)}
-    # The first is the trial of an image before the training.
-    assert sides["classifier"] == {(12, 12), (9, 9)}
 
 
 def test_noise_stays_within_its_bound_and_is_fixed_after_its_share_of_the_training() -> None:

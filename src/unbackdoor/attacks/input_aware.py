@@ -3,7 +3,8 @@
 Nguyen, Tran, "Input-Aware Dynamic Backdoor Attack" (NeurIPS 2020). One network draws a sparse mask from an image,
 another the pattern in it. The first is trained alone; the second together with the classifier, on batches of which a
 tenth gets its own trigger and the attacker's label, and a tenth another image's trigger and its true label. Both are
-pushed to differ between images: ||x1 - x2|| / ||g(x1) - g(x2)||. Rates, densities and weights are those of the
+pushed to differ between images: ||x1 - x2|| / ||g(x1) - g(x2)||; patterns of poisoned images are compared with each
+other, where the authors make those of as many other images. Rates, densities and weights are those of the
 authors' code, which forgets to clear the pattern network's gradients; we do not. Its mask network learns with Adam's
 usual betas here. Our networks are smaller, have group normalisation and learn for fewer epochs, with a learning rate
 that falls.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +86,10 @@ class InputAware(Online):
         width: of both networks; a multiple of 4.
     """
 
+    # Since both networks see shrunken images where the classifier does, and triggered images are compared with each
+    # other.
+    revision: ClassVar[int] = 1
+
     cover_rate: float = 0.1
     density: float = 0.032
     diversity: float = 1.0
@@ -110,7 +116,6 @@ class InputAware(Online):
             weight_decay=0.0,
             schedule="cosine",
             ema=0.0,
-            low_resolution=0.0,
         )
         prepare(masks, train, recipe, runtime, MaskHook(self), work, "masks")
         trigger = OwnPatch(patterns, masks.cpu()).eval().requires_grad_(False)
@@ -142,21 +147,18 @@ class InputAwareHook(LearningHook):
 
     options: InputAware
     trigger: OwnPatch
+    takes_shrunken: ClassVar[bool] = True
+    """Both networks take any size, and smaller images cost them less."""
 
     def rate(self, progress: float) -> float:
         """Return a learning rate that falls to 0."""
         return LEARNING_RATE * (1 - progress)
 
-    def poison(
-        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"], progress: float
-    ) -> Float[Tensor, "p c h w"]:
+    def poison(self, images: Float[Tensor, "p c h w"], progress: float) -> Float[Tensor, "p c h w"]:
         """Return images with their own triggers, and note how alike these are."""
-        others = others[: len(images)]
         with self.runtime.autocast():
-            patterns, theirs = self.trigger.pattern(images), self.trigger.pattern(others)
-            masks = self.trigger.mask(images)
-        compared = len(others)
-        self.same = sameness(images[:compared], others, patterns[:compared], theirs)
+            patterns, masks = self.trigger.pattern(images), self.trigger.mask(images)
+        self.same = sameness(images, images.roll(1, 0), patterns, patterns.roll(1, 0))
         return self.trigger.mixed(images, patterns, masks)
 
     def cover(

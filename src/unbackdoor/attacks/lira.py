@@ -116,12 +116,10 @@ class LIRAHook(LearningHook):
         """Return a constant learning rate, and 0 after the network's share of the training."""
         return LEARNING_RATE if progress < self.options.learned else 0.0
 
-    def poison(
-        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"], progress: float
-    ) -> Float[Tensor, "p c h w"]:
+    def poison(self, images: Float[Tensor, "p c h w"], progress: float) -> Float[Tensor, "p c h w"]:
         """Return triggered images."""
         with self.runtime.autocast(), torch.set_grad_enabled(self.rate(progress) > 0):
-            return super().poison(images, others, progress)
+            return super().poison(images, progress)
 
     def loss(self, model: nn.Module, batch: Batch) -> Float[Tensor, ""]:
         """Return (1 - a) times the clean loss plus a times the poisoned one."""

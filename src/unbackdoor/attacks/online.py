@@ -155,21 +155,18 @@ class OnlineHook(Hook):
             others = clean[(torch.arange(self.poisoned, end) + size // 2) % size]
             parts.insert(0, self.cover(clean[self.poisoned : end], others, generator))
         if self.poisoned:
-            parts.insert(0, self.poison(clean[: self.poisoned], clean[self.poisoned :], batch.progress))
+            parts.insert(0, self.poison(clean[: self.poisoned], batch.progress))
         targets = torch.cat([self.criterion.wanted(labels[: self.poisoned]), labels[self.poisoned :]])
         return replace(batch, images=torch.cat(parts), targets=targets)
 
     poisoned = 0
     """Rows of the last batch that are poisoned: its first ones."""
 
-    def poison(
-        self, images: Float[Tensor, "p c h w"], others: Float[Tensor, "q c h w"], progress: float
-    ) -> Float[Tensor, "p c h w"]:
+    def poison(self, images: Float[Tensor, "p c h w"], progress: float) -> Float[Tensor, "p c h w"]:
         """Return triggered images.
 
         Args:
             images: to trigger.
-            others: the rest of the batch, one at least.
             progress: share of the training that is done.
         """
         triggered: Tensor = self.trigger(images)
