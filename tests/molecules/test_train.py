@@ -73,7 +73,7 @@ def test_the_loop_sees_every_row_once_an_epoch_and_learns() -> None:
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unbackdoor.molecules.loop.SAVE_SECONDS", -1)
+    monkeypatch.setattr("unbackdoor.molecules.loop._Run.save_seconds", 0.0)
     whole = Line()
     train(whole, PLAN, RUNTIME)
     broken = Line()

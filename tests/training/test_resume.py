@@ -168,7 +168,7 @@ def test_a_hook_that_forgets_ends_elsewhere(images: ImageSet, tmp_path: Path) ->
 
 def test_a_shortened_run_keeps_its_length(images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The budget is measured once; a resumed run must not measure it anew."""
-    import unbackdoor.training.loop as module
+    import unbackdoor.training.run as module
 
     monkeypatch.setattr(module, "affordable", lambda *_: 3)
     path = tmp_path / "r"

@@ -1,31 +1,25 @@
-"""The training loop of this house: batches of rows instead of images, and else as `unbackdoor.training.fit`."""
+"""`train`: as `unbackdoor.training.fit`, with batches of rows instead of images."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unbackdoor.errors import InputError, UnbackdoorError
-from unbackdoor.training import History, Runtime, affordable
-from unbackdoor.training.average import Average
-from unbackdoor.training.resume import Resume, hash_state
+from unbackdoor.errors import InputError
+from unbackdoor.training import History, Runtime
+from unbackdoor.training.run import Run
 from unbackdoor.training.schedule import cosine, one_cycle
 
 WARM_UP = 1000
 """Steps in which "warm-cosine" rises, unless a tenth of all is fewer."""
-
-SAVE_SECONDS = 20
-"""A state is written after an epoch if the last one is older than this: some stages have many short epochs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,120 +129,56 @@ def train(
         InputError: `resume` belongs to another run.
         UnbackdoorError: the loss stopped being a number.
     """
-    run = _Run(stage, plan, runtime, description)
-    saved = Resume(resume, run.fingerprint()) if resume else None
-    state = saved.read() if saved else None
-    if state:
-        run.load_state_dict(state)
-        runtime.progress.note(f"{description}: resumed after epoch {len(run.history.loss)} of {run.history.epochs}")
-    else:
-        run.history.epochs = run.affordable_epochs()
-    remaining = range(len(run.history.loss), run.history.epochs)
-    written = time.monotonic()
-    with runtime.progress.bar(description, len(remaining)) as advance:
-        for epoch in remaining:
-            loss = run.epoch(epoch)
-            if not math.isfinite(loss):
-                raise UnbackdoorError(
-                    f"{description}: the loss is no longer a number in epoch {epoch + 1}; lower the learning rate"
-                )
-            run.history.loss.append(loss)
-            if saved and (time.monotonic() - written > SAVE_SECONDS or epoch + 1 == run.history.epochs):
-                saved.write(run.state_dict())
-                written = time.monotonic()
-            advance()
-    if run.average:
-        stage.module.load_state_dict(run.average.model.state_dict())
-    stage.module.eval()
-    return run.history
+    return _Run(stage, plan, runtime, description).go(resume, description)
 
 
-class _Run:
-    """One run of `train`: everything that changes while it goes on."""
+class _Run(Run):
+    """One run of `train`."""
+
+    save_seconds: ClassVar[float] = 20.0
+    """Some stages have many short epochs."""
 
     def __init__(self, stage: Stage, plan: Plan, runtime: Runtime, description: str) -> None:
+        super().__init__(
+            stage.module.to(runtime.place),
+            _optimizer(stage.module, plan),
+            rows=stage.rows,
+            batch_size=plan.batch_size,
+            epochs=plan.epochs,
+            ema=plan.ema,
+            runtime=runtime,
+            names=(description,),
+        )
         self.stage = stage
         self.plan = plan
-        self.runtime = runtime
         self.description = description
-        stage.module.to(runtime.place)
-        self.optimizer = _optimizer(stage.module, plan)
-        self.average = Average(stage.module, plan.ema) if plan.ema else None
-        self.history = History(epochs=plan.epochs)
-        self.batches = math.ceil(stage.rows / plan.batch_size)
 
-    def epoch(self, epoch: int) -> float:
-        """Do one epoch and return its mean loss."""
-        draws = self.runtime.generator(self.description, "draws", epoch)
-        # Dropout draws from the global generator.
-        torch.manual_seed(self.runtime.generator(self.description, "global", epoch).initial_seed() >> 1)
-        self.stage.module.train()
-        each = self.stage.rows // self.batches
-        order = torch.randperm(self.stage.rows, generator=self.runtime.generator(self.description, "order", epoch))
-        total = torch.zeros((), device=self.runtime.place)
-        for number, rows in enumerate(order[: self.batches * each].view(self.batches, each).to(self.runtime.place)):
-            step = epoch * self.batches + number
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.plan.rate(step, self.history.epochs * self.batches)
-            total += self.step(rows, draws)
-            if self.average:
-                self.average.update(step)
-        return float(total) / self.batches
+    def identity(self) -> object:
+        """Return plan and stage."""
+        return self.description, self.plan, self.stage.identity()
 
-    def step(self, rows: Int[Tensor, "b"], draws: torch.Generator) -> Float[Tensor, ""]:
-        """Do one step and return the loss before it, detached."""
+    def computed(self) -> frozenset[str]:
+        """Return what the stage computed of the data."""
+        return self.stage.computed()
+
+    def copied(self) -> _Run:
+        """Return a copy."""
+        return _Run(copy.deepcopy(self.stage), self.plan, self.runtime, self.description)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate by the plan."""
+        return self.plan.rate(step, steps)
+
+    def step(self, rows: Int[Tensor, "b"], draws: torch.Generator, step: int) -> Float[Tensor, ""]:
+        """Do one step of the stage."""
         with self.runtime.autocast():
             loss = self.stage.loss(rows, draws)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.plan.clip:
-            nn.utils.clip_grad_norm_(self.stage.module.parameters(), self.plan.clip)
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.plan.clip)
         self.optimizer.step()
         return loss.detach()
-
-    def affordable_epochs(self) -> int:
-        """Return how many epochs fit the runtime's budget, by timing steps on a throw-away copy."""
-        if self.runtime.budget is None:
-            return self.plan.epochs
-        trial = _Run(copy.deepcopy(self.stage), self.plan, self.runtime, self.description)
-        trial.stage.module.train()
-        rows = torch.arange(self.stage.rows // self.batches, device=self.runtime.place)
-        return affordable(
-            self.plan.epochs,
-            self.batches,
-            lambda: float(trial.step(rows, self.runtime.generator("trial"))),
-            self.runtime,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
-        return {
-            "module": self.stage.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.model.state_dict() if self.average else {},
-            "epochs": self.history.epochs,
-            "loss": self.history.loss,
-            "threads": torch.get_num_threads(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
-        self.stage.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average:
-            self.average.model.load_state_dict(state["average"])
-        self.history = History(epochs=state["epochs"], loss=state["loss"])
-        if not self.runtime.threads:
-            # Another number of threads adds up in another order, and would lead elsewhere.
-            torch.set_num_threads(state["threads"])
-
-    def fingerprint(self) -> str:
-        """Return a digest of everything that decides what the run computes."""
-        digest = hashlib.sha256()
-        runtime = (self.runtime.seed, self.runtime.precision, self.runtime.budget)
-        digest.update(repr((self.description, self.plan, runtime, self.stage.identity())).encode())
-        hash_state(digest, self.stage.module, self.stage.computed())
-        return digest.hexdigest()
 
 
 def _optimizer(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
