@@ -206,14 +206,23 @@ def test_the_digits_become_one_undivided_parquet_file(tmp_path: Path) -> None:
     assert sum(len(read_images(out, split)) for split in ("train", "test")) == int(kept.sum())
 
 
-@pytest.mark.parametrize("kind", ["archive", "hub"])
+@pytest.mark.parametrize("kind", ["archive", "hub", "parquet"])
 def test_the_highest_class_without_a_name_does_not_vanish(
     kind: str, tmp_path: Path, tiny_images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
     source: str | Path = "owner/set"
     highest = tiny_images.classes - 1
     if kind == "hub":
         hub(monkeypatch, tmp_path, named=False, train=tiny_images)
+    elif kind == "parquet":
+        source = tmp_path / "mine"
+        write_parquet(source / "train.parquet", tiny_images, {})
+        table = parquet.read_table(source / "train.parquet")
+        schema = table.schema.set(1, pyarrow.field("label", pyarrow.int64())).remove_metadata()
+        parquet.write_table(table.cast(schema), source / "train.parquet")
     else:
         source = tmp_path / "mine.npz"
         np.savez(source, images=pixels_of(tiny_images), labels=tiny_images.labels.numpy())

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import check_highest, check_rows, reason_of
+from unbackdoor.data.limits import check_rows, reason_of
 from unbackdoor.data.splits import split_named
-from unbackdoor.data.tables import DatasetPart, highest_label, label_column, quiet, read_rows, reported
+from unbackdoor.data.tables import DatasetPart, check_kept_classes, quiet, read_rows, reported
 from unbackdoor.errors import DataError
 from unbackdoor.files import replacing
 
@@ -66,22 +66,12 @@ class HubSet:
         """Write a parquet file of each split, with all its columns (see `Reader.copy_kept`)."""
         check_rows(self._parts[split].num_rows, kept, self.source)
         with quiet(offline=False):
-            self._check_classes(split, kept)
+            check_kept_classes(
+                {name: DatasetPart(part) for name, part in self._parts.items()}, split, kept, self.source
+            )
             for name, part in self._parts.items():
                 file = folder / "data" / f"{name or UNDIVIDED}-00000-of-00001.parquet"
                 _write(part, kept if name == split else None, file, self.source)
-
-    def _check_classes(self, split: str | None, kept: Bool[Tensor, "n"]) -> None:
-        """Raise InputError if the classes have no names, and the highest of them would be gone."""
-        from datasets import ClassLabel
-
-        features = self._parts[split].features
-        label = label_column(features, self.source)
-        if not isinstance(features[label], ClassLabel):
-            parts = {name: DatasetPart(part) for name, part in self._parts.items()}
-            others = [highest_label(part, label, self.source) for name, part in parts.items() if name != split]
-            whole, left = (highest_label(parts[split], label, self.source, rows) for rows in (None, kept))
-            check_highest(max([whole, *others]), max([left, *others]), self.source)
 
 
 def _write(part: Dataset, kept: Bool[Tensor, "n"] | None, path: Path, source: str) -> None:

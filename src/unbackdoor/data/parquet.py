@@ -17,7 +17,7 @@ from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
 from unbackdoor.data.limits import check_rows, check_size
 from unbackdoor.data.splits import source_name, split_named
-from unbackdoor.data.tables import BATCH, quiet, read_rows, reported
+from unbackdoor.data.tables import BATCH, check_kept_classes, quiet, read_rows, reported
 from unbackdoor.errors import DataError
 from unbackdoor.files import replacing
 from unbackdoor.limits import MAX_CLASSES
@@ -61,11 +61,7 @@ class ParquetFiles:
         """Return the images of `split`, file by file."""
         rows = self._rows(split)
         with quiet(offline=True):
-            parts: dict[str | None, _Part] = {}
-            for name, files in self._files.items():
-                with reported(self.source):
-                    parts[name] = _Part(files)
-            return read_rows(parts, split, rows, self.source)
+            return read_rows(self._parts(), split, rows, self.source)
 
     def files(self, split: str | None) -> dict[str, Path]:
         """Return the files of `split` by the names that they have in the folder, in the order of `read`."""
@@ -78,6 +74,8 @@ class ParquetFiles:
     def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
         """Write the kept rows with all their columns to files of the same names (see `Reader.copy_kept`)."""
         check_rows(self._rows(split), kept, self.source)
+        with quiet(offline=True):
+            check_kept_classes(self._parts(), split, kept, self.source)
         start = 0
         for name, file in self.files(split).items():
             start += copy_rows(file, folder / name, kept[start:], self.source)
@@ -93,6 +91,14 @@ class ParquetFiles:
         for name, file in self.others(split).items():
             with reported(self.source), replacing(folder / name) as partial:
                 shutil.copyfile(file, partial)
+
+    def _parts(self) -> dict[str | None, _Part]:
+        """Return the files of all splits."""
+        parts: dict[str | None, _Part] = {}
+        for name, files in self._files.items():
+            with reported(self.source):
+                parts[name] = _Part(files)
+        return parts
 
     def _rows(self, split: str | None) -> int:
         """Return the number of rows that a split's files declare, after bounding what all files declare."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unbackdoor.data.decode import decode_images
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import check_labels, numbered, reason_of
+from unbackdoor.data.limits import check_highest, check_labels, numbered, reason_of
 from unbackdoor.errors import DataError
 from unbackdoor.text import clean_text
 
@@ -104,6 +104,33 @@ def highest_label(part: Part, label: str, source: str, kept: Bool[Tensor, "n"] |
     labels = [label_numbers(batch, label, source) for batch in _batches(part, [label], source)]
     numbers = np.concatenate([*labels, np.empty(0, dtype=np.int64)])
     return int((numbers if kept is None else numbers[kept.numpy()]).max(initial=-1))
+
+
+def check_kept_classes(
+    parts: Mapping[str | None, Part], split: str | None, kept: Bool[Tensor, "n"], source: str
+) -> None:
+    """Refuse to leave out the highest class where the classes have no names.
+
+    Args:
+        parts: of all splits, by name.
+        split: of which rows are left out.
+        kept: its other rows.
+        source: for messages.
+
+    Raises:
+        InputError: so many classes would no longer be known.
+        DataError: see `highest_label`.
+    """
+    from datasets import ClassLabel
+
+    features = parts[split].features
+    if features is None:
+        return
+    label = label_column(features, source)
+    if not isinstance(features[label], ClassLabel):
+        others = [highest_label(part, label, source) for name, part in parts.items() if name != split]
+        whole, left = (highest_label(parts[split], label, source, rows) for rows in (None, kept))
+        check_highest(max([whole, *others]), max([left, *others]), source)
 
 
 def image_column(features: Mapping[str, Any], source: str) -> str:
