@@ -18,7 +18,7 @@ from tests.data.generated import CLASS_FEATURES, encoded, random_pixels, write_p
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.data import shards as module
 from unbackdoor.data.shards import Shard, Shards, declared_rows
-from unbackdoor.errors import DataError
+from unbackdoor.errors import DataError, InputError
 
 PIXELS = random_pixels(60)
 LABELS = [row % 3 for row in range(60)]
@@ -131,6 +131,25 @@ def test_classes_that_have_no_names_are_counted_over_all_files_and_splits(tmp_pa
     for name, labels in (("train-0", [0, 1]), ("train-1", [3, 1]), ("test-0", [5, 0])):
         write_parquet(tmp_path / f"{name}.parquet", list(PIXELS[:2]), labels, features=None)
     assert Shards.of(tmp_path).class_names == tuple("012345") == read_images(tmp_path, "any").class_names
+
+
+@pytest.mark.parametrize(("others", "goes"), [(1, False), (2, True)])
+def test_the_highest_class_without_a_name_may_only_go_where_another_split_has_it(
+    tmp_path: Path, others: int, goes: bool
+) -> None:
+    write_parquet(tmp_path / "train-0.parquet", list(PIXELS[:6]), LABELS[:6], features=None)
+    write_parquet(tmp_path / "test-0.parquet", list(PIXELS[:2]), [0, others], features=None)
+    shards = Shards.of(tmp_path)
+    shards.check_kept([0, 0, 1])
+    if goes:
+        shards.check_kept([2, 2, 0])
+    else:
+        with pytest.raises(InputError, match="no image of class 2 is kept"):
+            shards.check_kept([2, 2, 0])
+
+
+def test_a_class_with_a_name_may_go(folder: Path) -> None:
+    Shards.of(folder).check_kept([1] + [0] * (Shards.of(folder).classes - 1))
 
 
 @pytest.mark.parametrize(

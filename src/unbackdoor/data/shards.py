@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from unbackdoor.data.decode import decode_images
 from unbackdoor.data.image_set import ImageSet
-from unbackdoor.data.limits import check_labels, check_size, numbered
+from unbackdoor.data.limits import check_highest, check_labels, check_size, numbered
 from unbackdoor.data.parquet import ParquetFiles, batches_of, check_declared_classes, parquet_files
 from unbackdoor.data.splits import choose_split
 from unbackdoor.data.tables import encoded_image, image_column, label_column, label_numbers, reported
@@ -54,6 +54,8 @@ class Shards:
         image: the column of images.
         label: the column of labels.
         class_names: one name a class.
+        highest_of_others: the highest label of the other splits, -1 of none, where the files do not name the classes;
+            None where they do.
     """
 
     folder: Path
@@ -63,6 +65,7 @@ class Shards:
     image: str
     label: str
     class_names: tuple[str, ...]
+    highest_of_others: int | None = None
 
     @classmethod
     def of(cls, folder: str | Path) -> Shards:
@@ -88,10 +91,13 @@ class Shards:
             layout = found
         if layout is None or not sum(shard.rows for shard in shards):
             raise DataError(f"{source} holds no images; name a data set with at least one image")
-        names = layout.class_names
+        names, others = layout.class_names, None
         if names is None:
-            paths = [*reader.files(split).values(), *reader.others(split).values()]
-            names = numbered(1 + max(_highest(path, layout.label, source) for path in paths))
+            own, others = (
+                max((_highest(path, layout.label, source) for path in files.values()), default=-1)
+                for files in (reader.files(split), reader.others(split))
+            )
+            names = numbered(1 + max(own, others))
         return cls(
             folder=Path(folder).expanduser(),
             source=source,
@@ -100,6 +106,7 @@ class Shards:
             image=layout.image,
             label=layout.label,
             class_names=names,
+            highest_of_others=others,
         )
 
     @property
@@ -190,6 +197,19 @@ class Shards:
         parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
         starts = ends - np.array([shard.rows for shard in self.shards])
         return self.at({shard.name: part - start for shard, part, start in zip(self.shards, parts, starts)})
+
+    def check_kept(self, kept: Sequence[int]) -> None:
+        """Refuse to leave out the highest class where the classes have no names.
+
+        Args:
+            kept: rows of each class that stay.
+
+        Raises:
+            InputError: so many classes would no longer be known.
+        """
+        if self.highest_of_others is not None:
+            stay = max((label for label, count in enumerate(kept) if count), default=-1)
+            check_highest(self.classes - 1, max(stay, self.highest_of_others), self.source)
 
     def copy_others(self, folder: Path) -> None:
         """Write the splits that are not sifted to a folder, under their names.

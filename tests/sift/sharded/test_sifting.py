@@ -266,14 +266,17 @@ def test_a_broken_row_costs_its_file_alone_and_the_rest_is_kept(tmp_path: Path, 
 
 
 def test_what_is_left_of_each_file_is_written_with_its_columns_and_the_other_splits(
-    tmp_path: Path, folder: Path, rows: ImageSet
+    tmp_path: Path, folder: Path, rows: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[list[int]] = []
+    monkeypatch.setattr(Shards, "check_kept", lambda _, kept: told.append(kept))
     write_files(tmp_path / "other", pictures(40, 3), [40])
     (tmp_path / "other" / "train-00000-of-00001.parquet").rename(folder / "test-00000-of-00001.parquet")
     cleaned = tmp_path / "cleaned"
     sift(folder, LossIsolation(poisoned_share=0.2), tmp_path / "out", clean_out=cleaned)
     kept = torch.tensor([word != "poisoned" for word in table_of(tmp_path / "out")["suspicion"].to_pylist()])
     assert int(kept.sum()) == 640
+    assert told == [torch.bincount(rows.labels[kept], minlength=CLASSES).tolist()]
     assert torch.equal(read_images(cleaned, "train").images, rows.images[kept])
     poison = [parquet.read_table(path)["poison"].to_pylist() for path in sorted(cleaned.glob("train*"))]
     assert [value for part in poison for value in part] == (planted(0).fitted.kinds == 1)[kept].tolist()
