@@ -20,7 +20,7 @@ from unbackdoor.models import Description, Network
 from unbackdoor.purify import FTSAM
 from unbackdoor.purify.ft_sam import _SharpnessAware, adaptive_climb
 from unbackdoor.testing.samples import state_of
-from unbackdoor.training import Batch, Recipe, Runtime, fit, loop
+from unbackdoor.training import Batch, Recipe, Runtime, fit, run
 
 
 @pytest.mark.parametrize("rho", [0.5, 2.0, 8.0])
@@ -208,7 +208,7 @@ def test_a_run_with_a_budget_ends_where_its_rate_is_low(
     steps_taken: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three steps an epoch: 60 epochs are affordable and 180 steps, of which 120 are done."""
-    monkeypatch.setattr(loop, "affordable", lambda *_: 60)
+    monkeypatch.setattr(run, "affordable", lambda *_: 60)
     limited = Runtime(device="cpu", precision="fp32", threads=1, budget=1.0)
     method = FTSAM(epochs=75, batch_size=2, augmentation="none")
     _, history = method.purify(two(), DefenderData(clean=bright_and_dark()), limited)
@@ -219,7 +219,7 @@ def test_a_run_with_a_budget_ends_where_its_rate_is_low(
 
 def test_a_budget_that_affords_the_schedule_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's schedule ends at the peak of the rate."""
-    monkeypatch.setattr(loop, "affordable", lambda epochs, *_: epochs)
+    monkeypatch.setattr(run, "affordable", lambda epochs, *_: epochs)
     limited = Runtime(device="cpu", precision="fp32", threads=1, budget=1.0)
     method = FTSAM(epochs=66, batch_size=2, augmentation="none")
     _, history = method.purify(two(), DefenderData(clean=bright_and_dark()), limited)
