@@ -55,13 +55,13 @@ class Scattered(Trigger):
                 f"a patch of shape {tuple(self.pattern.shape)} does not fit images of shape {tuple(images.shape[1:])}"
             )
         numbers = number_of(images)
-        # Where each pixel of the image lies in the patch; outside it is below 0 or too large.
-        rows = torch.arange(images.shape[2], device=images.device) - (numbers % (down + 1))[:, None]
-        columns = torch.arange(images.shape[3], device=images.device) - (numbers // (down + 1) % (right + 1))[:, None]
-        inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
-        rows, columns = rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-        placed = self.pattern.to(images)[:, rows, columns].transpose(0, 1)
-        return torch.where(inside[:, None], placed, images)
+        rows = (numbers % (down + 1))[:, None] + torch.arange(height, device=images.device)
+        columns = (numbers // (down + 1) % (right + 1))[:, None] + torch.arange(width, device=images.device)
+        images, every = images.clone(), torch.arange(len(images), device=images.device)
+        images[every[:, None, None], :, rows[:, :, None], columns[:, None, :]] = self.pattern.to(images).permute(
+            1, 2, 0
+        )
+        return images
 
 
 @dataclass(frozen=True, kw_only=True)
