@@ -134,7 +134,7 @@ def cells() -> Iterator[Cell]:
     # At the literature's "10 %" no clean image of the target class is left.
     yield Cell("cifar10", "SIG, whole class", SIG(poison_rate=0.1))
     yield Cell("cifar10", "LabelConsistent, whole class", LabelConsistent(poison_rate=0.1))
-    # Shrinking an image blurs a warp that it has.
+    # Shrinking an image blurs a warp that it has: is that why it is learned badly there?
     yield Cell("gtsrb", "WaNet, whole images", WaNet(), low_resolution=0.0)
     for data in ("gtsrb", "tiny_imagenet"):
         yield Cell(data, "None", None)
