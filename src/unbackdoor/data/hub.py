@@ -59,16 +59,17 @@ class HubSet:
     def read(self, split: str | None) -> ImageSet:
         """Return the images of `split`."""
         with quiet(offline=False):
-            parts = {name: DatasetPart(part) for name, part in self._parts.items()}
-            return read_rows(parts, split, self._parts[split].num_rows, self.source)
+            return read_rows(self._tables(), split, self._parts[split].num_rows, self.source)
+
+    def _tables(self) -> dict[str | None, DatasetPart]:
+        """Return all splits as `read_rows` takes them."""
+        return {name: DatasetPart(part) for name, part in self._parts.items()}
 
     def copy_kept(self, split: str | None, kept: Bool[Tensor, "n"], folder: Path) -> None:
         """Write a parquet file of each split, with all its columns (see `Reader.copy_kept`)."""
         check_rows(self._parts[split].num_rows, kept, self.source)
         with quiet(offline=False):
-            check_kept_classes(
-                {name: DatasetPart(part) for name, part in self._parts.items()}, split, kept, self.source
-            )
+            check_kept_classes(self._tables(), split, kept, self.source)
             for name, part in self._parts.items():
                 file = folder / "data" / f"{name or UNDIVIDED}-00000-of-00001.parquet"
                 _write(part, kept if name == split else None, file, self.source)

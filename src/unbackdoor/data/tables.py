@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unbackdoor.data.decode import decode_images
@@ -79,31 +79,31 @@ def read_rows(parts: Mapping[str | None, Part], split: str | None, rows: int, so
     """
     from datasets import ClassLabel
 
-    part = parts[split]
-    if part.features is None:
-        raise DataError(f"{source} does not say what its columns are; save it as parquet files and name their folder")
-    image, label = image_column(part.features, source), label_column(part.features, source)
+    part, features = parts[split], _features(parts[split], source)
+    image, label = image_column(features, source), label_column(features, source)
     labels: list[np.ndarray] = []
     batches = _batches(part, [image, label], source)
     images = decode_images(_encoded(batches, image, label, labels, source), rows, source)
     numbers = np.concatenate(labels)
-    if isinstance(part.features[label], ClassLabel):
-        class_names = tuple(part.features[label].names)
+    if isinstance(features[label], ClassLabel):
+        class_names = tuple(features[label].names)
     else:
-        others = [highest_label(other, label, source) for name, other in parts.items() if name != split]
-        class_names = numbered(1 + max([int(numbers.max()), *others]))
+        others = [_all_labels(other, label, source).max(initial=-1) for name, other in parts.items() if name != split]
+        class_names = numbered(1 + int(max([numbers.max(), *others])))
     return ImageSet(images=images, labels=check_labels(numbers, source), class_names=class_names, name=source)
 
 
-def highest_label(part: Part, label: str, source: str, kept: Bool[Tensor, "n"] | None = None) -> int:
-    """Return the highest label of a split, or of its kept rows alone; -1 of no rows.
+def _features(part: Part, source: str) -> Mapping[str, Any]:
+    """Return what the columns of a split mean; raise DataError if it does not say."""
+    if part.features is None:
+        raise DataError(f"{source} does not say what its columns are; save it as parquet files and name their folder")
+    return part.features
 
-    Raises:
-        DataError: see `label_numbers`.
-    """
+
+def _all_labels(part: Part, label: str, source: str) -> Int[np.ndarray, "n"]:
+    """Return the labels of a split (see `label_numbers`)."""
     labels = [label_numbers(batch, label, source) for batch in _batches(part, [label], source)]
-    numbers = np.concatenate([*labels, np.empty(0, dtype=np.int64)])
-    return int((numbers if kept is None else numbers[kept.numpy()]).max(initial=-1))
+    return np.concatenate([*labels, np.empty(0, dtype=np.int64)])
 
 
 def check_kept_classes(
@@ -119,18 +119,17 @@ def check_kept_classes(
 
     Raises:
         InputError: so many classes would no longer be known.
-        DataError: see `highest_label`.
+        DataError: labels that cannot be read, or columns without a meaning.
     """
     from datasets import ClassLabel
 
-    features = parts[split].features
-    if features is None:
-        return
+    features = _features(parts[split], source)
     label = label_column(features, source)
     if not isinstance(features[label], ClassLabel):
-        others = [highest_label(part, label, source) for name, part in parts.items() if name != split]
-        whole, left = (highest_label(parts[split], label, source, rows) for rows in (None, kept))
-        check_highest(max([whole, *others]), max([left, *others]), source)
+        others = [_all_labels(part, label, source).max(initial=-1) for name, part in parts.items() if name != split]
+        labels = _all_labels(parts[split], label, source)
+        before, after = (int(max([some.max(initial=-1), *others])) for some in (labels, labels[kept.numpy()]))
+        check_highest(before, after, source)
 
 
 def image_column(features: Mapping[str, Any], source: str) -> str:

@@ -161,7 +161,7 @@ def _marked(marking: Marking, workers: Workers, runtime: Runtime) -> Marks:
     for answer in _each(workers, partial(Marker, marking), marking.shards, runtime, "files marked", gpus=False):
         marks.add(Marks(**answer))
     if marking.clean_out is not None:
-        marking.shards.check_kept([all_ - held for all_, held in zip(marks.members, marks.poisoned)])
+        marking.shards.check_kept([members - held for members, held in zip(marks.members, marks.poisoned)])
         marking.shards.copy_others(marking.clean_out)
     return marks
 
