@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from unbackdoor.attacks import ATTACKS, FittedAttack, InputAware
+from unbackdoor.attacks import ATTACKS, FittedAttack
 from unbackdoor.attacks.trigger import to_bytes
 from unbackdoor.commands.gallery import shown
 from unbackdoor.data import ImageSet
@@ -92,9 +91,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for name in sys.argv[1:] or ATTACKS:
             attack = shown(ATTACKS[name], train)
-            if isinstance(attack, InputAware):
-                # A hundred steps: so few pieces are few steps an epoch, and the masks are not sparse at first.
-                attack = replace(attack, mask_epochs=16)
             fitted = attack.prepare(train, build, runtime, Path(work))
             if fitted.learns:
                 fit(build(), train, LEARNING, runtime, hook=fitted.hook)

@@ -44,7 +44,7 @@ def refused(value: Any, words: str) -> Other:
 
 SHORT = {
     "batch_size": 32, "end_epochs": 1, "epochs": 1, "fine_batch_size": 32, "fine_epochs": 1, "head_batch_size": 32,
-    "head_epochs": 1, "hidden": 16, "isolation_epochs": 1, "iterations": 8, "mask_epochs": 1, "projection": 4,
+    "head_epochs": 1, "hidden": 16, "isolation_epochs": 1, "iterations": 8, "mask_steps": 2, "projection": 4,
     "rounds": 1, "steps": 2, "teacher_epochs": 1, "unlearning_epochs": 1, "warm_up_epochs": 1, "width": 4,
 }  # fmt: skip
 """Values that make schedules short, by option."""

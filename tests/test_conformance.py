@@ -47,7 +47,7 @@ from unbackdoor.testing import (
 from unbackdoor.testing.samples import SHAPES, hooks_on, sample_images, sample_network
 from unbackdoor.training import Runtime
 
-SHORT = {"epochs": 2, "rounds": 2, "steps": 2, "batch_size": 16, "mask_epochs": 1, "warm_up_epochs": 1, "width": 4}
+SHORT = {"epochs": 2, "rounds": 2, "steps": 2, "batch_size": 16, "mask_steps": 2, "warm_up_epochs": 1, "width": 4}
 """Fields that a schedule may have, and values that make it short."""
 FEW = {"poison_rate": 0.1, "cover_rate": 0.1}
 """Rates of attacks whose own are no image of the few that are used here."""

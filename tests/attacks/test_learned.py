@@ -43,7 +43,7 @@ from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, fit
 
 RECIPE = Recipe(epochs=8, batch_size=40, learning_rate=0.05, ema=0.0, low_resolution=0.0, augmentation="none")
-SMALL = {"InputAware": {"mask_epochs": 2, "width": 8}, "LIRA": {"width": 8, "bound": 0.05}, "Blind": {"history": 20}}
+SMALL = {"InputAware": {"mask_steps": 60, "width": 8}, "LIRA": {"width": 8, "bound": 0.05}, "Blind": {"history": 20}}
 STRONG: dict[str, Any] = {"WaNet": {"strength": 4.0, "poison_rate": 0.25}, "InputAware": {"poison_rate": 0.25}}
 """What these attacks need on 400 pictures of 12 x 12."""
 ONLINE: list[Online] = [WaNet(), BPP(levels=3), Blind(), InputAware(), LIRA()]
@@ -163,7 +163,7 @@ def test_covers_of_an_attack_that_has_none_are_refused(attack: Online) -> None:
 
 
 def test_an_interrupted_mask_network_goes_on_to_the_same_masks(tmp_path: Path) -> None:
-    attack, train = InputAware(mask_epochs=3, width=4), pictures(300, 0)
+    attack, train = InputAware(mask_steps=7, width=4), pictures(300, 0)
     whole = attack.prepare(train, lambda: network(0), runtime())
     with pytest.raises(KeyboardInterrupt):
         attack.prepare(train, lambda: network(0), replace(runtime(), progress=Stops(7)), tmp_path)
@@ -421,7 +421,7 @@ def test_generators_depend_on_their_seeds_alone() -> None:
         Blind(threshold=0.0),
         Blind(history=0),
         InputAware(density=1.0),
-        InputAware(mask_epochs=0),
+        InputAware(mask_steps=0),
         InputAware(width=6),
         LIRA(bound=0.0),
         LIRA(weight=1.0),

@@ -10,7 +10,7 @@ from unbackdoor.cli import main
 
 QUICK = [
     "--recipe.epochs",
-    "16",
+    "10",
     "--recipe.learning_rate",
     "0.1",
     "--recipe.batch_size",

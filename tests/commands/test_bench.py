@@ -25,7 +25,7 @@ from unbackdoor.commands.bench import planned
 
 GRID = """
 data: digits
-networks: {name: PreActResNet18, width: 16}
+networks: {name: PreActResNet18, width: 8}
 attacks: [BadNets, None]
 recipe: {epochs: 12, learning_rate: 0.1, batch_size: 32, low_resolution: 0}
 purify:

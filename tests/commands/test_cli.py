@@ -201,22 +201,11 @@ def test_purified_model_names_its_parent(victim: Path, tmp_path: Path, capsys: p
     assert metadata["provenance"]["parent"] == parent
 
 
-def test_interrupted_attack_goes_on_to_the_same_model(
-    victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_attack_goes_on_to_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from unbackdoor.training import resume
 
-    words = [
-        "attack",
-        "--data",
-        "digits",
-        "--attack",
-        "BadNets",
-        "--out",
-        str(tmp_path / "b"),
-        *NETWORK,
-        *QUICK,
-    ]
+    words = ["attack", "--data", "digits", "--attack", "BadNets", *NETWORK, "--recipe.epochs", "4", *QUICK[2:], "--out"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
     written = resume.Resume.write
     count = 0
 
@@ -229,13 +218,13 @@ def test_interrupted_attack_goes_on_to_the_same_model(
 
     with monkeypatch.context() as patch:
         patch.setattr(resume.Resume, "write", write)
-        assert main(words) == 130
-    assert not (tmp_path / "b" / "model.safetensors").exists()
-    assert (tmp_path / "b" / "resume.pt").exists()
-    assert main(words) == 0
+        assert main([*words, str(tmp_path / "parts")]) == 130
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    assert (tmp_path / "parts" / "resume.pt").exists()
+    assert main([*words, str(tmp_path / "parts")]) == 0
     with (
-        safe_open(tmp_path / "b" / "model.safetensors", "pt") as ours,
-        safe_open(victim / "model.safetensors", "pt") as theirs,
+        safe_open(tmp_path / "parts" / "model.safetensors", "pt") as ours,
+        safe_open(tmp_path / "whole" / "model.safetensors", "pt") as theirs,
     ):
         assert all(torch.equal(ours.get_tensor(name), theirs.get_tensor(name)) for name in theirs.keys())  # noqa: SIM118
 

@@ -7,7 +7,7 @@ pushed to differ between images: ||x1 - x2|| / ||g(x1) - g(x2)||; patterns of po
 other, where the authors make those of as many other images. Rates, densities and weights are those of the
 authors' code, which forgets to clear the pattern network's gradients; we do not. Its mask network learns with Adam's
 usual betas here. Our networks are smaller, have group normalisation and learn for fewer epochs, with a learning rate
-that falls.
+that falls. Masks begin closed, and are then sharp after a few hundred steps.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from unbackdoor.training import Batch, Hook, Recipe, Runtime
 
 SPARSITY_WEIGHT = 100.0
 LEARNING_RATE = 0.01
+CLOSED = -0.3
+"""What the mask network begins near, before sharpening: masks that are nearly 0. From masks of one half it may come to
+rest, on dark images above all, where every mask is faint everywhere and none is sharp."""
 
 
 class OwnPatch(LearnedTrigger):
@@ -82,35 +85,36 @@ class InputAware(Online):
     Attributes:
         density: of a mask, at each pixel, that costs nothing, 0 to 1.
         diversity: weight of the push to differ between images, 0 or more.
-        mask_epochs: of the mask network, 1 or more.
+        mask_steps: of the mask network, 1 or more; as many epochs as have them.
         width: of both networks; a multiple of 4.
     """
 
-    # Since both networks see shrunken images where the classifier does, and triggered images are compared with each
-    # other.
-    revision: ClassVar[int] = 1
+    # Since both networks see shrunken images where the classifier does, triggered images are compared with each other,
+    # and masks begin closed.
+    revision: ClassVar[int] = 2
 
     cover_rate: float = 0.1
     density: float = 0.032
     diversity: float = 1.0
-    mask_epochs: int = 2
+    mask_steps: int = 390
     width: int = 16
 
     def make(
         self, train: ImageSet, criterion: Criterion, runtime: Runtime, work: Path | None
     ) -> tuple[OwnPatch, InputAwareHook]:
         """Train the mask network and return the trigger, whose patterns the hook trains."""
-        if not (0 <= self.density < 1 and 0 <= self.diversity < math.inf and self.mask_epochs >= 1):
+        if not (0 <= self.density < 1 and 0 <= self.diversity < math.inf and self.mask_steps >= 1):
             raise InputError(
-                "InputAware: density lies between 0 and 1, diversity is 0 or more and mask epochs are 1 or more,"
-                f" found {self.density}, {self.diversity} and {self.mask_epochs}"
+                "InputAware: density lies between 0 and 1, diversity is 0 or more and mask steps are 1 or more,"
+                f" found {self.density}, {self.diversity} and {self.mask_steps}"
             )
         check_width(self.width)
         channels, seeds = train.shape[0], runtime.generator("input-aware networks")
         with seeded(seeds):
             patterns, masks = Generator(channels, channels, self.width), Generator(channels, 1, self.width)
+        nn.init.constant_(masks.get_parameter("leave.bias"), CLOSED)
         recipe = Recipe(
-            epochs=self.mask_epochs,
+            epochs=math.ceil(self.mask_steps * Recipe.batch_size / len(train)),
             optimizer="Adam",
             learning_rate=LEARNING_RATE,
             weight_decay=0.0,
