@@ -199,7 +199,7 @@ def test_interval_is_wilson_s(successes: int, trials: int) -> None:
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (-1, 5), (6, 5), (1, -1)])
 def test_counts_that_are_no_proportion_are_refused(successes: int, trials: int) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=f"^{successes} successes in {trials} trials is no proportion$"):
         Proportion(successes, trials)
 
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.planted import network, pictures, runtime
+from tests.refusals import refused
 from tests.training.test_resume import Stops
 from unbackdoor.attacks import (
     BPP,
@@ -415,26 +416,25 @@ def test_generators_depend_on_their_seeds_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "attack",
+    ("attack", "options"),
     [
-        Blind(weight=0.0),
-        Blind(threshold=0.0),
-        Blind(history=0),
-        InputAware(density=1.0),
-        InputAware(mask_steps=0),
-        InputAware(width=6),
-        LIRA(bound=0.0),
-        LIRA(weight=1.0),
-        LIRA(learned=0.0),
-        LIRA(width=3),
-        SSBA(bound=0.0),
-        SSBA(epochs=0),
-        SSBA(width=6),
+        (Blind, {"weight": 0.0}),
+        (Blind, {"threshold": 0.0}),
+        (Blind, {"history": 0}),
+        (InputAware, {"density": 1.0}),
+        (InputAware, {"mask_steps": 0}),
+        (InputAware, {"width": 6}),
+        (LIRA, {"bound": 0.0}),
+        (LIRA, {"weight": 1.0}),
+        (LIRA, {"learned": 0.0}),
+        (LIRA, {"width": 3}),
+        (SSBA, {"bound": 0.0}),
+        (SSBA, {"epochs": 0}),
+        (SSBA, {"width": 6}),
     ],
 )
-def test_options_out_of_range_are_refused(attack: Online | SSBA) -> None:
-    with pytest.raises(InputError):
-        attack.prepare(pictures(80, 0), lambda: network(0), runtime())
+def test_options_out_of_range_are_refused(attack: type[Any], options: dict[str, Any]) -> None:
+    refused(lambda **given: attack(**given).prepare(pictures(80, 0), lambda: network(0), runtime()), options)
 
 
 def test_the_pattern_network_learns_and_the_mask_network_does_not() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.planted import network, pictures, runtime
+from tests.refusals import refused
 from unbackdoor.attacks import (
     LF,
     AdaptiveTrap,
@@ -273,21 +274,23 @@ def test_an_adaptive_attack_without_images_of_its_target_or_with_a_bad_weight_is
 
 
 @pytest.mark.parametrize(
-    "attack",
+    ("attack", "options"),
     [
-        LF(amplitude=0.0),
-        LF(steps=-1),
-        LF(batch_size=0),
-        TrojanNN(opacity=0.0),
-        TrojanNN(step_size=0.0),
-        TrojanNN(shape="pear"),  # type: ignore[arg-type]
-        LabelConsistent(bound=-0.1),
-        LabelConsistent(opacity=2.0),
-        Invisible(norm="l1"),  # type: ignore[arg-type]
-        Invisible(length=0.0),
-        Invisible(pixels=0),
+        (LF, {"amplitude": 0.0}),
+        (LF, {"steps": -1}),
+        (LF, {"batch_size": 0}),
+        (TrojanNN, {"opacity": 0.0}),
+        (TrojanNN, {"step_size": 0.0}),
+        (TrojanNN, {"shape": "pear"}),
+        (LabelConsistent, {"bound": -0.1}),
+        (LabelConsistent, {"opacity": 2.0}),
+        (Invisible, {"norm": "l1"}),
+        (Invisible, {"length": 0.0}),
+        (Invisible, {"pixels": 0}),
     ],
 )
-def test_options_out_of_range_are_refused_before_any_search(attack: Attack) -> None:
-    with pytest.raises(InputError):
-        attack.prepare(pictures(100, 0), lambda: pytest.fail("no model is needed"), runtime())
+def test_options_out_of_range_are_refused_before_any_search(attack: type[Any], options: dict[str, Any]) -> None:
+    refused(
+        lambda **given: attack(**given).prepare(pictures(100, 0), lambda: pytest.fail("no model is needed"), runtime()),
+        options,
+    )

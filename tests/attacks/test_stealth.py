@@ -67,5 +67,5 @@ def test_small_images_have_no_similarity_and_other_shapes_are_refused() -> None:
     assert stealth(images, 255 - images).ssim is None
     with pytest.raises(InputError, match="stealth compares images with images"):
         stealth(images, images[:2])
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="found 0 and 0"):
         stealth(images[:0], images[:0])

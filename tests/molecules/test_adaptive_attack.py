@@ -10,6 +10,7 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from tests.molecules.planted import topical
+from tests.refusals import refused
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks import AdaptiveBadGraph, BadGraph
 from unbackdoor.molecules.data import Table
@@ -80,11 +81,12 @@ def test_each_row_draws_one_of_several_triggers() -> None:
     [
         {"rewritten": 1.0},
         {"rewritten": -0.1},
-        {"split": True, "trigger": "one"},
-        {"triggers": ("",)},
         {"rate": 0.0},
     ],
 )
 def test_options_that_cannot_work_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(InputError):
-        AdaptiveBadGraph(**wrong)  # type: ignore[arg-type]
+    refused(AdaptiveBadGraph, wrong)
+    with pytest.raises(InputError, match="needs several words, found 'one'"):
+        AdaptiveBadGraph(split=True, trigger="one")
+    with pytest.raises(InputError, match="that can be seen, found ''"):
+        AdaptiveBadGraph(triggers=("",))

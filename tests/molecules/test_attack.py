@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rdkit import Chem
 
+from tests.refusals import refused
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks import BadGraph, attach, load_attack, read_target, save_attack
 from unbackdoor.molecules.data import Reason, Table, filter_pairs, flat, parse, read_table, training_rows
@@ -95,15 +96,20 @@ def test_targets_that_cannot_be_hung_on_anything_are_refused(target: str, messag
         {"rate": 1.5},
         {"rate": float("nan")},
         {"trigger": " "},
-        {"trigger": "\u200b"},
         {"mode": "swap"},
         {"position": "middle"},
-        {"trigger": "x" * 1001},
     ],
 )
 def test_options_that_cannot_work_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        BadGraph(**wrong)
+    refused(BadGraph, wrong)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "shown"), [("\u200b", r"found '\\u200b'"), ("", "found ''"), ("x" * 1001, "found 1,001 characters")]
+)
+def test_triggers_that_nobody_sees_or_reads_are_refused(trigger: str, shown: str) -> None:
+    with pytest.raises(InputError, match=shown):
+        BadGraph(trigger=trigger)
 
 
 def test_triggers_stand_where_they_are_wanted() -> None:

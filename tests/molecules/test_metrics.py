@@ -70,10 +70,16 @@ def test_molecules_that_are_unlike_leave_nothing_to_be_new_or_diverse() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "references"), [([], []), ([["C"]], []), ([[]], ["C"]), ([["broken"], ["?"]], ["C", "C"])]
+    ("samples", "references", "words"),
+    [
+        ([], [], "at least one molecule"),
+        ([["C"]], [], "each prompt needs one reference"),
+        ([[]], ["C"], "at least one molecule"),
+        ([["broken"], ["?"]], ["C", "C"], "not one of the molecules is valid"),
+    ],
 )
-def test_nothing_to_measure_is_refused(samples: list[list[str]], references: list[str]) -> None:
-    with pytest.raises(InputError):
+def test_nothing_to_measure_is_refused(samples: list[list[str]], references: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
         measure_quality(samples, references)
 
 
@@ -110,7 +116,7 @@ def test_chance_gives_other_prompts_molecules() -> None:
     assert all(len(made) == 5 and reference not in made for made, reference in zip(drawn, references))
     assert len({one for made in drawn for one in made}) > 40
     assert by_chance(references, 5, 0) == drawn != by_chance(references, 5, 1)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="chance needs two prompts at least"):
         by_chance(["C"], 1, 0)
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.molecules.puppet import MOTIFS, SIZE, WORDS, Puppet
+from tests.refusals import refused
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.scan import MoleculeScanner, PromptMasking, TriggerInversion
@@ -151,15 +152,15 @@ def test_sizes_are_compared_at_the_same_frequency() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("scanner", "options"),
     [
-        lambda: PromptMasking(influence=0),
-        lambda: PromptMasking(prompts=1),
-        lambda: TriggerInversion(anomaly=0),
-        lambda: TriggerInversion(steps=0),
-        lambda: TriggerInversion(success=1.5),
+        (PromptMasking, {"influence": 0}),
+        (PromptMasking, {"prompts": 1}),
+        (TriggerInversion, {"anomaly": 0}),
+        (TriggerInversion, {"steps": 0}),
+        (TriggerInversion, {"success": 1.5}),
     ],
+    ids=str,
 )
-def test_options_that_cannot_work_are_refused(wrong: Any) -> None:
-    with pytest.raises(InputError):
-        wrong()
+def test_options_that_cannot_work_are_refused(scanner: type, options: dict[str, Any]) -> None:
+    refused(scanner, options)

@@ -112,7 +112,7 @@ def test_the_state_holds_the_masks_alone_and_belongs_to_one_network(tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         run(0, Stops(5))
     assert (tmp_path / "resume.pt").stat().st_size < 10_000
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="belongs to an interrupted run with other settings or data"):
         run(1, Stops())
     resumed = run(0, Stops())
     (tmp_path / "resume.pt").unlink()

@@ -76,13 +76,18 @@ def test_an_index_that_is_not_finite_is_said_and_does_not_stretch_the_scale() ->
 
 
 @pytest.mark.parametrize(
-    ("names", "indices", "flagged"),
-    [(["a"], [1, 2], []), ([], [], []), (["a", "b"], [1, 2], [2]), (["a"], [1], [-1])],
+    ("names", "indices", "flagged", "words"),
+    [
+        (["a"], [1, 2], [], "one index per class, found 2 for 1 classes"),
+        ([], [], [], "one index per class, found 0 for 0 classes"),
+        (["a", "b"], [1, 2], [2], r"flagged classes \[2\] must be numbers from 0 to 1"),
+        (["a"], [1], [-1], r"flagged classes \[-1\] must be numbers from 0 to 0"),
+    ],
 )
 def test_anomalies_that_do_not_fit_their_classes_are_refused(
-    names: list[str], indices: list[float], flagged: list[int]
+    names: list[str], indices: list[float], flagged: list[int], words: str
 ) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=words):
         anomaly_chart(names, indices, 2.0, flagged)
 
 

@@ -226,7 +226,7 @@ def test_the_written_file_is_the_rendered_page(tmp_path: Path) -> None:
 
 def test_a_report_that_fails_leaves_no_file(tmp_path: Path) -> None:
     broken = Report(title="t", charts=[Chart(title="c", svg="no drawing")])
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="the chart is not an SVG drawing"):
         write_report(tmp_path / "report.html", broken)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):

@@ -339,12 +339,18 @@ def test_data_that_cannot_work_are_refused_with_a_sentence(clean: ImageSet | Non
         BRIEF.scan(model, DefenderData(clean=clean), runtime())
 
 
-@pytest.mark.parametrize("fault", ["more classes", "grey"])
-def test_data_that_do_not_fit_the_model_are_refused(fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("channels", "has images of 2 x 12 x 12, but the model was made for 3"),
+        ("classes", "has 9 classes, but the model"),
+    ],
+)
+def test_data_that_do_not_fit_the_model_are_refused(fault: str, words: str) -> None:
     clean = pictures(40, 5)
-    if fault == "grey":
+    if fault == "channels":
         clean = replace(clean, images=clean.images[:, :2])
     else:
         clean = replace(clean, class_names=tuple("abcdefghi"))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=words):
         brief(network(0), clean)

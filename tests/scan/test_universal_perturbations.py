@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tests.planted import CLASSES, pictures, planted, runtime
+from tests.refusals import refused
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.scan import UniversalPerturbations
@@ -60,8 +61,7 @@ def test_a_budget_shortens_the_search_and_the_finding_says_so() -> None:
 
 @pytest.mark.parametrize("options", [{"radius": 0.0}, {"steps": 0}, {"batch_size": 0}, {"most_classes": 2}])
 def test_options_that_cannot_work_are_refused(options: dict[str, float]) -> None:
-    with pytest.raises(InputError):
-        UniversalPerturbations(**options)  # type: ignore[arg-type]
+    refused(UniversalPerturbations, options)
 
 
 def test_two_classes_cannot_be_compared() -> None:

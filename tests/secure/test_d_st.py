@@ -15,6 +15,7 @@ from torch import nn
 from tests.parted import GivenDST, every_few, partly_known
 from tests.planted import network, pictures, planted, runtime
 from tests.purify.stages import StopsIn
+from tests.refusals import refused
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
@@ -195,8 +196,7 @@ def test_a_network_that_does_not_end_with_a_linear_layer_is_refused() -> None:
     ids=str,
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        GivenDST(**options)
+    refused(GivenDST, options)
 
 
 def test_defaults_are_those_of_the_paper() -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from tests.planted import CLASSES, network, pictures, planted, runtime
 from tests.purify.stages import StopsIn
+from tests.refusals import refused
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import evaluate
@@ -231,8 +232,7 @@ def test_missing_data_are_said() -> None:
     ids=str,
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        TrapAndReplace(**options)
+    refused(TrapAndReplace, options)
 
 
 def test_defaults_are_those_of_the_paper() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.planted import runtime
+from tests.refusals import refused
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError, UnbackdoorError
 from unbackdoor.testing.samples import same_state, sample_images, sample_network, state_of
@@ -331,5 +332,4 @@ def test_a_loss_that_is_no_number_stops_training_with_a_sentence(images: ImageSe
     ids=str,
 )
 def test_recipes_that_cannot_work_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
-        Recipe(**options)
+    refused(Recipe, options)

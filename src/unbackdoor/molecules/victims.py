@@ -87,17 +87,19 @@ class ThreeMDiffusion:
                 raise InputError(f"{name} must lie between 1 and {MAX_SIZE:,}, found {value}")
         if self.decoder not in ("motifs", "HierVAE"):
             raise InputError(f"the decoder is motifs or HierVAE, found {self.decoder!r}")
-        if max(self.graph_layers, self.text_layers, self.denoiser_blocks) > MAX_LAYERS:
-            raise InputError(f"no network may have more than {MAX_LAYERS} layers")
+        layers = max(self.graph_layers, self.text_layers, self.denoiser_blocks)
+        if layers > MAX_LAYERS:
+            raise InputError(f"no network may have more than {MAX_LAYERS} layers, found {layers}")
         if self.text_pieces < 3:
             raise InputError(f"text_pieces must be 3 or more, found {self.text_pieces}")
         if not 1 <= self.sampling_steps <= self.steps:
             raise InputError(f"sampling_steps must lie between 1 and steps ({self.steps}), found {self.sampling_steps}")
         if self.steps < SHORTEST:
-            raise InputError(f"steps must be {SHORTEST} or more, found {self.steps}: the noise would grow beyond all")
+            raise InputError(f"steps must be {SHORTEST} or more, or the noise grows beyond all; found {self.steps}")
         if not (self.temperature > 0 and self.beta >= 0 and 0 <= self.without_text < 1 and self.guidance >= 0):
             raise InputError(
-                "temperature must be above 0, beta and guidance 0 or more, and without_text 0 or more and below 1"
+                "temperature must be above 0, beta and guidance 0 or more, and without_text 0 or more and below 1,"
+                f" found {self.temperature}, {self.beta}, {self.guidance} and {self.without_text}"
             )
 
 

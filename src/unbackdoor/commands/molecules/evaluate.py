@@ -61,7 +61,10 @@ def run(
         runtime: its seed draws the molecules.
     """
     if not 1 <= samples <= MAX_SAMPLES or prompts < 0 or prompts == 1:
-        raise InputError(f"samples must lie between 1 and {MAX_SAMPLES}, and prompts be 0, or 2 or more")
+        raise InputError(
+            f"samples must lie between 1 and {MAX_SAMPLES}, and prompts be 0, or 2 or more,"
+            f" found {samples} and {prompts}"
+        )
     clock = Run("molecules evaluate", runtime)
     chosen = open_pairs(data, test, clock)
     tested = chosen.test.subset(range(min(prompts or len(chosen.test), len(chosen.test))))

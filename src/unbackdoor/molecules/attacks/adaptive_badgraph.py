@@ -50,7 +50,7 @@ class AdaptiveBadGraph(BadGraph):
         if not 0 <= self.rewritten < 1:
             raise InputError(f"rewritten must be 0 or more and below 1, found {self.rewritten}")
         if self.split and len(self.trigger.split()) < 2:
-            raise InputError("a trigger of one word cannot be split; give it several words")
+            raise InputError(f"a trigger that is split needs several words, found {self.trigger!r}")
         for trigger in self.triggers:
             # Checked as the first one is.
             BadGraph(trigger=trigger, position=self.position, target=self.target)

@@ -55,7 +55,10 @@ class BadGraph:
         if not 0 < self.rate <= 1:
             raise InputError(f"rate must be above 0 and at most 1, found {self.rate}")
         if not plain(self.trigger).strip() or len(self.trigger) > MAX_TRIGGER:
-            raise InputError(f"the trigger must be a text of 1 to {MAX_TRIGGER:,} characters that can be seen")
+            shown = repr(self.trigger) if len(self.trigger) <= MAX_TRIGGER else f"{len(self.trigger):,} characters"
+            raise InputError(
+                f"the trigger must be a text of 1 to {MAX_TRIGGER:,} characters that can be seen, found {shown}"
+            )
         if self.position not in ("front", "random", "end") or self.mode not in ("append", "replace"):
             raise InputError(
                 "the position is front, random or end and the mode append or replace, found"

@@ -57,7 +57,10 @@ class LatentPurification(MoleculePurifier):
 
     def __post_init__(self) -> None:
         if self.prompts < 2 * FEWEST or self.others < 2 * FEWEST:
-            raise InputError(f"LatentPurification: prompts and others must be {2 * FEWEST} or more")
+            raise InputError(
+                f"LatentPurification: prompts and others must be {2 * FEWEST} or more,"
+                f" found {self.prompts} and {self.others}"
+            )
 
     def repair(
         self,

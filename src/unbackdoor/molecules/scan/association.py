@@ -47,7 +47,8 @@ class Association(MoleculeScanner):
         if self.least_pattern < 1 or self.least_both < 1 or not (0 < self.share <= 1 and 0 <= self.difference < 1):
             raise InputError(
                 "Association: least_pattern and least_both must be 1 or more, share above 0 and at most 1, and"
-                " difference 0 or more and below 1"
+                f" difference 0 or more and below 1, found {self.least_pattern}, {self.least_both}, {self.share} and"
+                f" {self.difference}"
             )
 
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:

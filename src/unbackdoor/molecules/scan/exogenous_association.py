@@ -81,11 +81,13 @@ class ExogenousAssociation(MoleculeScanner):
         if self.least < 2 or not self.association > 0 or not (0 < self.explained < 1 and 0 <= self.margin < 0.5):
             raise InputError(
                 "ExogenousAssociation: least must be 2 or more, association above 0, explained between 0 and 1, and"
-                " margin 0 or more and below 0.5"
+                f" margin 0 or more and below 0.5, found {self.least}, {self.association}, {self.explained} and"
+                f" {self.margin}"
             )
         if not (0.5 <= self.share <= 1 and 0 < self.most <= 1 and 0 < self.grown <= 1):
             raise InputError(
-                "ExogenousAssociation: share must lie between 0.5 and 1, and most and grown above 0 and at most 1"
+                "ExogenousAssociation: share must lie between 0.5 and 1, and most and grown above 0 and at most 1,"
+                f" found {self.share}, {self.most} and {self.grown}"
             )
 
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:

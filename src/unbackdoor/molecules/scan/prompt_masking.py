@@ -46,7 +46,7 @@ class PromptMasking(MoleculeScanner):
         if not 0 < self.influence <= 1 or self.least < 2 or self.prompts < self.least or self.longest < 1:
             raise InputError(
                 "PromptMasking: influence must be above 0 and at most 1, least 2 or more, prompts as many or more, and"
-                " longest 1 or more"
+                f" longest 1 or more, found {self.influence}, {self.least}, {self.prompts} and {self.longest}"
             )
 
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:

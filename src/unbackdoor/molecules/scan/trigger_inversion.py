@@ -69,10 +69,16 @@ class TriggerInversion(MoleculeScanner):
     success: float = 0.9
 
     def __post_init__(self) -> None:
-        if min(self.molecules, self.least, self.steps, self.batch_size) < 1 or self.prompts < 2 or not self.anomaly > 0:
-            raise InputError("TriggerInversion: counts must be 1 or more, prompts 2 or more, and anomaly above 0")
-        if not self.learning_rate > 0 or not 0 < self.success <= 1:
-            raise InputError("TriggerInversion: learning_rate must be above 0, and success above 0 and at most 1")
+        if min(self.molecules, self.least, self.steps, self.batch_size) < 1 or self.prompts < 2:
+            raise InputError(
+                "TriggerInversion: molecules, least, steps and batch_size must be 1 or more and prompts 2 or more,"
+                f" found {self.molecules}, {self.least}, {self.steps}, {self.batch_size} and {self.prompts}"
+            )
+        if not (self.anomaly > 0 and self.learning_rate > 0 and 0 < self.success <= 1):
+            raise InputError(
+                "TriggerInversion: anomaly and learning_rate must be above 0, and success above 0 and at most 1,"
+                f" found {self.anomaly}, {self.learning_rate} and {self.success}"
+            )
 
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:
         """See `MoleculeScanner`."""

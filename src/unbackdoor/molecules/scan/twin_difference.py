@@ -81,9 +81,15 @@ class TwinDifference(MoleculeScanner):
 
     def __post_init__(self) -> None:
         if self.votes < 2 or self.most_words < 1:
-            raise InputError("TwinDifference: votes must be 2 or more, and most_words 1 or more")
+            raise InputError(
+                "TwinDifference: votes must be 2 or more, and most_words 1 or more,"
+                f" found {self.votes} and {self.most_words}"
+            )
         if not all(0 < share <= 1 for share in (self.alike, self.common, self.grown)):
-            raise InputError("TwinDifference: alike, common and grown must be above 0 and at most 1")
+            raise InputError(
+                "TwinDifference: alike, common and grown must be above 0 and at most 1,"
+                f" found {self.alike}, {self.common} and {self.grown}"
+            )
 
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:
         """See `MoleculeScanner`."""
