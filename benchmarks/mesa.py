@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,9 @@ PAPER = {
 }
 """ASR in percent on CIFAR-10: mean and worst of 51 black-and-white triggers, and mean of random colours."""
 
-DEFENSES = (*PAPER, "ensemble by density", "ensemble, known target")
-COMPARED = ("none", "ideal", "pixel space", "ensemble", "ensemble, known target")
+KNOWN = ("pixel space, known target", "ensemble, known target")
+DEFENSES = (*PAPER, "ensemble by density", *KNOWN)
+COMPARED = ("none", "ideal", "pixel space", "ensemble", *KNOWN)
 """Trigger by trigger."""
 
 
@@ -128,6 +130,34 @@ class Setting:
     sizes: tuple[int, ...] = (SIZE,)
 
 
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What a call of this program decides; rows of another one are in another table.
+
+    Attributes:
+        sweep: the scanner with its schedule.
+        retraining: of the repairs.
+        epochs: of the clean model.
+        seed: of everything; repeats add to it.
+    """
+
+    sweep: MESA = field(default_factory=MESA)
+    retraining: Retraining = field(default_factory=Retraining)
+    epochs: int = Recipe.epochs
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options as JSON values."""
+        told = {"sweep": options_of(self.sweep), "retraining": options_of(self.retraining), "epochs": self.epochs}
+        content: dict[str, Any] = json.loads(json.dumps({**told, "seed": self.seed}))
+        return content
+
+    def made(self, row: dict[str, Any]) -> bool:
+        """Return whether a row is of such a call; without a defence its options do not matter."""
+        names = ("epochs", "seed") if row["defense"] == "none" else tuple(self.to_json())
+        return all(row[name] == self.to_json()[name] for name in names)
+
+
 class Poisoning(Hook):
     """Stamps and relabels a share of each batch.
 
@@ -161,11 +191,9 @@ class Bench:
         data: folder of the data sets.
         work: folder for models and states.
         width: of ResNet18.
-        sweep: the scanner with its schedule.
-        retraining: of the repairs.
-        epochs: of the clean model.
+        how: schedules and seed.
         rows: results.
-        runtime: device, threads and seed.
+        runtime: device, threads and the same seed.
     """
 
     def __init__(
@@ -173,14 +201,12 @@ class Bench:
         data: Path,
         work: Path,
         width: int,
-        sweep: MESA,
-        retraining: Retraining,
-        epochs: int,
+        how: How,
         rows: Rows,
         runtime: Runtime,
     ) -> None:
         self.data, self.work, self.width, self.rows, self.runtime = data, work, width, rows, runtime
-        self.sweep, self.retraining, self.epochs = sweep, retraining, epochs
+        self.how, self.sweep, self.retraining, self.epochs = how, how.sweep, how.retraining, how.epochs
         self.sets: dict[str, tuple[ImageSet, ImageSet]] = {}
         work.mkdir(parents=True, exist_ok=True)
 
@@ -219,8 +245,7 @@ class Bench:
             found = evaluate(repaired, test, self.runtime, Scattered(patch), AllToOne(target=victim.target)).to_json()
             row = {**self.runtime.describe(), **vars(victim), "support": setting.support, "sizes": setting.sizes}
             row |= {"key": self.key(victim, setting, name, repeat), "defense": name, "repeat": repeat}
-            row |= {"width": self.width, **told, **found}
-            row |= {"sweep": options_of(self.sweep), "retraining": options_of(self.retraining)}
+            row |= {"width": self.width, **told, **found, **self.how.to_json()}
             self.rows.add(row, cost)
             print(victim.name, setting, name, repeat, f"ASR {100 * found['asr']['value']:.2f} %", flush=True)
 
@@ -241,11 +266,15 @@ class Bench:
         if name == "none":
             return model, {}
         runtime = replace(self.runtime, seed=self.runtime.seed + repeat)
-        if name == "pixel space":
+        if name.startswith("pixel space"):
             options = {one: getattr(self.retraining, one) for one in vars(self.retraining)}
-            method = PixelSpace(size=setting.sizes[0], **options)
-            repaired, history = method.purify(model, DefenderData(clean=clean), runtime)
-            return repaired, {"notes": history.notes}
+            method, told = PixelSpace(size=setting.sizes[0], **options), victim.target if name in KNOWN else None
+            one = method.find(model, DefenderData(clean=clean), runtime, told)
+            suspected = [] if one["target"] is None else [one["target"]]
+            left = {"suspected": suspected, "note": one["note"]}
+            if not suspected:
+                return model, left
+            return self._retrained(model, clean, FixedPatches(one["patch"][None]), runtime), left
         if name == "ideal":
             return self._retrained(model, clean, FixedPatches(victim.patch(clean.shape[0])[None]), runtime), {}
         found = self.swept(model, clean, victim, setting)
@@ -390,14 +419,18 @@ def main() -> None:
     name = "mesa" if arguments.device == "cpu" else f"mesa_{arguments.device}"
     results = HERE / "results"
     rows, table = Rows(results / f"{name}.jsonl"), results / f"{name}.md"
+    how = How(
+        sweep=MESA(steps=arguments.steps),
+        retraining=Retraining(stamped=arguments.stamped),
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+    )
     if not arguments.table:
         bench = Bench(
             arguments.data,
             arguments.work,
             arguments.width,
-            MESA(steps=arguments.steps),
-            Retraining(stamped=arguments.stamped),
-            arguments.epochs,
+            how,
             rows,
             Runtime(device=arguments.device, threads=arguments.threads, seed=arguments.seed),
         )
@@ -406,7 +439,7 @@ def main() -> None:
             bench.speed(wanted[0])
         else:
             do(bench, wanted, arguments.repeats, arguments.studied, table)
-    table.write_text(written(rows.read()))
+    table.write_text(written(rows.read(), how))
     print(table)
 
 
@@ -418,7 +451,7 @@ def do(bench: Bench, wanted: Sequence[Victim], repeats: int, studied: int, table
         plan += [(victim, Setting(sizes=sizes), ("ensemble",), 1) for sizes in WRONG_SIZES]
     for victim, setting, defenses, count in plan:
         bench.run(victim, setting, defenses, count)
-        table.write_text(written(bench.rows.read()))
+        table.write_text(written(bench.rows.read(), bench.how))
     for victim in {(one.data, one.kind): one for one in reversed(wanted)}.values():
         bench.page(victim, table.with_name(f"{table.stem}-{victim.name}.html"))
 
@@ -433,10 +466,10 @@ def _first(wanted: Sequence[Victim], count: int) -> list[Victim]:
 _KINDS = ("black and white", "random colors")
 
 
-def written(rows: Sequence[dict[str, Any]]) -> str:
-    """Return the rows as Markdown."""
+def written(rows: Sequence[dict[str, Any]], how: How) -> str:
+    """Return the rows of such a call as Markdown."""
     speeds = [row for row in rows if "seconds_of" in row]
-    rows = [row for row in rows if "seconds_of" not in row]
+    rows = [row for row in rows if "seconds_of" not in row and how.made(row)]
     usual = [row for row in rows if row["support"] == SUPPORT and row["sizes"] == [SIZE]]
     lines = [
         "# MESA",
@@ -444,11 +477,15 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
         f"Made by `python benchmarks/mesa.py`: ResNet18, a clean model fine-tuned for {FINE_TUNING.epochs} epochs with"
         f" {100 * POISONED:g} % of each batch poisoned by a patch of {SIZE} x {SIZE} pixels at random places; the"
         f" defender has {SUPPORT} training images. ASR of test images that are not of the target class. The ideal"
-        ' defence knows the trigger, and "known target" the class; all other rows find the class by the sweep, and'
-        " leave the model as it is where it names none. With several runs a trigger's ASR is their mean; the sweep of a"
+        ' defence knows the trigger, and "known target" the class; all other rows find the class by the sweep, the'
+        " pixel-space baseline by a patch for every class, and leave the model as it is where none is named. With"
+        " several runs a trigger's ASR is their mean; the sweep of a"
         " victim is done once, and each run has its own seed in the retraining and in the search of the pixel-space"
         " baseline. The paper's figures are of ResNet18 of width 64, support sets of test images, a known target, all"
         " 51 black-and-white patterns and ten of random colours, and averages of 10 rounds.",
+        "",
+        f"Here: {how.sweep.steps} steps of the generators, {100 * how.retraining.stamped:g} % of the images stamped in"
+        f" the repairs, clean models of {how.epochs} epochs, seed {how.seed}.",
         "",
         *machines([*rows, *speeds]),
         "",
@@ -521,9 +558,10 @@ def _means(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         for name, some in defenses.items():
             asr, acc = (_of_triggers(some, what) for what in ("asr", "acc"))
             fell = [before[number] - value for number, value in acc.items() if number in before]
-            # A sweep is done once, whatever the number of seeds.
-            named = {row["number"]: row["target"] in row["suspected"] for row in some if "suspected" in row}
-            told = name != "ensemble, known target" and named
+            # A sweep is done once, whatever the number of seeds; of the baseline's searches the first one counts.
+            first = sorted((row for row in some if "suspected" in row), key=lambda row: -row["repeat"])
+            named = {row["number"]: row["target"] in row["suspected"] for row in first}
+            told = name not in KNOWN and named
             paper = PAPER.get(name, (None, None, None)) if data == "cifar10" else (None, None, None)
             theirs = paper[:2] if kind == _KINDS[0] else (paper[2], None)
             # Without a defence the worst trigger is the weakest one.
@@ -554,13 +592,14 @@ def _spread(rates: Sequence[float]) -> str:
 
 
 def _below(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield on how many triggers the ensemble's mean is below that of the baseline."""
+    """Yield on how many triggers the ensemble's mean is below that of the baseline, with and without the target."""
     for (data, kind, width), defenses in _groups(rows):
-        ours, theirs = (_of_triggers(defenses.get(name, ()), "asr") for name in ("ensemble", "pixel space"))
-        both = ours.keys() & theirs.keys()
-        if both:
-            fewer = sum(ours[number] < theirs[number] for number in both)
-            yield f"- {data}, {kind}, width {width}: ensemble below pixel space on {fewer} of {len(both)}"
+        for pair in (("ensemble", "pixel space"), KNOWN[::-1]):
+            ours, theirs = (_of_triggers(defenses.get(name, ()), "asr") for name in pair)
+            both = ours.keys() & theirs.keys()
+            if both:
+                fewer = sum(ours[number] < theirs[number] for number in both)
+                yield f"- {data}, {kind}, width {width}: {' below '.join(pair)} on {fewer} of {len(both)}"
 
 
 def _studies(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -23,12 +23,11 @@ from typing import Any
 from record import HERE
 
 from unbackdoor.attacks import ATTACKS
-from unbackdoor.bench.calibrate import Judged, Scanned, scan_zoo, sizes_for, tables_of, told_of
+from unbackdoor.bench.calibrate import Judged, Scanned, scan_key, scan_zoo, sizes_for, tables_of, told_of
 from unbackdoor.bench.zoo import NETWORKS, QUICK, fill, plan
 from unbackdoor.data import read_images
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
-from unbackdoor.options import options_of
 from unbackdoor.scan.calibration import SHIPPED, Table, write_tables
 from unbackdoor.scan.verdict import DETECTORS
 from unbackdoor.training import Recipe, Runtime
@@ -95,15 +94,17 @@ def work(name: str, kind: Kind, arguments: argparse.Namespace) -> list[dict[str,
 def calibrate(name: str, lines: Sequence[dict[str, Any]], clean_size: int) -> tuple[list[Table], list[Judged]]:
     """Return the calibration tables of a kind for so many clean images, and how they do."""
     some = [line for line in lines if line["scans"] and line["clean_size"] == clean_size]
-    models = [Scanned.of(line["row"], line["scans"]) for line in some]
-    # Lines of before may lack a detector, or have one with other options.
-    detectors = [one for one in DETECTORS if all(_looked(str(options_of(one)), line) for line in some)]
+    # Lines of before may lack a detector, or have one with other options or of another revision.
+    keys = [{scan["key"]: scan for scan in line["scans"]} for line in some]
+    detectors = [
+        one for one in DETECTORS if all(scan_key(line["row"], one, clean_size) in of for line, of in zip(some, keys))
+    ]
+    models = [
+        Scanned.of(line["row"], [of[scan_key(line["row"], one, clean_size)] for one in detectors])
+        for line, of in zip(some, keys)
+    ]
     told, classes, shape = told_of(some[0]["row"]["made"]), len(some[0]["classes"]), some[0]["shape"]
     return tables_of(told, name, classes, (shape[0], shape[1], shape[2]), NETWORKS, clean_size, detectors, models)
-
-
-def _looked(options: str, line: dict[str, Any]) -> bool:
-    return any(scan["key"].endswith(options) for scan in line["scans"])
 
 
 def main() -> None:

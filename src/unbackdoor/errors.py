@@ -15,6 +15,10 @@ class UnsuitedError(InputError):
     """A network, or an installation, that lacks what an inspection looks at; other inspections may do."""
 
 
+class DivergedError(InputError):
+    """Training whose loss is no longer a number; a smaller learning rate may do, or other data."""
+
+
 class DataError(UnbackdoorError):
     """A data set that cannot be read or does not fit the job."""
 

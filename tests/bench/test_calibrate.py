@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from unbackdoor.bench.calibrate import (
     PENALTY,
     Judged,
     Scanned,
+    check_plan,
     judged,
     logistic,
     measures_of,
@@ -30,6 +32,7 @@ from unbackdoor.bench.calibrate import (
     tables_of,
     told_of,
 )
+from unbackdoor.bench.zoo import plan
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import PreActResNet18, WRN16x1, save_model
@@ -212,6 +215,24 @@ def test_too_few_clean_models_of_a_network_to_rank_among_are_refused() -> None:
         tables(few, PREACT, WRN)
     with pytest.raises(InputError, match="found 0"):
         tables([replace(one, findings={}) for one in models], PREACT, WRN)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "rounds", "networks", "words"),
+    [
+        (["BadNets", "SIG"], 8, ("PreActResNet18", "WRN16x1"), "9 clean ones of its network or more"),
+        (["BadNets"], 40, ("WRN16x1",), "judged by held-out models of both kinds; .* with attacks that are held out"),
+        (["BadNets", "CTRL", "FTrojan", "LF", "SIG"], 11, ("PreActResNet18", "WRN16x1"), "found 3 and 24"),
+        (["BadNets", "SIG"], 60, ("PreActResNet18", "WRN16x1"), ""),
+    ],
+)
+def test_a_zoo_too_small_for_tables_is_refused_before_it_is_made(
+    attacks: list[str], rounds: int, networks: tuple[str, ...], words: str
+) -> None:
+    chosen = [{"PreActResNet18": PREACT, "WRN16x1": WRN}[name] for name in networks]
+    entries = plan("digits", attacks, rounds, chosen)
+    with pytest.raises(InputError, match=words) if words else nullcontext():
+        check_plan(entries, networks)
 
 
 def test_with_clean_models_enough_the_rate_is_five_percent() -> None:

@@ -89,6 +89,18 @@ def test_a_zoo_can_have_one_network_alone() -> None:
     assert key == "digits-tests.commands.networks.tiny-None-0"
 
 
+def test_backdoored_models_share_their_seeds_with_no_other(digits: tuple[ImageSet, ImageSet]) -> None:
+    entries = plan("digits", sorted(ATTACKS), 6)
+    seeds = Counter(entry.seed for entry in entries)
+    assert set(seeds.values()) == {1}
+    targets = {
+        attack_of(one, digits[0], dataclasses.replace(RUNTIME, seed=one.seed)).target  # type: ignore[attr-defined]
+        for one in entries
+        if one.attack and one.part == "held-out"
+    }
+    assert len(targets) == 10, "33 models of held-out attacks have targets of their own"
+
+
 def test_the_first_rounds_of_a_zoo_are_a_smaller_zoo() -> None:
     names = sorted(ATTACKS)
     assert plan("digits", names, 4)[:44] == plan("digits", names, 2)

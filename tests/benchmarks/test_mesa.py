@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -38,9 +39,11 @@ def bench(program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         tmp_path,
         tmp_path / "work",
         4,
-        MESA(steps=2, batch_size=4, hidden=4, threshold=0.0, finalists=8),
-        Retraining(epochs=1, batch_size=8, stamped=0.5),
-        1,
+        program.How(
+            sweep=MESA(steps=2, batch_size=4, hidden=4, threshold=0.0, finalists=8),
+            retraining=Retraining(epochs=1, batch_size=8, stamped=0.5),
+            epochs=1,
+        ),
         program.Rows(tmp_path / "rows.jsonl"),
         Runtime(device="cpu", precision="fp32", threads=1),
     )
@@ -121,7 +124,7 @@ def test_speeds_are_of_the_same_steps_in_turns(
     (row,) = bench.rows.read()
     assert (row["steps"], row["sub_models"]) == (1, 6)
     assert [len(row["seconds_of"][side]) for side in ("ours", "naive")] == [2, 2]
-    assert "## Batched training" in program.written([row])
+    assert "## Batched training" in program.written([row], bench.how)
 
 
 @pytest.fixture
@@ -133,7 +136,8 @@ def row(program: ModuleType) -> Callable[..., dict[str, Any]]:
         what = {"data": "cifar10", "kind": "black and white", "number": number, "target": 0, "width": 16}
         setting = {"support": program.SUPPORT, "sizes": [3], "defense": defense, "repeat": repeat}
         rates = {"asr": {"value": asr}, "acc": {"value": 0.9 - asr / 100}}
-        return {**machine, **what, **setting, "key": f"{defense} {number} {repeat}", **rates, **more}
+        key = {"key": f"{defense} {number} {repeat}"}
+        return {**machine, **what, **setting, **key, **rates, **program.How().to_json(), **more}
 
     return made
 
@@ -146,7 +150,7 @@ def cells(text: str) -> list[list[str]]:
 def test_means_worst_and_what_the_paper_says(program: ModuleType, row: Callable[..., dict[str, Any]]) -> None:
     rows = [row("none", 0, 0.98), row("none", 1, 0.9)]
     rows += [row("ensemble", 0, 0.02, suspected=[0], size=3), row("ensemble", 1, 0.08, suspected=[4], size=3)]
-    found = {line[3]: line[4:] for line in cells(program.written(rows)) if len(line) == 13}
+    found = {line[3]: line[4:] for line in cells(program.written(rows, program.How())) if len(line) == 13}
     assert found["none"] == ["2", "2", "94.00", "90.00", "89.06", "0.00", "", "98.7", ""]
     assert found["ensemble"] == ["2", "2", "5.00", "8.00", "89.95", "-0.89", "1 of 2", "3.6", "8.2"]
 
@@ -160,14 +164,51 @@ def test_several_seeds_of_a_trigger_are_one_mean_and_the_triggers_are_compared_b
         for repeat in range(2):
             rows.append(row("ensemble", number, ours[repeat], repeat, suspected=[0], size=3))
             rows.append(row("pixel space", number, theirs[repeat], repeat))
-    text = program.written(rows)
+    text = program.written(rows, program.How())
     found = {line[3]: line[4:8] for line in cells(text) if len(line) == 13}
     assert found["ensemble"] == ["2", "4", "16.00", "20.00"]
     assert found["pixel space"] == ["2", "4", "20.00", "30.00"]
     assert "cifar10, black and white, width 16: ensemble below pixel space on 1 of 2" in text
-    each = {line[0]: line[1:] for line in cells(text) if len(line) == 7}
-    assert each["cifar10, black and white 0"] == ["16", "98.00", "", "30.00 ± 28.28", "12.00 ± 11.31", ""]
-    assert each["cifar10, black and white 4"] == ["16", "90.00", "", "10.00 ± 0.00", "20.00 ± 14.14", ""]
+    each = {line[0]: line[1:] for line in cells(text) if len(line) == 8}
+    assert each["cifar10, black and white 0"] == ["16", "98.00", "", "30.00 ± 28.28", "12.00 ± 11.31", "", ""]
+    assert each["cifar10, black and white 4"] == ["16", "90.00", "", "10.00 ± 0.00", "20.00 ± 14.14", "", ""]
+
+
+def test_rows_of_other_options_are_not_mixed_in(program: ModuleType, row: Callable[..., dict[str, Any]]) -> None:
+    other = program.How(retraining=Retraining(stamped=0.1))
+    rows = [row("none", 0, 0.98), row("ensemble", 0, 0.02, suspected=[0], size=3)]
+    rows.append(row("ensemble", 0, 0.9, suspected=[], size=3, **other.to_json()))
+    for how, expected in ((program.How(), "2.00"), (other, "90.00")):
+        found = {line[3]: line[4:7] for line in cells(program.written(rows, how)) if len(line) == 13}
+        assert found["none"][2] == "98.00", "without a defence its options do not matter"
+        assert found["ensemble"] == ["1", "1", expected]
+    text = program.written(rows, other)
+    assert "10 % of the images stamped in the repairs" in text
+    assert "98.00" not in program.written(rows, program.How(epochs=3))
+
+
+def test_the_baseline_has_a_row_with_the_target_told_too(program: ModuleType, bench: Any) -> None:
+    """With a threshold that no patch reaches, and a patch all the same."""
+    from unbackdoor.purify import PixelSpace
+
+    model, clean = bench.victim(next(program.victims(1, 0, 0))), bench.sets["cifar10"][0]
+    victim = program.Victim(data="cifar10", kind="black and white", number=0, target=5)
+    searched: list[int | None] = []
+    find = PixelSpace.find
+
+    def seen(self: PixelSpace, *given: Any) -> dict[str, Any]:
+        searched.append(given[3])
+        return find(dataclasses.replace(self, steps=1, threshold=1.0), *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PixelSpace, "find", seen)
+        left, told = bench.defend("pixel space", model, clean, victim, program.Setting(), 0)
+        assert left is model
+        assert told["suspected"] == []
+        left, told = bench.defend("pixel space, known target", model, clean, victim, program.Setting(), 0)
+    assert left is not model
+    assert told["suspected"] == [5]
+    assert searched == [None, 5]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from unbackdoor.bench.calibrate import scan_key
 from unbackdoor.bench.zoo import plan
-from unbackdoor.options import options_of
+from unbackdoor.scan import TSBDSignals
 from unbackdoor.scan.verdict import DETECTORS
 
 
@@ -33,12 +35,13 @@ def lines(clean_size: int, detectors: tuple[Any, ...], rounds: int = 52) -> list
         draws = torch.Generator().manual_seed(zlib.crc32(entry.key.encode()))
         anomaly = torch.randn(10, generator=draws)
         anomaly[3] += 9 * (entry.attack is not None)
-        row = {"key": entry.key, **vars(entry), "part": "weights", "backdoored": entry.attack is not None}
+        row = {"key": entry.key, **vars(entry), "part": "weights", "sha256": "0"}
+        row["backdoored"] = entry.attack is not None
         row |= {"target": entry.attack and 3, "acc": 0.99, "asr": entry.attack and 1.0}
         row["made"] = {"size": 1400, "recipe": {"epochs": 8}}
         plain = {"anomaly": anomaly.tolist(), "statistics": {}, "threshold": 3.5, "flagged": False, "suspected": []}
         scans = [
-            {**plain, "key": f"0 {clean_size} {options_of(one)}", "detector": type(one).__name__, "seconds": 1.0}
+            {**plain, "key": scan_key(row, one, clean_size), "detector": type(one).__name__, "seconds": 1.0}
             for one in detectors
         ]
         facts = {"kind": "digits", "classes": list("0123456789"), "shape": [1, 32, 32]}
@@ -66,6 +69,20 @@ def test_lines_of_two_sizes_give_four_tables_and_two_pages(program: ModuleType) 
     assert "1400 training images, 8 epochs, scanned with images the model was trained on" in page
     assert "| Verdict |  | 1.000 | 26 of 26 |" in page
     assert "at least once: CTRL." in page
+
+
+def test_scans_with_other_options_or_of_another_revision_are_not_in_the_table(program: ModuleType) -> None:
+    old = dataclasses.replace(DETECTORS[1], steps=7)  # type: ignore[call-arg]
+    given = lines(50, (DETECTORS[0], old, DETECTORS[2]))
+    for line in given:
+        scan = line["scans"][2]
+        before = f"revision {TSBDSignals.revision} "
+        assert before in scan["key"]
+        scan["key"] = scan["key"].replace(before, "")
+    tables, _ = program.calibrate("digits", given, 50)
+    for table in tables:
+        assert table.detectors == DETECTORS[:1]
+        assert {one.detector for one in table.measures} == {"WeightStatistics"}
 
 
 def test_every_kind_has_clean_models_enough_for_a_rate_of_five_percent(program: ModuleType) -> None:

@@ -21,7 +21,7 @@ from tests.planted import network
 from tests.scan.tables import TABLE, finding, findings, written
 from unbackdoor.errors import InputError
 from unbackdoor.models.edits import Edit
-from unbackdoor.scan import NeuralCleanse
+from unbackdoor.scan import NeuralCleanse, TSBDSignals
 from unbackdoor.scan.calibration import ANOMALY, FORMAT, class_scores, nearest, read_tables, threshold_of
 
 NUMBERS = st.floats(-50, 50)
@@ -55,6 +55,34 @@ def test_the_threshold_says_the_same_as_the_p_value_ties_included(
 def test_too_few_clean_models_allow_no_alarm() -> None:
     assert threshold_of([0.0] * 18, 0.05) == math.inf
     assert threshold_of([0.0] * 19, 0.05) == 0.0
+
+
+@pytest.mark.parametrize("rate", [0.99, 1 - 1e-11, 1.0])
+def test_whoever_accuses_nearly_all_has_a_threshold_too(rate: float) -> None:
+    assert threshold_of([1.0, 2.0, 3.0], rate) == 1.0
+
+
+def test_a_table_of_before_a_detector_changed_fits_no_model(tmp_path: Path) -> None:
+    told = TSBDSignals(epochs=2)
+    table = replace(TABLE, detectors=(*TABLE.detectors, told))
+    assert told.revision > 0
+    description = network(0).description
+    (same,) = read_tables(written(tmp_path / "now.json", table))
+    assert same == table
+    assert same.misfits(description, 60) == []
+    content = json.loads((tmp_path / "now.json").read_text())
+    content["tables"][0]["detectors"][-1]["revision"] -= 1
+    (tmp_path / "before.json").write_text(json.dumps(content))
+    (old,) = read_tables(tmp_path / "before.json")
+    assert old.misfits(description, 60) == ["numbers of TSBDSignals that are others since the table was made"]
+
+
+def test_tables_that_could_not_be_read_back_are_not_written(tmp_path: Path) -> None:
+    """Of a measure whose detector is not in the table."""
+    (tmp_path / "tables.json").write_text("before")
+    with pytest.raises(InputError, match="could not be read: a measure is of a detector that the table does not have"):
+        written(tmp_path / "tables.json", replace(TABLE, detectors=TABLE.detectors[:1]))
+    assert (tmp_path / "tables.json").read_text() == "before"
 
 
 def test_scores_are_those_of_the_formula() -> None:

@@ -55,3 +55,11 @@ def test_one_small_value_among_identical_ones_is_an_outlier_and_finite() -> None
     assert bool(found.isfinite().all())
     assert found[0] > 1000
     assert found[1:].tolist() == [0.0] * 4
+
+
+def test_a_spread_that_means_nothing_is_not_fallen_below() -> None:
+    values = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0])
+    assert low_outliers(-values)[-1] > 1000
+    torch.testing.assert_close(low_outliers(-values, least=0.1)[-1], torch.tensor(10.0))
+    wide = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    assert torch.equal(low_outliers(wide, least=0.1), low_outliers(wide))

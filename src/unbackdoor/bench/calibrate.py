@@ -143,7 +143,7 @@ def scan_zoo(
     code = {architecture_of(network) for network in networks if isinstance(network, UserNetwork)}
     with runtime.progress.bar("scans", len(usable)) as advance:
         for row in usable:
-            todo = {_key(row, detector, clean_size): detector for detector in detectors}
+            todo = {scan_key(row, detector, clean_size): detector for detector in detectors}
             with claimed(out, f"scan-{row['key']}-{clean_size}") as mine:
                 done = {scan["key"] for scan in rows_of(out / SCANS)} if mine else set(todo)
                 for key, detector in todo.items():
@@ -151,7 +151,7 @@ def scan_zoo(
                         append(out / SCANS, _scan(out, row, key, code, train, detector, clean_size, runtime))
             advance()
     scans = {scan["key"]: scan for scan in rows_of(out / SCANS)}
-    wanted = [(row, [scans.get(_key(row, detector, clean_size)) for detector in detectors]) for row in usable]
+    wanted = [(row, [scans.get(scan_key(row, detector, clean_size)) for detector in detectors]) for row in usable]
     return [(row, [one for one in said if one]) for row, said in wanted if all(said)]
 
 
@@ -166,7 +166,8 @@ def sizes_for(train: ImageSet) -> tuple[int, ...]:
     return tuple(sorted({min(size, kept) for size in CLEAN_SIZES}))
 
 
-def _key(row: Mapping[str, Any], detector: Scanner, clean_size: int) -> str:
+def scan_key(row: Mapping[str, Any], detector: Scanner, clean_size: int) -> str:
+    """Return what tells a scan of a model from others: of another detector, revision, or number of clean images."""
     revision = "".join(f"{name} {number} " for name, number in revision_of(detector).items())
     return f"{row['sha256']} {clean_size} {revision}{options_of(detector)}"
 
@@ -215,12 +216,7 @@ def measures_of(models: Sequence[Scanned]) -> dict[str, tuple[Measure, ...]]:
     learned = [one for one in models if one.part == "weights"]
     networks = sorted({one.network for one in models})
     clean = {network: [one for one in learned if one.network == network and not one.backdoored] for network in networks}
-    fewest, backdoored = min(map(len, clean.values())), sum(one.backdoored for one in learned)
-    if min(fewest, backdoored) < LEAST_MODELS:
-        raise InputError(
-            f"weights are learned from {LEAST_MODELS} clean models of each network and as many backdoored ones or more,"
-            f" found {fewest} and {backdoored}; make a larger zoo"
-        )
+    _check_learned(min(map(len, clean.values())), sum(one.backdoored for one in learned))
     numbers = sorted({pair for some in clean.values() for one in some for pair in _numbers(one)})
     usual = {
         network: {pair: _measure(*pair, some) for pair in numbers if any(pair in _numbers(one) for one in some)}
@@ -240,6 +236,14 @@ def measures_of(models: Sequence[Scanned]) -> dict[str, tuple[Measure, ...]]:
         network: tuple(replace(measure, weight=weight[pair]) for pair, measure in measures.items())
         for network, measures in usual.items()
     }
+
+
+def _check_learned(fewest: int, backdoored: int) -> None:
+    if min(fewest, backdoored) < LEAST_MODELS:
+        raise InputError(
+            f"weights are learned from {LEAST_MODELS} clean models of each network and as many backdoored ones or more,"
+            f" found {fewest} and {backdoored}; make a larger zoo"
+        )
 
 
 def _numbers(one: Scanned) -> list[tuple[str, str]]:
@@ -383,8 +387,7 @@ def judged(name: str, measures: Measures, models: Sequence[Scanned], rate: float
     threshold = {network: threshold_of(rank_scores(measures, models, network), rate) for network in measures}
     scores = [score(measures, one) for one in held]
     kinds = [one.backdoored for one in held]
-    if len(set(kinds)) < 2:
-        raise InputError("a verdict is judged by held-out models of both kinds; make a zoo of two rounds or more")
+    _check_judged(kinds)
     alarms = [value > threshold[one.network] for one, value in zip(held, scores)]
     found = [one for one, alarm in zip(held, alarms) if alarm and one.backdoored]
     single = [one for one in found if one.target is not None]
@@ -409,6 +412,31 @@ def judged(name: str, measures: Measures, models: Sequence[Scanned], rate: float
             for attack in attacks
         },
     )
+
+
+def _check_judged(kinds: Sequence[bool]) -> None:
+    if len(set(kinds)) < 2:
+        raise InputError(
+            "a verdict is judged by held-out models of both kinds; make a zoo of two rounds or more, with attacks that"
+            " are held out"
+        )
+
+
+def check_plan(entries: Sequence[Entry], networks: Sequence[str]) -> None:
+    """Refuse a zoo from which no table can be made, even if every attack works.
+
+    Args:
+        entries: of the zoo.
+        networks: names of all of its networks.
+
+    Raises:
+        InputError: too few models of some part.
+    """
+    rate_of(entries, networks)
+    learned = [one for one in entries if one.part == "weights"]
+    clean = [sum(one.network == network and one.attack is None for one in learned) for network in networks]
+    _check_learned(min(clean), sum(one.attack is not None for one in learned))
+    _check_judged([one.attack is not None for one in entries if one.part == "held-out"])
 
 
 def told_of(made: Mapping[str, Any]) -> str:

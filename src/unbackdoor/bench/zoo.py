@@ -54,6 +54,9 @@ MOST_TESTED = 1000
 INDEX, MODELS, WORK = "index.jsonl", "models", "work"
 """Names in a zoo's folder."""
 
+BACKDOORED = 1 << 20
+"""From here on seeds are those of backdoored models; even, so that a seed's parity is that of its round."""
+
 Part = Literal["weights", "ranks", "held-out"]
 """What a model is for: to learn what numbers weigh; to say what is usual (clean models only); to judge the verdict."""
 
@@ -131,7 +134,8 @@ def plan(data: str, attacks: Sequence[str], rounds: int, networks: Sequence[part
             clean = 2 * (number // 2 * len(present) + place) + number % 2
             network = names[(number // 2 + place) % len(names)]
             entries.append(Entry(data=data, network=network, attack=None, seed=clean))
-            entries.append(Entry(data=data, network=network, attack=attack, seed=number))
+            # A seed of its own: models of one seed share target, images and first weights, and are not independent.
+            entries.append(Entry(data=data, network=network, attack=attack, seed=BACKDOORED + clean))
     return entries
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from unbackdoor.attacks import ATTACKS
-from unbackdoor.bench.calibrate import Judged, Scanned, rate_of, scan_zoo, sizes_for, tables_of, told_of, usable_of
+from unbackdoor.bench.calibrate import Judged, Scanned, check_plan, scan_zoo, sizes_for, tables_of, told_of, usable_of
 from unbackdoor.bench.zoo import INDEX, NETWORKS, QUICK, fill, plan
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import NETWORK, Choice
@@ -67,7 +67,7 @@ def run(
     entries = plan(train.name.split("/")[0], sorted(attacks or ATTACKS), rounds, networks)
     if table is not None:
         # Mistakes are found before hours of work, not after them.
-        rate_of(entries, [architecture_of(network) for network in networks])
+        check_plan(entries, [architecture_of(network) for network in networks])
         _check_table(table)
     writable_folder(out)
     rows = fill(out, entries, train, test, size, recipe, runtime, networks)

@@ -69,7 +69,7 @@ class PixelSpace(Purifier):
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Search, and retrain `model` in place if a patch works (see `Purifier.repair`)."""
         clean = data.need_clean("PixelSpace")
-        found = kept_scan(self._find, self, model, data, runtime.part(SCAN), stage(resume, "scan"))
+        found = kept_scan(self.find, self, model, data, runtime.part(SCAN), stage(resume, "scan"))
         if found["patch"] is None:
             return History(epochs=0, notes=(found["note"],))
         triggers = FixedPatches(found["patch"][None])
@@ -85,8 +85,15 @@ class PixelSpace(Purifier):
             augmentation=self.augmentation,
         )
 
-    def _find(self, model: Network, data: DefenderData, runtime: Runtime) -> dict[str, Any]:
-        """Return the patch that works, or None, and what a report says of the search."""
+    def find(self, model: Network, data: DefenderData, runtime: Runtime, target: int | None = None) -> dict[str, Any]:
+        """Return "patch", the one that works, its "target" (both None if none does), and a "note" for a report.
+
+        Args:
+            model: not changed.
+            data: with clean samples.
+            runtime: device, precision, seed and budget.
+            target: the class, where it is known: its patch is then taken whatever its success.
+        """
         clean = data.need_clean("PixelSpace").to(runtime.place)
         channels, height, width = clean.shape
         if self.size > min(height, width):
@@ -94,12 +101,13 @@ class PixelSpace(Purifier):
         frozen = runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
         # The same start for every class, so that classes differ by the model alone.
         start = torch.rand(1, channels, self.size, self.size, generator=runtime.generator("pixel space"))
-        starts = start.repeat(clean.classes, 1, 1, 1)
-        targets = torch.arange(clean.classes)
+        targets = torch.arange(clean.classes) if target is None else torch.tensor([target])
+        starts = start.repeat(len(targets), 1, 1, 1)
         patches, success, steps = search_patches(frozen, clean, targets, starts, runtime, self.steps, self.batch_size)
-        target, cut = int(success.argmax()), cut_short(steps < self.steps)
-        share = f"{100 * float(success[target]):.0f} % of the other images to class {target}"
-        if float(success[target]) <= self.threshold:
+        best, cut = int(success.argmax()), cut_short(steps < self.steps)
+        share = f"{100 * float(success[best]):.0f} % of the other images to class {int(targets[best])}"
+        if target is None and float(success[best]) <= self.threshold:
             note = f"The model is unchanged, since no patch works: the best leads {share}.{cut}"
-            return {"patch": None, "note": note}
-        return {"patch": patches[target].cpu(), "note": f"Retrained on one patch, which led {share}.{cut}"}
+            return {"patch": None, "target": None, "note": note}
+        note = f"Retrained on one patch, which led {share}.{cut}"
+        return {"patch": patches[best].cpu(), "target": int(targets[best]), "note": note}

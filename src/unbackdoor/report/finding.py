@@ -105,18 +105,22 @@ def found_gallery(finding: Finding, class_names: tuple[str, ...], true: Trigger 
     """
     if not finding.reconstructions:
         return None
-    order = finding.suspected or (int(finding.anomaly.argmax()),)
-    pictures = [picture for c in order[:MOST_CLASSES] for picture in _found(finding.reconstructions[c], class_names[c])]
+    order = (finding.suspected or (int(finding.anomaly.argmax()),))[:MOST_CLASSES]
+    # Of a class that was not searched, or in vain, there is a start or a last try, which would look like a trigger.
+    shown = [c for c in order if finding.reconstructions[c].success]
+    pictures = [picture for c in shown for picture in _found(finding.reconstructions[c], class_names[c])]
+    without = ", ".join(class_names[c] for c in order if c not in shown)
     if true is not None:
         grey = finding.reconstructions[0].pattern.new_full(finding.reconstructions[0].pattern.shape, 0.5)
-        shown = true(grey[None])[0].clamp(0, 1)
+        stamped = true(grey[None])[0].clamp(0, 1)
         # One that bends or filters an image does nothing to a flat one.
-        if not torch.allclose(shown, grey, atol=1 / 255):
-            pictures.append(Picture(caption="the true trigger, on grey", image=shown))
+        if not torch.allclose(stamped, grey, atol=1 / 255):
+            pictures.append(Picture(caption="the true trigger, on grey", image=stamped))
     return Gallery(
         title="The trigger as found",
         explanation="Reconstructed from the model and clean samples alone, by optimisation: the true one may look"
-        " different and still share its effect.",
+        " different and still share its effect."
+        + (f" No trigger that works was found for {without}." if without else ""),
         pictures=pictures,
     )
 

@@ -22,6 +22,7 @@ the maximum is taken: detectors that point at the same class count more than tho
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ from unbackdoor.errors import CheckpointError, InputError
 from unbackdoor.files import read_bytes, write_json
 from unbackdoor.models import NETWORKS, Description
 from unbackdoor.models.safetensors_file import json_object
-from unbackdoor.options import bound_options, options_of, with_options
+from unbackdoor.options import bound_options, options_of, revision_of, with_options
 from unbackdoor.scan.base import Finding, Scanner
 from unbackdoor.text import clean_text
 
@@ -111,6 +112,7 @@ class Table:
         clean_scores: of clean models that had no part in the measures, ascending.
         clean_class_scores: of the same models, with the numbers of classes alone, ascending.
         held_out: how it did.
+        changed: names of detectors that give other numbers now than those of the table.
     """
 
     name: str
@@ -126,6 +128,7 @@ class Table:
     clean_scores: tuple[float, ...]
     clean_class_scores: tuple[float, ...]
     held_out: HeldOut = field(repr=False)
+    changed: tuple[str, ...] = ()
 
     def p_value(self, score: float) -> float:
         """Return the conformal p-value of a model's score, above 0 and at most 1."""
@@ -165,6 +168,8 @@ class Table:
             found.append(f"the network {clean_text(told, 60)}")
         if description.edits:
             found.append("layers that were put in after training")
+        if self.changed:
+            found.append(f"numbers of {' and '.join(self.changed)} that are others since the table was made")
         if images < self.clean_size:
             found.append(f"{images} clean images instead of {self.clean_size}")
         return found
@@ -180,7 +185,7 @@ class Table:
             "arguments": dict(self.arguments),
             "clean_size": self.clean_size,
             "rate": self.rate,
-            "detectors": [options_of(detector) for detector in self.detectors],
+            "detectors": [{**revision_of(detector), **options_of(detector)} for detector in self.detectors],
             "measures": [vars(measure) for measure in self.measures],
             "clean_scores": list(self.clean_scores),
             "clean_class_scores": list(self.clean_class_scores),
@@ -213,7 +218,7 @@ def threshold_of(clean_scores: Sequence[float], rate: float) -> float:
     """
     # A hair more: 0.05 * 20 is less than 1 to some computers.
     allowed = math.floor(rate * (1 + len(clean_scores)) + 1e-9)
-    return clean_scores[-allowed] if allowed else math.inf
+    return clean_scores[-min(allowed, len(clean_scores))] if allowed else math.inf
 
 
 def class_scores(measures: Sequence[Measure], findings: Mapping[str, Finding]) -> Float[Tensor, "k"]:
@@ -277,7 +282,7 @@ def read_tables(path: Path = SHIPPED) -> tuple[Table, ...]:
 
 
 def write_tables(path: Path, tables: Sequence[Table], **facts: str) -> None:
-    """Write calibration tables, complete or not at all.
+    """Write calibration tables, complete or not at all, and none that could not be read back.
 
     Args:
         path: of the file.
@@ -285,9 +290,16 @@ def write_tables(path: Path, tables: Sequence[Table], **facts: str) -> None:
         facts: of their making, for people.
 
     Raises:
+        InputError: a table is not whole.
         OutputError: the file cannot be written.
     """
-    write_json(path, {"format": FORMAT, **facts, "tables": [table.to_json() for table in tables]})
+    told = [table.to_json() for table in tables]
+    try:
+        for one in told:
+            _table(json.loads(json.dumps(one)))
+    except _Wrong as error:
+        raise InputError(f"{clean_text(str(path))} is not written, as it could not be read: {error}") from error
+    write_json(path, {"format": FORMAT, **facts, "tables": told})
 
 
 class _Wrong(Exception):
@@ -296,7 +308,9 @@ class _Wrong(Exception):
 
 def _table(content: Any) -> Table:
     of = _object(content, "a table")
-    detectors = tuple(_detector(one) for one in _list(of, "detectors"))
+    told = _list(of, "detectors")
+    detectors = tuple(_detector(one) for one in told)
+    changed = tuple(type(one).__name__ for one, of in zip(detectors, told) if one.revision != of.get("revision", 0))
     names = {type(detector).__name__ for detector in detectors}
     if len(names) < len(detectors):
         raise _Wrong("a detector stands twice in a table")
@@ -326,6 +340,7 @@ def _table(content: Any) -> Table:
         clean_scores=scores,
         clean_class_scores=own,
         held_out=_held_out(of.get("held_out")),
+        changed=changed,
     )
 
 
@@ -361,7 +376,9 @@ def _detector(content: Any) -> Scanner:
     method = SCANNERS[_text(of.get("name"), "name")]
     if method is Verdict:
         raise _Wrong("the verdict cannot be one of its own detectors")
-    made: Scanner = with_options(method, {name: value for name, value in of.items() if name != "name"})()
+    made: Scanner = with_options(
+        method, {name: value for name, value in of.items() if name not in ("name", "revision")}
+    )()
     return made
 
 

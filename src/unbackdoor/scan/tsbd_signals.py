@@ -47,6 +47,8 @@ AT_ONCE = 64
 """Images whose gradients are taken in one pass."""
 LEAST = 1e-6
 """Of a probability: what lies below is as good as none."""
+LEAST_SPREAD = 0.1
+"""Of the logarithms of such probabilities: where most classes have none, a little more of it is no outlier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,8 @@ class TSBDSignals(Scanner):
     most_images: int = 256
     threshold: float = 3.5
 
-    # Since unlearning is in float32.
-    revision: ClassVar[int] = 1
+    # Since unlearning is in float32, and a spread is not taken for smaller than it can be told.
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.most_images < 2:
@@ -105,7 +107,7 @@ class TSBDSignals(Scanner):
         active = activeness(learning, some, layers)
         enough = max(CHANCE, 1 / clean.classes)
         forgetful, history = unlearned(learning, some, self._recipe(), runtime, enough=enough)
-        anomaly = low_outliers(-sink(forgetful, some, runtime).clamp_min(LEAST).log())
+        anomaly = low_outliers(-sink(forgetful, some, runtime).clamp_min(LEAST).log(), LEAST_SPREAD)
         suspected = [int(c) for c in anomaly.argsort(descending=True) if anomaly[c] > self.threshold]
         largest = f"{float(anomaly.max()):.1f} (threshold {self.threshold:g})"
         return Finding(

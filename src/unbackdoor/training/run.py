@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unbackdoor.errors import UnbackdoorError
+from unbackdoor.errors import DivergedError
 from unbackdoor.training.average import Average
 from unbackdoor.training.budget import affordable
 from unbackdoor.training.history import History
@@ -113,7 +113,7 @@ class Run(ABC):
 
         Raises:
             InputError: `resume` belongs to another run.
-            UnbackdoorError: the loss stopped being a number.
+            DivergedError: the loss stopped being a number.
         """
         saved = Resume(resume, self.fingerprint()) if resume else None
         state = saved.read() if saved else None
@@ -131,7 +131,7 @@ class Run(ABC):
             for epoch in remaining:
                 loss = self.epoch(epoch, advance)
                 if not math.isfinite(loss):
-                    raise UnbackdoorError(
+                    raise DivergedError(
                         f"{description}: the loss is no longer a number in epoch {epoch + 1}; lower the learning rate"
                     )
                 self.history.loss.append(loss)
