@@ -30,12 +30,12 @@ from unbackdoor.bench.cell import Cell, Domain, Result
 from unbackdoor.bench.engine import Engine
 from unbackdoor.bench.grid import read_grid
 from unbackdoor.bench.leaderboard import leaderboard
-from unbackdoor.bench.located import Located
 from unbackdoor.bench.plan import plan
 from unbackdoor.bench.run import Bench
 from unbackdoor.bench.store import Record, Store
 from unbackdoor.bench.table import cell_table
 from unbackdoor.bench.worker import CellOutcome
+from unbackdoor.located import Located
 from unbackdoor.report.leaderboard import write_leaderboard
 from unbackdoor.training import Runtime, Silent
 

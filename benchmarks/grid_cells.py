@@ -114,8 +114,10 @@ class GridCells:
             outcome = pool.submit(in_time, left, cell, given, self.work, self.device, self.threads).result()
         if outcome.trace:
             raise SystemExit(f"{cell.title}: {outcome.error}\n{outcome.trace}")
-        if outcome.error:
+        if outcome.lasting:
             raise Refused(outcome)
+        if outcome.error:
+            raise SystemExit(f"{cell.title}: {outcome.error}")
         return outcome
 
     def write(self) -> None:

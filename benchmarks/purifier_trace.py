@@ -36,7 +36,7 @@ from unbackdoor.bench.worker import Device
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import load_model
-from unbackdoor.options import options_of
+from unbackdoor.options import options_of, revision_of
 from unbackdoor.purify import NPD, SAU
 from unbackdoor.training import Runtime, Silent, stage
 from unbackdoor.training.resume import Resume
@@ -176,7 +176,8 @@ class Run:
     def key(self) -> str:
         """Return what tells it from the others."""
         budget = "none" if self.budget is None else f"{self.budget:g}"
-        return f"{self.name}-{self.victim}-{self.kind}-{budget}-{self.seed}"
+        revision = "".join(f"-revision-{number}" for number in revision_of(self.method).values())
+        return f"{self.name}-{self.victim}-{self.kind}-{budget}-{self.seed}{revision}"
 
 
 class Tracer:

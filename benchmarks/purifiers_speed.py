@@ -33,7 +33,7 @@ from unbackdoor.bench.worker import Device, forget_peaks, peaks
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network, load_model
-from unbackdoor.options import options_of
+from unbackdoor.options import options_of, revision_of
 from unbackdoor.purify import (
     ANP,
     BNP,
@@ -155,8 +155,8 @@ class Bench:
 
     def done(self) -> list[dict[str, Any]]:
         """Return the newest row of each method with its present schedule, in their order."""
-        rows = {(row["method"], repr(row["options"])): row for row in self.rows.read()}
-        wanted = [(type(method).__name__, repr(options_of(method))) for method in METHODS]
+        rows = {(row["method"], repr(row["options"]), row.get("revision", 0)): row for row in self.rows.read()}
+        wanted = [(type(method).__name__, repr(options_of(method)), method.revision) for method in METHODS]
         return [rows[key] for key in wanted if key in rows]
 
     def measure(self, methods: Sequence[Purifier]) -> None:
@@ -175,6 +175,7 @@ class Bench:
             machine = found["ours"][0]["machine"]
             row = {name: machine[name] for name in ("device", "threads", "unbackdoor", "torch", "python")}
             row |= {"method": type(method).__name__, "options": options_of(method), "seeds": SEEDS}
+            row |= revision_of(method)
             for side, results in found.items():
                 row[side] = [{name: one[name] for name in one if name != "machine"} for one in results]
             self.rows.append(row)

@@ -29,8 +29,8 @@ from typing import Any
 from record import HERE, Rows
 
 from unbackdoor.bench.cell import Cell, Domain, Result
-from unbackdoor.bench.located import Located
 from unbackdoor.bench.plan import seconds_until_done
+from unbackdoor.located import Located
 from unbackdoor.training import Recipe, Runtime
 
 RESULTS = HERE / "results"

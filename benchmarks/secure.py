@@ -16,11 +16,13 @@ from typing import Any
 
 from grid_cells import run_grid
 from record import machines
-from tables import Row, clocks, error, interval, mean, percent, refusals
+from tables import Row, all_measured, clocks, error, interval, mean, percent, refusals
 
 from unbackdoor.bench.table import rate
 
 UNDEFENDED = "no defence"
+ATTACKS, SEEDS = 6, 3
+"""That an aim is of; with fewer nothing is judged."""
 AIMS: Sequence[tuple[str, str, str, float]] = (
     ("DBR", "asr", "ASR, mean over attacks", 0.02),
     ("DBR", "fell", "ACC fell by, mean over attacks", 0.015),
@@ -75,9 +77,11 @@ def _aims(rows: Sequence[Row]) -> Iterator[str]:
     yield "| method | figure | at most % | reached % | yes |"
     yield "|---|---|---:|---:|---|"
     for method, name, words, most in AIMS:
-        value = mean([row for row in rows if row["method"].split()[0] == method], name)
+        mine = [row for row in rows if row["method"].split()[0] == method]
+        value = mean(mine, name)
         if value is not None:
-            yield f"| {method} | {words} | {100 * most:g} | {percent(value)} | {'yes' if value <= most else 'no'} |"
+            told = ("yes" if value <= most else "no") if all_measured(mine, ATTACKS, SEEDS) else "not all measured"
+            yield f"| {method} | {words} | {100 * most:g} | {percent(value)} | {told} |"
 
 
 def _means(rows: Sequence[Row], everything: Sequence[Row]) -> Iterator[str]:

@@ -43,7 +43,8 @@ METHODS: tuple[RowSifter, ...] = (LossIsolation(), FCT(epochs=0, draws=2))
 """One pass through the network a row, and three."""
 
 ROWS = (50_000, 200_000, 800_000)
-FILE_ROWS = 10_000
+FILE_ROWS = 5_000
+"""Of which 50,000 rows are many to a worker: with few, one waits for the other at the end."""
 PAUSE = 0.5
 """Seconds between looks at what processes take."""
 
@@ -174,17 +175,17 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
-    record = Rows(arguments.results / "shards.jsonl")
-    done = {(row["method"], row["rows"], row["file_rows"]) for row in record.read()}
+    # Rows of another machine or size of file are of another table.
+    name = f"shards-{arguments.device}-{arguments.threads}-{arguments.file_rows}"
+    name = "shards" if name == f"shards-cpu-1-{FILE_ROWS}" else name
+    record = Rows(arguments.results / f"{name}.jsonl")
+    done = {(row["method"], row["rows"]) for row in record.read()}
     left = [
-        (method, rows)
-        for method in METHODS
-        for rows in arguments.rows
-        if (type(method).__name__, rows, arguments.file_rows) not in done
+        (method, rows) for method in METHODS for rows in arguments.rows if (type(method).__name__, rows) not in done
     ]
     if left and not arguments.table:
-        with tempfile.TemporaryDirectory() as name:
-            work = Path(name)
+        with tempfile.TemporaryDirectory() as place:
+            work = Path(place)
             files = make_files(arguments.data, work, arguments.file_rows)
             for number, (method, rows) in enumerate(left):
                 data, out = work / f"data-{number}", work / f"out-{number}"
@@ -195,7 +196,7 @@ def main() -> None:
                 row = {"method": type(method).__name__, "options": options_of(method), "rows": rows}
                 record.append({**row, "file_rows": arguments.file_rows, **cost})
                 print(row["method"], f"{rows:,} rows: {cost['seconds']} s, {cost['worker_mb']} MB", flush=True)
-    table = arguments.results / "shards.md"
+    table = arguments.results / f"{name}.md"
     table.write_text(written(record.read()))
     print(table)
 

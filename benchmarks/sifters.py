@@ -16,11 +16,13 @@ from typing import Any
 
 from grid_cells import run_grid
 from record import machines
-from tables import Row, clocks, interval, mean, percent, refusals
+from tables import Row, all_measured, clocks, interval, mean, percent, refusals
 
 LITTLE = 0.01
 """Poison rate up to which poison is little; the aims are for more."""
 
+ATTACKS, SEEDS = 6, 3
+"""That an aim is of; with fewer nothing is judged."""
 MINUTES = 12
 AIMS: Sequence[tuple[str, str, str, float, bool]] = (
     ("FCT", "auroc", "AUROC, mean over attacks", 0.95, True),
@@ -85,13 +87,15 @@ def _aims(rows: Sequence[Row]) -> Iterator[str]:
         unseen = [row for row in mine if row["seed"] != LOOKED_AT.get(method)]
         mine = unseen or mine
         if name == "clean":
-            found = [row["fpr"] for row in mine if "auroc" not in row]
-            value = statistics.mean(found) if found else None
+            mine = [row for row in mine if "auroc" not in row]
+            value = statistics.mean(row["fpr"] for row in mine) if mine else None
         else:
-            value = mean([row for row in mine if _much(row)], name)
+            mine = [row for row in mine if _much(row)]
+            value = mean(mine, name)
         if value is not None:
             reached = value >= aim if more else value <= aim
-            told = _yes(reached) if unseen else "not judged"
+            whole = all_measured(mine, 1 if name == "clean" else ATTACKS, SEEDS - (method in LOOKED_AT))
+            told = _yes(reached) if unseen and whole else "not judged" if whole else "not all measured"
             yield f"| {method} | {words} | {percent(aim)} | {percent(value)} | {told} |"
     longest = max((row for row in rows if "seconds" in row), key=lambda row: row["seconds"], default=None)
     if longest:

@@ -17,6 +17,11 @@ def mean(rows: Sequence[Row], name: str) -> float | None:
     return statistics.mean(means) if means else None
 
 
+def all_measured(rows: Sequence[Row], attacks: int, seeds: int) -> bool:
+    """Return whether there is a row for each of so many attacks with each of so many seeds."""
+    return len({(row["attack"], row["seed"]) for row in rows}) >= attacks * seeds
+
+
 def percent(share: float | None) -> str:
     """Return a share in percent, or nothing."""
     return "" if share is None else f"{100 * share:.2f}"

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from record import HERE, Rows, machines, measured, share
-from tables import mean, percent
+from tables import error, mean, percent
 
 from unbackdoor.attacks import AdaptiveTrap, Attack, BadNets, Blended, Invisible, LabelConsistent, Smooth, TrojanNN
 from unbackdoor.commands.reconstructed import reconstruction_of
-from unbackdoor.data import DefenderData, balanced_rows, read_images
+from unbackdoor.data import DefenderData, ImageSet, balanced_rows, read_images
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network, WRN16x1, save_model
 from unbackdoor.options import options_of
@@ -63,6 +63,8 @@ BAITED = {f"{name}, baited": attack for name, attack in ADAPTIVE.items()}
 ATTACKS = PAPER | ADAPTIVE | BAITED
 
 DEFENSES = ("none", "I-BAU", "Trap-and-Replace")
+ERRORS = ("clean", "triggered")
+"""Images of which the reconstruction error is told."""
 
 MOST = 0.10
 """ASR, mean over the attacks of the paper, that Trap-and-Replace may leave."""
@@ -95,9 +97,11 @@ class Bench:
         fitted = self.attack(name).prepare(self.train, self.build, self.runtime, folder)
         data = DefenderData(untrusted=fitted.train, clean=self.clean)
         state = folder / f"{defense}{schedule if defense == DEFENSES[-1] else ''}.pt"
+        # I-BAU's seconds are of the repair alone, whether or not the victim was there already.
+        victim = self.plain(fitted.train, folder) if defense == "I-BAU" else None
         resumed = bool(states(state))
         with measured() as cost:
-            trained = self.defend(defense, data, state)
+            trained = self.defend(defense, data, state, victim)
         row: dict[str, Any] = {**self.runtime.describe(), "attack": name, "defense": defense, "resumed": resumed}
         row |= {"options": options_of(self.method), "recipe": options_of(Recipe())}
         trigger, criterion = fitted.trigger, fitted.criterion
@@ -136,15 +140,19 @@ class Bench:
         """Return an untrained network."""
         return new_network(partial(WRN16x1), self.train, self.runtime)
 
-    def defend(self, defense: str, data: DefenderData, state: Path) -> Trained:
-        """Return the model that a defence leaves."""
+    def plain(self, train: ImageSet, folder: Path) -> Trained:
+        """Return a network that was trained as if nothing were wrong."""
+        network = self.build()
+        history = fit(network, train, Recipe(), self.runtime, resume=folder / "none.pt")
+        return Trained(network=network, history=history)
+
+    def defend(self, defense: str, data: DefenderData, state: Path, victim: Trained | None) -> Trained:
+        """Return the model that a defence leaves; `victim` is what is repaired."""
         if defense == "Trap-and-Replace":
             return self.method.train(self.build, data, self.runtime, state)
-        network = self.build()
-        plain = fit(network, data.need_untrusted("plain"), Recipe(), self.runtime, resume=state.with_stem("none"))
-        if defense == "none":
-            return Trained(network=network, history=plain)
-        repaired, history = IBAU().purify(network, data, self.runtime, state)
+        if victim is None:
+            return self.plain(data.need_untrusted("plain"), state.parent)
+        repaired, history = IBAU().purify(victim.network, data, self.runtime, state)
         return Trained(network=repaired, history=history)
 
 
@@ -235,6 +243,7 @@ def _of(rows: Sequence[dict[str, Any]], attacks: Collection[str]) -> Iterator[tu
                 "attack": row["attack"],
                 "seed": row["seed"],
                 **{name: row[name]["value"] for name in ("acc", "asr")},
+                **({f"mse_{kind}": row["mse"][kind]["value"] for kind in ERRORS} if row["mse"] else {}),
             }
             found.setdefault((row["defense"], _schedule(row)), []).append(flat)
     for defense, schedule in sorted(found, key=lambda one: (DEFENSES.index(one[0]), one[1])):
@@ -255,8 +264,8 @@ def _aims(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _means(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield a line for each defence, schedule and kind of attack."""
-    yield "| attacks | defence | schedule | done | seeds | ACC % | ASR % | worst ASR % |"
-    yield "|---|---|---|---:|---:|---:|---:|---|"
+    yield "| attacks | defence | schedule | done | seeds | ACC % | ASR % | worst ASR % | MSE clean | MSE triggered |"
+    yield "|---|---|---|---:|---:|---:|---:|---|---:|---:|"
     for kind, attacks in (("the paper's", PAPER), ("adaptive", ADAPTIVE), ("adaptive, baited", BAITED)):
         for defense, schedule, mine in _of(rows, attacks):
             names = sorted({row["attack"] for row in mine})
@@ -265,6 +274,7 @@ def _means(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             worst = max(names, key=lambda name: means[name])
             fields = [kind, defense, schedule, f"{len(names)} of {len(attacks)}", str(seeds)]
             fields += [percent(mean(mine, "acc")), percent(mean(mine, "asr")), f"{percent(means[worst])} ({worst})"]
+            fields += [error(mean(mine, f"mse_{kind}")) for kind in ERRORS]
             yield f"| {' | '.join(fields)} |"
 
 
@@ -273,7 +283,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         return list(ATTACKS).index(row["attack"]), DEFENSES.index(row["defense"]), row["seed"]
 
     for row in sorted(rows, key=place):
-        errors = [f"{row['mse'][kind]['value']:.5f}" if row["mse"] else "" for kind in ("clean", "triggered")]
+        errors = [f"{row['mse'][kind]['value']:.5f}" if row["mse"] else "" for kind in ERRORS]
         fields = [row["attack"], row["defense"], row["seed"], _schedule(row), share(row["acc"]), share(row["asr"])]
         # The clock of a resumed row knows its last part only.
         clocks = ["resumed" if row["resumed"] else f"{row[clock]:.0f}" for clock in ("seconds", "cpu_seconds")]

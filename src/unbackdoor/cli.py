@@ -13,6 +13,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
 
 from unbackdoor import __version__
 from unbackdoor.errors import InputError, UnbackdoorError
@@ -82,12 +84,15 @@ RESUMABLE = frozenset(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors become one sentence on standard error."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    # Python has None for a stream that was closed before it began.
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     try:
         code = _answer(words)
         # Here, and not by Python at its end, which has an exit code of its own for what it cannot write.
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
+    except OSError:
+        # The reader is gone, or the disk is full: whatever the answer is, nobody has got it.
         _write_no_more()
         return BAD_USE
 
@@ -116,6 +121,10 @@ def _answer(words: list[str]) -> int:
         # A defect of ours. Python's own exit code would be 1, which says "backdoored".
         traceback.print_exc()
         return BAD_USE
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def _write_no_more() -> None:

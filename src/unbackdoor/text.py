@@ -19,6 +19,11 @@ def plain(text: str) -> str:
     return "".join(letter for letter in text if letter.isprintable())
 
 
+def in_utf8(text: str) -> str:
+    """Return `text` with what UTF-8 cannot write as an escape: names of folders may be any bytes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def clean_text(text: str, limit: int = 200) -> str:
     """Return `text` as `plain` does, single spaces between its words, cut to length.
 

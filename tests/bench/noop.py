@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor.bench.cell import Cell, Domain, Result
-from unbackdoor.bench.located import Located
 from unbackdoor.bench.worker import CellOutcome, details_of
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
+from unbackdoor.located import Located
 from unbackdoor.training import Runtime
 
 MADE, SEEN, LARGE, STATE = "made.txt", "seen.txt", "large.bin", "state"

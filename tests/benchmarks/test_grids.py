@@ -18,8 +18,8 @@ import pytest
 from unbackdoor.bench import axes
 from unbackdoor.bench.axes import Source
 from unbackdoor.bench.grid import read_grid
-from unbackdoor.bench.located import Located
 from unbackdoor.bench.worker import CellOutcome
+from unbackdoor.located import Located
 
 Load = Callable[[str], ModuleType]
 
@@ -63,11 +63,14 @@ def tables(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
 
 
-def test_the_table_of_sifters_has_aims_means_over_attacks_and_every_cell(program: Load) -> None:
+def test_the_table_of_sifters_has_aims_means_over_attacks_and_every_cell(
+    program: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
         sifting("FCT", 1.0, seed=0),
         sifting("FCT", 0.9, seed=1),
-        sifting("FCT", 0.75, attack="SIG", poison_rate=0.05),
+        sifting("FCT", 0.75, attack="SIG", poison_rate=0.05, seed=0),
+        sifting("FCT", 0.75, attack="SIG", poison_rate=0.05, seed=1),
         sifting("FCT", 0.5, poison_rate=0.01),
         sifting("FCT", None, fpr=0.0625),
         sifting("Consensus", None, fpr=0.0, seed=1),
@@ -76,9 +79,12 @@ def test_the_table_of_sifters_has_aims_means_over_attacks_and_every_cell(program
         sifting("Consensus", 0.99, fpr=0.9, poison_rate=0.01, tpr=1.0, seed=1),
         {**labels("SCAn"), "kind": "sift", "error": "too few", **MACHINE},
     ]
-    text = program("sifters").written("g.yaml", 11, rows)
+    sifters = program("sifters")
+    monkeypatch.setattr(sifters, "ATTACKS", 2)
+    monkeypatch.setattr(sifters, "SEEDS", 2)
+    text = sifters.written("g.yaml", 12, rows)
     lines = tables(text)
-    assert "10 of 11 cells" in text
+    assert "11 of 12 cells" in text
     assert ["FCT", "AUROC, mean over attacks", "95.00", "85.00", "no"] in lines, "1 % poison does not count"
     assert ["Consensus", "AUROC, mean over attacks", "98.00", "99.00", "yes"] in lines
     assert ["Consensus", "TPR at FPR 1 %, mean over attacks", "90.00", "49.50", "no"] in lines
@@ -96,11 +102,13 @@ def test_the_table_of_sifters_has_aims_means_over_attacks_and_every_cell(program
     consensus, _ = [line for line in lines if len(line) == 11 and line[0] == "Consensus"]
     assert consensus[-1] == "900", "learning took more memory than sifting"
     assert ["FCT", "95.00 (90.00)", "75.00 (75.00)"] in lines
-    assert sum(len(line) == 12 for line in lines) == 2 + 9, "a head and a rule, and every cell that was done"
+    assert sum(len(line) == 12 for line in lines) == 2 + 10, "a head and a rule, and every cell that was done"
     assert "- SCAn on BadNets, seed 0: too few." in text
 
 
-def test_thresholds_are_not_judged_by_the_seed_with_which_they_were_chosen(program: Load) -> None:
+def test_thresholds_are_not_judged_by_the_seed_with_which_they_were_chosen(
+    program: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sifters = program("sifters")
 
     def aim(*rows: dict[str, Any]) -> list[str]:
@@ -108,9 +116,13 @@ def test_thresholds_are_not_judged_by_the_seed_with_which_they_were_chosen(progr
         (line,) = [line for line in lines if line[1:2] == ["AUROC, mean over attacks"]]
         return line[3:]
 
-    assert aim(sifting("Consensus", 1.0)) == ["100.00", "not judged"]
-    assert aim(sifting("Consensus", 1.0), sifting("Consensus", 0.5, seed=1)) == ["50.00", "no"]
-    assert aim(sifting("FCT", 1.0)) == ["100.00", "yes"], "nothing of it was chosen here"
+    assert aim(sifting("FCT", 1.0)) == ["100.00", "not all measured"]
+    monkeypatch.setattr(sifters, "ATTACKS", 1)
+    monkeypatch.setattr(sifters, "SEEDS", 2)
+    both = (sifting("Consensus", 1.0), sifting("Consensus", 0.5, seed=1))
+    assert aim(both[0]) == ["100.00", "not judged"]
+    assert aim(*both) == ["50.00", "no"]
+    assert aim(sifting("FCT", 1.0), sifting("FCT", 1.0, seed=1)) == ["100.00", "yes"], "nothing was chosen here"
 
 
 def training(kind: str, method: str | None, acc: float, asr: float | None, **changes: Any) -> dict[str, Any]:
@@ -119,7 +131,9 @@ def training(kind: str, method: str | None, acc: float, asr: float | None, **cha
     return {"kind": kind, **labels(method, **clean), **found, "rounds": 3.0, **COST, **MACHINE, **changes}
 
 
-def test_the_table_of_trainers_sets_each_beside_the_victim_of_its_attack_and_seed(program: Load) -> None:
+def test_the_table_of_trainers_sets_each_beside_the_victim_of_its_attack_and_seed(
+    program: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [
         training("victim", None, 0.9, 1.0, training="default"),
         training("victim", None, 0.8, 0.9, training="default", seed=1),
@@ -129,7 +143,11 @@ def test_the_table_of_trainers_sets_each_beside_the_victim_of_its_attack_and_see
         training("secure", "TrapAndReplace", 0.7, 0.4, seed=1, mse_clean=0.0123, mse_triggered=0.02),
         training("purify", "DBR", 0.89, 0.01, training="default", der=0.99),
     ]
-    text = program("secure").written("g.yaml", 7, rows)
+    secure = program("secure")
+    assert ["DBR", "ASR, mean over attacks", "2", "1.00", "not all measured"] in tables(secure.written("g", 7, rows))
+    monkeypatch.setattr(secure, "ATTACKS", 1)
+    monkeypatch.setattr(secure, "SEEDS", 1)
+    text = secure.written("g.yaml", 7, rows)
     lines = tables(text)
     assert ["DBR", "ASR, mean over attacks", "2", "1.00", "yes"] in lines
     assert ["DBR", "ACC fell by, mean over attacks", "1.5", "1.00", "yes"] in lines
@@ -159,8 +177,11 @@ def test_the_table_of_purifiers_tells_the_poison_and_the_time_of_all(program: Lo
     assert "Poisoned of all training images: 10 % (BadNets, LF); 5 % (SIG)." in text
     assert "2 repairs took 2.5 minutes in all, 1 more of unknown length not counted." in text
     means = {line[0]: line for line in tables(text) if len(line) == 13}
-    assert means["SAU"][5:8] == ["5.00", "20.00", "30.00 (LF)"]
-    assert means["NPD"][11] == ""
+    assert means["SAU (without SIG)"][5:8] == ["5.00", "20.00", "30.00 (LF)"]
+    assert means["NPD (without BadNets, LF)"][11] == ""
+    assert "in sight" not in text
+    chosen = [*rows, repaired("LF", "FTSAM learning_rate=0.04", 0.0)]
+    assert "Chosen in sight of test data: FTSAM learning_rate=0.04:" in program("purifiers").written("g", 5, chosen)
 
 
 GRID = """

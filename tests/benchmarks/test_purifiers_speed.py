@@ -97,8 +97,10 @@ def test_a_method_is_done_if_it_was_measured_with_the_same_schedule(
     bench = program.Bench(tmp_path, "cpu", 1)
     assert bench.done() == []
     other = row(program, "TSBD", [run(1)], [run(2)])
-    bench.rows.append({**other, "options": options_of(TSBD(epochs=7))})
-    assert bench.done() == []
+    bench.rows.append({**other, "options": options_of(TSBD(epochs=7)), "revision": TSBD.revision})
+    bench.rows.append(other)
+    assert bench.done() == [], "measured before the method changed"
+    other["revision"] = TSBD.revision
     bench.rows.append(other)
     assert [one["method"] for one in bench.done()] == ["TSBD"]
     bench.write()

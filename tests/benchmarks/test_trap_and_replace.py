@@ -42,7 +42,7 @@ def done(attack: str, asr: float, defense: str = "Trap-and-Replace", seed: int =
         "seed": str(seed),
         "acc": shared(0.75),
         "asr": shared(asr),
-        "mse": None,
+        "mse": {"clean": shared(0.01), "triggered": shared(0.03)} if defense == "Trap-and-Replace" else None,
     }
     told = {"options": options_of(replace(METHOD, epochs=epochs)), "recipe": options_of(Recipe(epochs=20))}
     clock = {"seconds": 60.0, "cpu_seconds": 120.0, "resumed": False}
@@ -88,17 +88,19 @@ def test_means_of_a_defence_are_over_attacks_of_one_kind_and_seeds(program: Modu
         *(done("square", 1.0, "none"), done("square", 0.8, "none", seed=1), done("blend", 0.5, "none")),
         *(done("adaptive, l2", 0.3), done(baited, 0.7), done(baited, 0.9, "none")),
     ]
-    lines = [line for line in lines_of(program.written(rows)) if len(line) == 8]
-    assert lines[2:] == [
-        ["the paper's", "none", "20", "2 of 10", "2", "75.00", "70.00", "90.00 (square)"],
-        ["adaptive", "Trap-and-Replace", "60 + 30", "1 of 2", "1", "75.00", "30.00", "30.00 (adaptive, l2)"],
-        ["adaptive, baited", "none", f"20, {attacker}", "1 of 2", "1", "75.00", "90.00", f"90.00 ({baited})"],
+    table = [line for line in lines_of(program.written(rows)) if len(line) == 10]
+    means, each = table[2:6], table[8:]
+    errors = ["0.01000", "0.03000"]
+    assert means == [
+        ["the paper's", "none", "20", "2 of 10", "2", "75.00", "70.00", "90.00 (square)", "", ""],
+        ["adaptive", "Trap-and-Replace", "60 + 30", "1 of 2", "1", "75.00", "30.00", "30.00 (adaptive, l2)", *errors],
+        ["adaptive, baited", "none", f"20, {attacker}", "1 of 2", "1", "75.00", "90.00", f"90.00 ({baited})", "", ""],
         [
             *("adaptive, baited", "Trap-and-Replace", f"60 + 30, {attacker}"),
-            *("1 of 2", "1", "75.00", "70.00", f"70.00 ({baited})"),
+            *("1 of 2", "1", "75.00", "70.00", f"70.00 ({baited})", *errors),
         ],
     ]
-    assert sum(len(line) == 10 for line in lines_of(program.written(rows))) == 2 + len(rows), "and every row"
+    assert len(each) == len(rows), "and every row"
 
 
 def test_the_schedule_tells_rows_apart_where_defender_or_attacker_follows_it(program: ModuleType) -> None:

@@ -140,7 +140,9 @@ def test_scan_purify_and_evaluate_follow_each_other(
     assert Path(model).read_bytes() == before
     clean = read_images("digits", "train")
     clean = clean.subset(torch.tensor(json.loads((repaired / "run.json").read_text())["clean_rows"]))
-    assert json.loads((repaired / "run.json").read_text())["inputs"][clean.name] == clean.digest(), "no test image"
+    assert json.loads((repaired / "run.json").read_text())["inputs"][f"clean: {clean.name}"] == clean.digest(), (
+        "no test image"
+    )
     code, out, _ = run(
         capsys,
         *[
@@ -250,7 +252,9 @@ def test_configuration_file_never_imports_what_it_names(tmp_path: Path, capsys: 
     config.write_text("data: digits\nattack:\n  class_path: evil.Attack\n")
     refuse(capsys, "attack", "--config", str(config), "--out", str(tmp_path / "o"))
     config.write_text("data: digits\nattack: !!python/object/apply:os.system ['true']\n")
-    assert "YAML" in refuse(capsys, "attack", "--config", str(config), "--out", str(tmp_path / "o"))
+    assert "cannot understand the tag" in refuse(
+        capsys, "attack", "--config", str(config), "--out", str(tmp_path / "o")
+    )
 
 
 @pytest.mark.parametrize(
@@ -378,6 +382,52 @@ def test_a_reader_that_went_away_gives_no_verdict(words: list[str], closed: str)
     os.close(writer)
     assert done.returncode == 2
     assert not done.stderr, "no traceback either"
+
+
+@pytest.mark.parametrize(
+    ("words", "streams", "expected"),
+    [
+        ("--version", ">&-", 0),
+        ("scna", "2>&-", 2),
+        ("scna", ">&- 2>&-", 2),
+        ("--version", ">/dev/full", 2),
+        ("scna", "2>/dev/full", 2),
+    ],
+)
+def test_streams_that_cannot_be_written_give_no_verdict(words: str, streams: str, expected: int) -> None:
+    """Python's own exit codes for that are 1, which says "backdoored", and 120."""
+    command = f"{sys.executable} -m unbackdoor.cli {words} {streams}"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    assert subprocess.run(["sh", "-c", command], check=False, env=environment).returncode == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("seed: 2020-13-45\n", "line 1: cannot understand this value"),
+        ("seed: " + "[" * 3000 + "]" * 3000, "config.yaml"),
+        ("seed: &x [*x]\n", "repeats itself through aliases"),
+        ("seed: &x {a: *x}\n", "repeats itself through aliases"),
+        ("a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(
+            f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdef", "bcdefg")
+        ), "repeats itself through aliases"),
+        ("- seed\n", "must hold options by name"),
+        ("seed: 1\nseed: 2\n", "'seed' stands twice"),
+    ],
+)  # fmt: skip
+def test_hostile_configuration_files_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: str
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(content)
+    assert words in refuse(capsys, "attack", "--config", str(config), "--out", str(tmp_path / "o"))
+
+
+def test_a_note_commands_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    from unbackdoor.commands.progress import RichProgress
+
+    RichProgress().note("done: \x1b[2J\x1b]0;owned\x07 BadNets")
+    assert capsys.readouterr().err == "done: BadNets\n"
 
 
 def test_progress_that_nobody_reads_is_an_ordinary_error() -> None:

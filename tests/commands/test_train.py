@@ -84,6 +84,8 @@ def test_options_that_would_do_nothing_are_refused(tmp_path: Path, capsys: pytes
     words = refuse(capsys, "train", "--data", "digits", *METHOD, "--recipe.epochs", "3", *out)
     assert "--recipe is of plain training; TrapAndReplace has options of its own" in words
     assert "name a --method that does" in refuse(capsys, "train", "--data", "digits", "--clean", "digits", *out)
+    words = refuse(capsys, "train", "--data", "digits", "--method", "ABL", "--clean", "digits", *out)
+    assert "ABL uses no clean images" in words
     assert not (tmp_path / "out").exists()
     assert "TrapAndReplace needs clean samples" in refuse(capsys, "train", "--data", "digits", *METHOD, *out)
     assert "unknown trainer 'TrapReplace'; did you mean TrapAndReplace" in refuse(

@@ -293,3 +293,62 @@ def test_an_empty_folder_is_filled(tmp_path: Path, tiny_images: ImageSet) -> Non
     (tmp_path / "cleaned").mkdir()
     write_kept(source, read_images(source, "any"), torch.ones(120, dtype=torch.bool), tmp_path / "cleaned")
     assert files(tmp_path / "cleaned") == ["mine.parquet"]
+
+
+def test_a_value_that_a_file_has_once_is_not_copied_for_every_row(
+    tmp_path: Path, tiny_images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column that nobody looks at refers 120 times to one text of 1 MB, and lists of such texts."""
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    from unbackdoor.data import limits, parquet
+
+    write_parquet(tmp_path / "plain" / "train-00000-of-00001.parquet", tiny_images, {})
+    table = pq.read_table(tmp_path / "plain" / "train-00000-of-00001.parquet")
+    table = table.append_column("note", pa.array(["x" * 2**20] * 120)).append_column(
+        "tags", pa.array([["y" * 2**18, None]] * 119 + [None])
+    )
+    source = tmp_path / "data" / "train-00000-of-00001.parquet"
+    source.parent.mkdir()
+    pq.write_table(table, source, dictionary_pagesize_limit=2**26, compression="zstd")
+    assert source.stat().st_size < 200_000
+    monkeypatch.setattr(parquet, "MOST_AT_ONCE", 2**23)
+    images = read_images(tmp_path / "data", "any")
+    kept = kept_of(images)
+    parts: list[int] = []
+    cut = parquet._in_parts
+
+    def seen(batch: Any) -> Any:
+        for part in cut(batch):
+            parts.append(parquet.unpacked_size(part))
+            yield part
+
+    monkeypatch.setattr(parquet, "_in_parts", seen)
+    write_kept(tmp_path / "data", images, kept, tmp_path / "cleaned")
+    back = pq.read_table(tmp_path / "cleaned" / "train-00000-of-00001.parquet")
+    assert back.schema.equals(table.schema)
+    assert back.equals(table.filter(pa.array(kept.tolist())))
+    assert len(parts) > 8
+    assert max(parts) <= 2**23
+    assert sum(parts) > 70 * 2**20
+    monkeypatch.setattr(limits, "physical_memory", lambda: 2**26)
+    with pytest.raises(DataError, match="when it is unpacked"):
+        write_kept(tmp_path / "data", images, kept, tmp_path / "again")
+    assert not (tmp_path / "again").exists() or not files(tmp_path / "again")
+
+
+def test_a_full_disk_is_not_the_fault_of_the_data(
+    tmp_path: Path, tiny_images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyarrow import parquet as pq
+
+    write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", tiny_images, {})
+    images = read_images(tmp_path / "data", "any")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_batch", full)
+    with pytest.raises(OutputError, match="No space left on device"):
+        write_kept(tmp_path / "data", images, kept_of(images), tmp_path / "cleaned")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.data.generated import CLASS_FEATURES, channels_first, encoded, random_pixels, write_parquet
 from unbackdoor.data import limits, parquet, read_images
+from unbackdoor.data.shards import Shards
 from unbackdoor.data.tables import BATCH
 from unbackdoor.errors import DataError
 
@@ -267,6 +268,32 @@ def test_nonsense_in_the_metadata_is_refused(tmp_path: Path, metadata: str) -> N
     table = pq.read_table(path).replace_schema_metadata({"huggingface": metadata})
     pq.write_table(table, path)
     with pytest.raises(DataError):
+        read_images(path, "any")
+
+
+@pytest.mark.parametrize("names", [[1, 2], [None, "a"], [["x"], ["y"]]])
+def test_names_of_classes_are_texts(tmp_path: Path, names: list[Any]) -> None:
+    features = {"img": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    path = write_parquet(tmp_path / "a.parquet", rows(), LABELS, features=features)
+    for read in (lambda: read_images(path, "any"), lambda: Shards.of(path)):
+        with pytest.raises(DataError, match=r"a\.parquet"):
+            read()
+
+
+def test_a_negative_number_of_rows_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_parquet(tmp_path / "a.parquet", rows(), LABELS)
+
+    class Group:
+        num_rows, total_byte_size = -10, 1
+
+    class Metadata:
+        num_rows, num_row_groups, metadata = -10, 1, None
+
+        def row_group(self, number: int) -> Group:
+            return Group()
+
+    monkeypatch.setattr(pq, "read_metadata", lambda _: Metadata())
+    with pytest.raises(DataError, match="other numbers of rows than it declares"):
         read_images(path, "any")
 
 

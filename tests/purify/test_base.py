@@ -64,3 +64,9 @@ def test_every_purifier_warns_of_them_and_goes_on(name: str, strange: ImageSet) 
     data = DefenderData(clean=strange, untrusted=models.fitted.train)
     _, history = shortened(LIGHT.get(name, PURIFIERS[name])()).purify(models.suspect, data, runtime())
     assert "agree with the labels" in history.notes[0]
+
+
+@pytest.mark.parametrize("name", ["TSBD", "RNP", "DBR"])
+def test_methods_that_count_right_answers_refuse_mixed_labels(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} needs images that are not mixed with others, and cutmix mixes them"):
+        PURIFIERS[name](augmentation="cutmix")

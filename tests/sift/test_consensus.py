@@ -83,3 +83,8 @@ def test_a_class_with_hardly_any_rows_is_ranked_and_not_judged() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="Consensus: "):
         Consensus(**options)  # type: ignore[arg-type]
+
+
+def test_rows_whose_features_do_not_vary_are_one_group() -> None:
+    (part,) = parted(torch.zeros(9, 0), 4, 0)
+    assert part.tolist() == list(range(9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -33,3 +34,12 @@ def test_without_reasons_they_are_empty(tmp_path: Path, tiny_images: ImageSet) -
     found = Suspicion(scores=torch.zeros(120), clean=nothing, poisoned=nothing)
     write_table(tmp_path / "rows.parquet", tiny_images, found)
     assert parquet.read_table(tmp_path / "rows.parquet")["reason"].to_pylist() == [""] * 120
+
+
+def test_names_of_folders_that_are_no_text_can_be_written(tmp_path: Path, tiny_images: ImageSet) -> None:
+    """A folder that was named in Latin 1 has such a name."""
+    rows = replace(tiny_images, class_names=("caf\udce9", "b", "c", "d"))
+    nothing = torch.zeros(120, dtype=torch.bool)
+    write_table(tmp_path / "rows.parquet", rows, Suspicion(scores=torch.zeros(120), clean=nothing, poisoned=nothing))
+    names = parquet.read_table(tmp_path / "rows.parquet")["class_name"].to_pylist()
+    assert names[0] == "caf\\udce9"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError, OutputError
+from unbackdoor.models import PreActResNet18
 from unbackdoor.testing.samples import same_state, sample_images, sample_network, state_of
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, Silent, fit
 from unbackdoor.training.resume import DIGEST_BYTES, Resume, sealed
@@ -371,3 +372,30 @@ def test_a_resumed_run_keeps_the_number_of_threads_unless_the_user_says_another(
     monkeypatch.setattr("unbackdoor.training.runtime.fastest_threads", lambda: 1)
     fit(sample_network(images.shape), images, RECIPE, runtime(threads=asked), resume=path)
     assert torch.get_num_threads() == expected
+
+
+@pytest.mark.parametrize(("cost", "states"), [(0.1, 4), (0.3, 2)])
+def test_states_that_take_long_to_write_are_written_less_often(
+    images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: float, states: int
+) -> None:
+    """After every epoch, or after the first and the last if the others come within twenty times the cost."""
+    written = []
+    write = Resume.write
+
+    def seen(self: Resume, state: dict[str, Any]) -> None:
+        write(self, state)
+        written.append(len(state["loss"]) if "loss" in state else 0)
+
+    clock = iter(value for _ in range(9) for value in (0.0, cost))
+    monkeypatch.setattr(Resume, "write", seen)
+    monkeypatch.setattr("unbackdoor.training.run.time.process_time", lambda: next(clock))
+    fit(sample_network((3, 16, 16)), images, RECIPE, runtime(), resume=tmp_path / "resume.pt")
+    assert len(written) == states
+
+
+def test_batches_of_one_image_are_refused_in_a_sentence() -> None:
+    """Where maps end at 1 x 1, such a batch has no statistics."""
+    network = PreActResNet18(channels=3, classes=4, width=4)
+    recipe = replace(RECIPE, batch_size=1)
+    with pytest.raises(InputError, match="batches of one image have no statistics"):
+        fit(network, sample_images((3, 8, 8)), recipe, runtime())

@@ -48,6 +48,8 @@ def test_preact_resnet18_has_the_neurons_of_17_convolutions() -> None:
     )
     model = Network(NETWORKS["PreActResNet18"](channels=3, classes=CLASSES), description).eval()
     layers = neuron_layers(model, image(32))
+    beside = neuron_layers(Network(NETWORKS["WRN16x1"](channels=3, classes=CLASSES), description).eval(), image(32))
+    assert not [name for name in beside if "hortcut" in name]
     assert len(layers) == 17
     assert sum(layer.weight.shape[0] for layer in layers.values() if isinstance(layer, nn.Conv2d)) == 3904
 

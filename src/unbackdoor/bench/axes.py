@@ -14,9 +14,9 @@ from torch import nn
 
 from unbackdoor.attacks import ATTACKS, Attack, Online
 from unbackdoor.bench.given import NO_ATTACK, GivenModel, given_model
-from unbackdoor.bench.located import Located
 from unbackdoor.data import read_images
 from unbackdoor.errors import UnbackdoorError
+from unbackdoor.located import Located
 from unbackdoor.models import NETWORKS, Description
 from unbackdoor.models.build import build_body
 from unbackdoor.options import file_digest, with_options

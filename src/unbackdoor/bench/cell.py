@@ -10,8 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unbackdoor.bench.located import Located
 from unbackdoor.files import sha256
+from unbackdoor.located import Located
 from unbackdoor.training import Runtime
 
 FORMAT = 1

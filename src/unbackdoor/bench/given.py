@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from unbackdoor.attacks import ATTACKS, SavedAttack, load_attack
-from unbackdoor.bench.located import Located
 from unbackdoor.errors import UnbackdoorError
 from unbackdoor.folder import ATTACK, MODEL
+from unbackdoor.located import Located
 from unbackdoor.models import NETWORKS, LoadedModel, load_model
 from unbackdoor.options import short_name, with_options
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from unbackdoor.bench.cell import Cell, Domain
 from unbackdoor.bench.images import Images
-from unbackdoor.bench.located import read_located
 from unbackdoor.bench.molecules import Molecules
 from unbackdoor.errors import InputError, UnbackdoorError
+from unbackdoor.located import read_located
 from unbackdoor.registry import Registry
 
 DOMAINS: Registry[Domain] = Registry("domain", Images, Molecules)

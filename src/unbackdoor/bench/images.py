@@ -16,7 +16,6 @@ from unbackdoor.attacks import AllToOne, Attack, load_attack
 from unbackdoor.bench.axes import Axes, read_axes
 from unbackdoor.bench.cell import Cell, Domain, Label, Result
 from unbackdoor.bench.given import NO_ATTACK, THERE
-from unbackdoor.bench.located import Located
 from unbackdoor.bench.pages import facts, repair_page, scan_page, written_page
 from unbackdoor.bench.poisoned import untrusted_data
 from unbackdoor.bench.rating import rating
@@ -38,6 +37,7 @@ from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import Evaluation, evaluate
 from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME
+from unbackdoor.located import Located
 from unbackdoor.models import load_model, save_model
 from unbackdoor.models.mark import repaired_mark
 from unbackdoor.options import bound_options, options_of, short_name

@@ -22,12 +22,12 @@ from unbackdoor.bench.axes import (
 )
 from unbackdoor.bench.cell import Cell, Domain, Label, Result
 from unbackdoor.bench.given import NO_ATTACK
-from unbackdoor.bench.located import Located
 from unbackdoor.bench.pages import facts, written_page
 from unbackdoor.bench.victims import times
 from unbackdoor.bench.worker import measured
 from unbackdoor.errors import InputError
 from unbackdoor.folder import MODEL, PAGE, RESUME
+from unbackdoor.located import Located
 from unbackdoor.molecules.attacks import MOLECULE_ATTACKS, BadGraph, read_target, save_attack
 from unbackdoor.molecules.data import TEMPLATES, Alone, Pairs, Table, filter_pairs, molecules_alone, training_rows
 from unbackdoor.molecules.drawing import gallery, trigger_gallery

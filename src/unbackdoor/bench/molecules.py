@@ -9,8 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 from unbackdoor.bench.cell import Cell, Domain, Result
-from unbackdoor.bench.located import Located
 from unbackdoor.errors import InputError
+from unbackdoor.located import Located
 from unbackdoor.training import Runtime
 
 PACKAGES = frozenset({"rdkit", "tokenizers"})

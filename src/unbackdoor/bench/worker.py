@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from unbackdoor.bench.cell import Cell
 from unbackdoor.data.cache import default_folder
-from unbackdoor.errors import UnbackdoorError
+from unbackdoor.errors import InputError, UnbackdoorError
 from unbackdoor.files import write_bytes, write_json
 from unbackdoor.training import Runtime
 
@@ -39,6 +39,7 @@ class CellOutcome:
         metrics: the domain's.
         files: contents of the files, by name.
         error: why it failed, in a sentence; empty if it is done.
+        lasting: whether it would fail again: what was asked for cannot be, and no disk was full.
         trace: where it failed, if that was a defect and no bad input.
         started: seconds since 1970.
         seconds: how long it took in all.
@@ -48,6 +49,7 @@ class CellOutcome:
     metrics: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     error: str = ""
+    lasting: bool = False
     trace: str = ""
     started: float
     seconds: float = 0.0
@@ -146,7 +148,9 @@ def _perform(
         files = {name: path.read_bytes() for name, path in {**wanted, DETAILS: folder / DETAILS}.items()}
         outcome = CellOutcome(metrics=result.metrics, files=files, started=started, machine=machine)
     except UnbackdoorError as error:
-        outcome = CellOutcome(error=str(error) or type(error).__name__, started=started, machine=machine)
+        reason = str(error) or type(error).__name__
+        lasting = isinstance(error, InputError)
+        outcome = CellOutcome(error=reason, lasting=lasting, started=started, machine=machine)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         outcome = CellOutcome(error=reason, trace=traceback.format_exc(), started=started, machine=machine)

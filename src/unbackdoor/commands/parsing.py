@@ -20,11 +20,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.errors import InputError
+from unbackdoor.located import read_located
 from unbackdoor.models import NETWORKS
 from unbackdoor.models.build import is_code
 from unbackdoor.registry import Registry
@@ -168,14 +168,7 @@ def _with_config(words: list[str], choices: dict[str, Choice]) -> list[str]:
     path, rest = _take(words, "--config")
     if path is None:
         return rest
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" (line {mark.line + 1})" if mark else ""
-        raise InputError(f"{path} is not YAML{where}; correct it") from error
+    content = read_located(Path(path)).plain()
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold options by name, such as 'seed: 1'")
     return [*(_underscored(word) for word in _flatten("", content, choices, path)), *rest]

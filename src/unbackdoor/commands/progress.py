@@ -8,6 +8,10 @@ from contextlib import contextmanager
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from unbackdoor.commands.console import Console
+from unbackdoor.text import clean_text
+
+LONGEST = 2000
+"""Characters of a note: some have names from files that strangers made."""
 
 
 class RichProgress:
@@ -33,4 +37,4 @@ class RichProgress:
 
     def note(self, text: str) -> None:
         """Show one line."""
-        self.console.print(text, style="dim", markup=False, highlight=False)
+        self.console.print(clean_text(text, LONGEST), style="dim", markup=False, highlight=False)

@@ -112,8 +112,12 @@ def _record(
     scanner: Scanner | None,
 ) -> None:
     """Tell the clock of what the repair is; `scanner` is the one that was asked for."""
-    given = [images for images in (data.clean, data.untrusted) if images is not None]
-    clock.inputs = {name: loaded.sha256, **{images.name: images.digest() for images in given}}
+    clock.inputs = {name: loaded.sha256}
+    if data.untrusted is not None:
+        clock.inputs[data.untrusted.name] = data.untrusted.digest()
+    if data.clean is not None:
+        # Both may be of one source, and have its name.
+        clock.inputs[f"clean: {data.clean.name}"] = data.clean.digest()
     clock.options = {"method": options_of(method), "rounds run": history.epochs}
     if scanner is not None:
         clock.options["scanner"] = options_of(scanner)

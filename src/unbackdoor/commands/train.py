@@ -128,8 +128,9 @@ def _check_options(method: SecureTrainer | None, recipe: Recipe, clean: str | No
     if method is not None and recipe != Recipe():
         name = type(method).__name__
         raise InputError(f"--recipe is of plain training; {name} has options of its own, see --method {name} --help")
-    if method is None and clean is not None:
-        raise InputError("plain training uses no clean images; name a --method that does, or leave --clean out")
+    if clean is not None and (method is None or "clean" not in method.needs):
+        name = "plain training" if method is None else type(method).__name__
+        raise InputError(f"{name} uses no clean images; name a --method that does, or leave --clean out")
 
 
 def _clean_samples(clean: str | None, size: int, seed: int) -> tuple[ImageSet | None, list[int]]:

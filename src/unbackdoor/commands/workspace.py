@@ -177,7 +177,8 @@ def writable_folder(out: Path) -> Path:
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe.touch()
-        probe.unlink()
+        # Another process may have tried the same folder meanwhile.
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
     return out

@@ -81,8 +81,14 @@ def _write(part: Dataset, kept: Bool[Tensor, "n"] | None, path: Path, source: st
     from pyarrow import parquet
 
     schema, start = part.features.arrow_schema, 0
-    with replacing(path) as partial, reported(source), parquet.ParquetWriter(partial, schema) as written:
-        for table in DatasetPart(part).batches(list(part.features)):
+    tables = DatasetPart(part).batches(list(part.features))
+    with replacing(path) as partial, parquet.ParquetWriter(partial, schema) as written:
+        while True:
+            # A full disk is not the source's fault.
+            with reported(source):
+                table = next(tables, None)
+            if table is None:
+                return
             chosen = [True] * len(table) if kept is None else kept[start : start + len(table)].tolist()
             written.write_table(table.filter(pyarrow.array(chosen, pyarrow.bool_())).cast(schema))
             start += len(table)

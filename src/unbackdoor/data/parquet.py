@@ -24,6 +24,8 @@ from unbackdoor.limits import MAX_CLASSES
 
 BUFFER = 2**20
 """Bytes of a column that are read at once, however large its row group is."""
+MOST_AT_ONCE = 2**26
+"""Bytes of texts that are unpacked at once, if more than one row has them."""
 
 
 class ParquetFiles:
@@ -109,6 +111,7 @@ class ParquetFiles:
             for file in files:
                 with reported(self.source):
                     metadata = parquet.read_metadata(file)
+                    check_row_counts(metadata)
                     sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
                     described = json.loads((metadata.metadata or {}).get(b"huggingface", b"null"))
                     check_declared_classes(described, self.source)
@@ -144,12 +147,14 @@ class _Part:
                 yield batch
 
 
-def batches_of(path: Path, columns: list[str], rows: Int[np.ndarray, "m"] | None = None) -> Iterator[tuple[int, Any]]:
+def batches_of(
+    path: Path, columns: list[str] | None, rows: Int[np.ndarray, "m"] | None = None
+) -> Iterator[tuple[int, Any]]:
     """Yield Arrow tables of at most `BATCH` rows with these columns, each with the number of its first row.
 
     Args:
         path: of one parquet file.
-        columns: wanted ones.
+        columns: wanted ones; None: all.
         rows: wanted ones; row groups without any of them are not read. None: all.
     """
     from pyarrow import parquet
@@ -185,18 +190,53 @@ def copy_rows(file: Path, target: Path, kept: Bool[Tensor, "n"], source: str) ->
     import pyarrow
     from pyarrow import parquet
 
-    start = 0
-    with (
-        replacing(target) as partial,
-        reported(source),
-        parquet.ParquetFile(file, buffer_size=BUFFER) as rows,
-        parquet.ParquetWriter(partial, rows.schema_arrow) as written,
-    ):
-        for batch in rows.iter_batches(BATCH):
-            mask = pyarrow.array(kept[start : start + len(batch)].tolist(), pyarrow.bool_())
-            written.write_batch(batch.filter(mask))
-            start += len(batch)
-    return start
+    with reported(source):
+        schema = parquet.read_schema(file)
+    count = size = 0
+    batches = batches_of(file, None)
+    with replacing(target) as partial, parquet.ParquetWriter(partial, schema) as written:
+        while True:
+            # A full disk is not the source's fault.
+            with reported(source):
+                batch = next((batch for _, batch in batches), None)
+            if batch is None:
+                return count
+            mask = pyarrow.array(kept[count : count + len(batch)].tolist(), pyarrow.bool_())
+            count += len(batch)
+            for part in _in_parts(batch.filter(mask)):
+                size += unpacked_size(part)
+                check_size(size, source)
+                written.write_batch(part.cast(schema))
+
+
+def _in_parts(batch: Any) -> Iterator[Any]:
+    """Yield an Arrow table in parts that take no more than `MOST_AT_ONCE` unpacked, or are one row."""
+    if len(batch) < 2 or unpacked_size(batch) <= MOST_AT_ONCE:
+        if len(batch):
+            yield batch
+        return
+    middle = len(batch) // 2
+    yield from _in_parts(batch[:middle])
+    yield from _in_parts(batch[middle:])
+
+
+def unpacked_size(array: Any) -> int:
+    """Return the bytes that the texts of an Arrow table or array take when values that its dictionaries have once are
+    repeated.
+    """
+    import pyarrow
+    import pyarrow.compute
+
+    if isinstance(array, pyarrow.RecordBatch):
+        return sum(map(unpacked_size, array.columns))
+    if isinstance(array, pyarrow.DictionaryArray):
+        lengths = pyarrow.compute.binary_length(array.dictionary).take(array.indices)
+        return int(pyarrow.compute.sum(lengths.cast(pyarrow.int64())).as_py() or 0)
+    if isinstance(array, pyarrow.StructArray):
+        return sum(map(unpacked_size, array.flatten()))
+    if isinstance(array, (pyarrow.ListArray, pyarrow.LargeListArray, pyarrow.FixedSizeListArray, pyarrow.MapArray)):
+        return unpacked_size(array.flatten())
+    return int(array.nbytes)
 
 
 def parquet_files(folder: Path) -> list[Path]:
@@ -206,6 +246,13 @@ def parquet_files(folder: Path) -> list[Path]:
         for file in folder.rglob("*.parquet")
         if file.is_file() and not any(part.startswith(".") for part in file.relative_to(folder).parts)
     )
+
+
+def check_row_counts(metadata: Any) -> None:
+    """Raise ValueError unless the numbers of rows that a file declares agree."""
+    counts = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
+        raise ValueError("its row groups have other numbers of rows than it declares")
 
 
 def check_declared_classes(described: Any, source: str) -> None:

@@ -17,9 +17,9 @@ from jaxtyping import Int
 from unbackdoor.data.decode import decode_images
 from unbackdoor.data.image_set import ImageSet
 from unbackdoor.data.limits import check_highest, check_labels, check_size, numbered
-from unbackdoor.data.parquet import ParquetFiles, batches_of, check_declared_classes, parquet_files
+from unbackdoor.data.parquet import ParquetFiles, batches_of, check_declared_classes, check_row_counts, parquet_files
 from unbackdoor.data.splits import choose_split
-from unbackdoor.data.tables import encoded_image, image_column, label_column, label_numbers, reported
+from unbackdoor.data.tables import encoded_image, image_column, label_column, label_numbers, names_of, reported
 from unbackdoor.errors import DataError
 from unbackdoor.text import clean_text
 
@@ -284,13 +284,11 @@ def _declared(path: Path, source: str) -> tuple[int, _Layout]:
         metadata = parquet.read_metadata(path)
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         check_size(max((group.total_byte_size for group in groups), default=0), source)
-        counts = [group.num_rows for group in groups]
-        if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows:
-            raise ValueError("its row groups have other numbers of rows than it declares")
+        check_row_counts(metadata)
         check_declared_classes(json.loads((metadata.metadata or {}).get(b"huggingface", b"null")), source)
         features = Features.from_arrow_schema(metadata.schema.to_arrow_schema())
         image, label = image_column(features, source), label_column(features, source)
-    names = tuple(features[label].names) if isinstance(features[label], ClassLabel) else None
+    names = names_of(features[label], source) if isinstance(features[label], ClassLabel) else None
     return metadata.num_rows, _Layout(image, label, names)
 
 

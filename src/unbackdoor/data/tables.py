@@ -19,11 +19,11 @@ from torch import Tensor
 from unbackdoor.data.decode import decode_images
 from unbackdoor.data.image_set import ImageSet
 from unbackdoor.data.limits import check_highest, check_labels, numbered, reason_of
-from unbackdoor.errors import DataError
+from unbackdoor.errors import DataError, UnbackdoorError
 from unbackdoor.text import clean_text
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import ClassLabel, Dataset
 
 # Rows that are in memory at a time.
 BATCH = 256
@@ -86,11 +86,19 @@ def read_rows(parts: Mapping[str | None, Part], split: str | None, rows: int, so
     images = decode_images(_encoded(batches, image, label, labels, source), rows, source)
     numbers = np.concatenate(labels)
     if isinstance(features[label], ClassLabel):
-        class_names = tuple(features[label].names)
+        class_names = names_of(features[label], source)
     else:
         others = [_all_labels(other, label, source).max(initial=-1) for name, other in parts.items() if name != split]
         class_names = numbered(1 + int(max([numbers.max(), *others])))
     return ImageSet(images=images, labels=check_labels(numbers, source), class_names=class_names, name=source)
+
+
+def names_of(label: ClassLabel, source: str) -> tuple[str, ...]:
+    """Return the names of classes that a column declares; raise DataError if one is no text."""
+    odd = [name for name in label.names if not isinstance(name, str)]
+    if odd:
+        raise DataError(f"{source} names a class {odd[0]!r}, which is no text; correct its metadata")
+    return tuple(label.names)
 
 
 def _features(part: Part, source: str) -> Mapping[str, Any]:
@@ -226,7 +234,7 @@ def reported(source: str) -> Iterator[None]:
     """Turn whatever the readers of other libraries raise on hostile files into a `DataError`."""
     try:
         yield
-    except DataError:
+    except UnbackdoorError:
         raise
     except Exception as error:
         raise DataError(f"cannot read {source}: {reason_of(error)}; fetch or write it anew") from error

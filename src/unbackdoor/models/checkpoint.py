@@ -21,7 +21,7 @@ from unbackdoor.models.limits import MAX_FILE_BYTES
 from unbackdoor.models.metadata import KEY, check_description, note_of, read_stored
 from unbackdoor.models.network import Network
 from unbackdoor.models.published import read_published
-from unbackdoor.models.safetensors_file import read_safetensors, write_safetensors
+from unbackdoor.models.safetensors_file import MAX_HEADER_BYTES, read_safetensors, write_safetensors
 from unbackdoor.models.sniff import sniff
 from unbackdoor.models.stored import Stored
 from unbackdoor.models.torch_file import read_torch
@@ -160,15 +160,17 @@ def _read_folder(path: Path) -> tuple[str, Stored]:
             f"it is a folder without {' and '.join(absent)}; name a model file, or a"
             " Hugging Face folder with its weights in one safetensors file"
         )
-    files = {name: _read_bytes(path / name) for name in present}
+    # Objects of JSON take many times the bytes of their text.
+    most = {name: MAX_HEADER_BYTES if name.endswith(".json") else MAX_FILE_BYTES for name in present}
+    files = {name: _read_bytes(path / name, most[name]) for name in present}
     listing = "".join(f"{sha256(files[name])}  {name}\n" for name in sorted(files))
     return sha256(listing.encode()), read_folder(files)
 
 
-def _read_bytes(path: Path) -> bytes:
-    """Return the whole of a file, or say in a sentence why not."""
+def _read_bytes(path: Path, most: int = MAX_FILE_BYTES) -> bytes:
+    """Return the whole of a file of no more than so many bytes, or say in a sentence why not."""
     try:
-        return read_bytes(path, MAX_FILE_BYTES)
+        return read_bytes(path, most)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise CheckpointError(

@@ -27,7 +27,7 @@ from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.choice import accuracy_on, furthest
 from unbackdoor.purify.ft import fine_tuning
-from unbackdoor.training import Batch, History, Hook, Runtime, Sweep, fit, logits_of
+from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, Sweep, fit, logits_of
 from unbackdoor.training.fits import check_takes
 
 STEP = 0.01
@@ -55,6 +55,10 @@ class FP(Purifier):
     def __post_init__(self) -> None:
         if not 0 <= self.tolerance <= 1:
             raise InputError(f"FP: the tolerance must lie between 0 and 1, found {self.tolerance}")
+        self._recipe()
+
+    def _recipe(self) -> Recipe:
+        return fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Prune and fine-tune `model` in place (see `Purifier.repair`)."""
@@ -67,10 +71,9 @@ class FP(Purifier):
         count = round(sweep.chosen * channels)
         off = columns_of(asleep[:count], layer, channels)
         hook = _Removed(self, layer, off)
-        recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
         with torch.no_grad():
             layer.weight[:, off] = 0
-        history = fit(model, clean, recipe, runtime, hook=hook, resume=resume, description="FP")
+        history = fit(model, clean, self._recipe(), runtime, hook=hook, resume=resume, description="FP")
         note = f"FP removed {count} of {channels} channels of the last feature maps."
         return replace(history, sweeps=(sweep,), notes=(note,))
 

@@ -113,8 +113,9 @@ class NPD(Purifier):
         weights = (self.clean_weight, self.keep_weight, self.other_weight, self.guess_weight)
         if not all(0 <= weight < math.inf for weight in weights):
             raise InputError(f"NPD: the four weights must be numbers of 0 or more, found {weights}")
-        # An edit that cannot be made is refused before any work.
+        # What cannot be made is refused before any work.
         self._edit(self.before or "default", (1, 1))
+        self._polarizing()
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Put the plug in, and train it alone (see `Purifier.repair`)."""
@@ -137,9 +138,8 @@ class NPD(Purifier):
                 description="NPD, warm-up",
             )
             runtime = runtime.part(1 - WARM_UP_SHARE)
-        recipe = self._recipe(self.epochs, self.learning_rate, momentum=0.9, weight_decay=5e-4)
         hook = _Polarizing(self, frozen)
-        history = fit(model, clean, recipe, runtime, hook=hook, resume=resume, description="NPD")
+        history = fit(model, clean, self._polarizing(), runtime, hook=hook, resume=resume, description="NPD")
         model.requires_grad_(True)
         note = f"The model has a new layer, a plug of the kind {self.plug}, before {point}; all else is as it was."
         return replace(history, notes=(*history.notes, note))
@@ -147,6 +147,9 @@ class NPD(Purifier):
     def _edit(self, before: str, size: tuple[int, int]) -> Edit:
         sized = size if self.plug in SIZED else None
         return Edit(kind=self.plug, before=before, residual=self.residual, size=sized)
+
+    def _polarizing(self) -> Recipe:
+        return self._recipe(self.epochs, self.learning_rate, momentum=0.9, weight_decay=5e-4)
 
     def _recipe(self, epochs: int, learning_rate: float, *, momentum: float, weight_decay: float) -> Recipe:
         return Recipe(

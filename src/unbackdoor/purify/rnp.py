@@ -35,7 +35,8 @@ from unbackdoor.purify.channels import norm_layers
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.masked import By, MaskedNetwork, MaskHook, check_values, mask_recipe, prune_by_mask
 from unbackdoor.purify.pruning import check_allowance
-from unbackdoor.training import History, Runtime, fit, stage
+from unbackdoor.training import History, Recipe, Runtime, fit, stage
+from unbackdoor.training.recipe import refuse_mixing
 from unbackdoor.training.unlearning import unlearned
 
 LONGEST = 20.0
@@ -87,8 +88,14 @@ class RNP(Purifier):
                 "RNP: the accuracy when unlearned must lie between 0 and 1 and alpha be above 0,"
                 f" found {self.unlearned} and {self.alpha}"
             )
+        # Accuracy decides when unlearning ends, which mixed labels do not have.
+        refuse_mixing("RNP", self.augmentation)
+        self._recipe()
         check_values("RNP", self.by, self.values)
         check_allowance("RNP", self.allowance)
+
+    def _recipe(self) -> Recipe:
+        return mask_recipe(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Unlearn and recover in a copy, and prune `model` in place (see `Purifier.repair`)."""
@@ -111,10 +118,9 @@ class RNP(Purifier):
             description="RNP's unlearning",
         )
         masked = MaskedNetwork(forgetful, norm_layers(forgetful, "RNP"))
-        recipe = mask_recipe(self.epochs, self.batch_size, self.learning_rate, self.augmentation)
         hook = MaskHook(self, masked, weight=self.alpha)
         part = runtime.part(1 - share).in_float32()
-        history = fit(masked, kept, recipe, part, hook=hook, resume=resume, description="RNP")
+        history = fit(masked, kept, self._recipe(), part, hook=hook, resume=resume, description="RNP")
         sweep, note = prune_by_mask(
             "RNP", model, layers, masked.mask, self.by, self.values, held, self.allowance, runtime
         )

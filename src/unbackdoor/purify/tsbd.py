@@ -39,6 +39,7 @@ from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.statistics import renew_statistics, statistics_kept
 from unbackdoor.training import Batch, History, Hook, Runtime, Sweep, fit, stage
 from unbackdoor.training.fits import check_takes
+from unbackdoor.training.recipe import refuse_mixing
 from unbackdoor.training.unlearning import unlearned
 from unbackdoor.training.weight_change import neuron_layers, reset, reset_masks, weight_changes
 
@@ -82,8 +83,8 @@ class TSBD(Purifier):
     alpha: float = 0.7
     augmentation: str = "crop-flip"
 
-    # Since unlearning and statistics are in float32.
-    revision: ClassVar[int] = 1
+    # Since unlearning and statistics are in float32, and WRN16x1's shortcuts have no neurons.
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.unlearning_epochs < 1:
@@ -99,6 +100,8 @@ class TSBD(Purifier):
                 raise InputError(f"TSBD: {name} must lie between 0 and 1, found {share}")
         if not 0 < self.radius < math.inf:
             raise InputError(f"TSBD: the radius must be a positive number, found {self.radius}")
+        # Accuracy decides when unlearning ends, which mixed labels do not have.
+        refuse_mixing("TSBD", self.augmentation)
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Unlearn, reset and fine-tune `model` in place (see `Purifier.repair`)."""

@@ -142,7 +142,7 @@ class NeuralCleanse(Scanner):
         search = _Search(self, model, clean, searched, runtime)
         trial = _Search(self, model, clean, searched, runtime)
         rows = torch.arange(min(self.batch_size, len(clean)))
-        rounds = affordable(self.rounds, self.steps, lambda: trial.step(trial.active(), rows), runtime)
+        rounds = affordable(self.rounds, self.steps, lambda: trial.step(trial.active(), rows), runtime)  # noqa: F821 - deleted below
         del trial
         with runtime.progress.bar("inverting triggers", rounds) as advance:
             for _ in range(rounds):

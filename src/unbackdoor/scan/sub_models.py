@@ -76,7 +76,7 @@ def train_sub_models(
     """
     # The trial's networks are thrown away.
     trial = SubModels(model, clean, targets, schedule, runtime)
-    steps = affordable(schedule.steps, 1, lambda: trial.step(*trial.drawn()), runtime)
+    steps = affordable(schedule.steps, 1, lambda: trial.step(*trial.drawn()), runtime)  # noqa: F821 - deleted below
     del trial
     stack = SubModels(model, clean, targets, schedule, runtime)
     with runtime.progress.bar("training trigger generators", steps) as advance:

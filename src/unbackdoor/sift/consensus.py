@@ -165,6 +165,9 @@ def parted(points: Float[Tensor, "n k"], groups: int, seed: int) -> list[Int[Ten
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
+    if not points.shape[1]:
+        # Features that do not vary.
+        return [torch.arange(len(points))]
     wanted = max(1, min(groups, len(points) // FEWEST))
     with warnings.catch_warnings():
         # Of rows that are all alike: there are then fewer groups.

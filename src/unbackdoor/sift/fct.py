@@ -93,13 +93,18 @@ class FCT(RowSifter):
     clean_share: float = 0.20
     poisoned_share: float = 0.05
 
-    # Since turns are drawn for each row from its pixels.
-    revision: ClassVar[int] = 1
+    # Since turns are drawn for each row from its pixels, and no epoch is kept in which more rows lie still.
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_share("FCT", clean_share=self.clean_share, poisoned_share=self.poisoned_share)
         if self.draws < 1 or self.epochs < 0:
             raise InputError(f"FCT: draws must be 1 or more and epochs 0 or more, found {self.draws} and {self.epochs}")
+        self._recipe()
+
+    def _recipe(self) -> Recipe:
+        epochs = max(1, self.epochs)
+        return replace(FIRST_STEP, epochs=epochs, batch_size=self.batch_size, learning_rate=self.learning_rate)
 
     def learn(self, rows: ImageSet, runtime: Runtime, resume: Path | None) -> Network:
         """Train a network as briefly as the paper does (see `Sifter.learn`)."""
@@ -144,7 +149,6 @@ class FCT(RowSifter):
     def push_apart(self, seen: Observed) -> tuple[Network, list[float]]:
         """Return a copy of the model whose classes' mean features were pushed apart, and the spreads on the way."""
         model = copy.deepcopy(seen.model).requires_grad_(True)
-        recipe = replace(FIRST_STEP, epochs=self.epochs, batch_size=self.batch_size, learning_rate=self.learning_rate)
         head = seen.head(model)
         name = next(name for name, one in model.named_modules() if one is head)
         probe = torch.randperm(len(seen.rows), generator=seen.runtime.generator("fct", "probe"))[:PROBE]
@@ -152,7 +156,7 @@ class FCT(RowSifter):
         fit(
             model,
             seen.rows,
-            recipe,
+            self._recipe(),
             seen.runtime.part(0.6),
             hook=hook,
             resume=stage(seen.resume, "fct"),
@@ -207,6 +211,9 @@ def closeness(features: Float[Tensor, "b d"], labels: Int[Tensor, "b"], classes:
 class PushApart(Hook):
     """Minimise `closeness` and nothing else, and keep the weights with the largest spread.
 
+    Those with which more rows do not move at all than before are not kept: their features have died, and the spread
+    grows beyond all as half of the rows come near to that.
+
     Args:
         head: name of the last linear layer, which reads the features.
         classes: of the data.
@@ -216,6 +223,7 @@ class PushApart(Hook):
     def __init__(self, head: str, classes: int, probe: UInt8[Tensor, "m c h w"]) -> None:
         self.name, self.classes, self.probe = head, classes, probe
         self.spreads: list[float] = []
+        self.still = 0
         self.best: dict[str, Tensor] = {}
 
     def identity(self) -> object:
@@ -249,14 +257,18 @@ class PushApart(Hook):
         chance = lots(self.probe, self.runtime, "fct spread", LOTS)
         before, _ = run_over(self.model, self.head, self.probe, self.runtime)
         after, _ = run_over(self.model, self.head, self.probe, self.runtime, change=turning(chance))
-        self.spreads.append(spread(movement(before, after)))
-        if self.spreads[-1] >= max(self.spreads):
+        moved = movement(before, after)
+        still = int((moved == 0).sum())
+        if not self.spreads:
+            self.still = still
+        self.spreads.append(spread(moved) if still <= self.still else 0.0)
+        if self.spreads[-1] >= max(self.spreads) and still <= self.still:
             self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the spreads and the weights kept."""
-        return {"spreads": self.spreads, "best": self.best}
+        """Return the spreads, the rows that lay still before, and the weights kept."""
+        return {"spreads": self.spreads, "still": self.still, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take them back."""
-        self.spreads, self.best = list(state["spreads"]), dict(state["best"])
+        self.spreads, self.still, self.best = list(state["spreads"]), int(state["still"]), dict(state["best"])

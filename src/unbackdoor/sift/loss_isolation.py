@@ -53,10 +53,10 @@ class LossIsolation(RowSifter):
         check_share("LossIsolation", poisoned_share=self.poisoned_share)
         if not 0 <= self.gamma < math.inf:
             raise InputError(f"LossIsolation: gamma must be 0 or more, found {self.gamma}")
+        self._recipe()
 
-    def learn(self, rows: ImageSet, runtime: Runtime, resume: Path | None) -> Network:
-        """Train a network by local gradient ascent (see `Sifter.learn`)."""
-        recipe = Recipe(
+    def _recipe(self) -> Recipe:
+        return Recipe(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             weight_decay=1e-4,
@@ -66,9 +66,13 @@ class LossIsolation(RowSifter):
             augmentation="crop-flip",
             low_resolution=0.0,
         )
+
+    def learn(self, rows: ImageSet, runtime: Runtime, resume: Path | None) -> Network:
+        """Train a network by local gradient ascent (see `Sifter.learn`)."""
         model = new_network(NETWORK, rows, runtime)
         hook = Bounded(self.gamma, "row")
-        fit(model, rows, recipe, runtime, hook=hook, resume=stage(resume, "ascent"), description="gradient ascent")
+        state = stage(resume, "ascent")
+        fit(model, rows, self._recipe(), runtime, hook=hook, resume=state, description="gradient ascent")
         return model
 
     def shares(self) -> tuple[None, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from unbackdoor.data import ImageSet
 from unbackdoor.files import replacing
 from unbackdoor.sift.base import Suspicion
+from unbackdoor.text import in_utf8
 
 
 def write_table(path: Path, rows: ImageSet, found: Suspicion) -> None:
@@ -29,7 +30,7 @@ def write_table(path: Path, rows: ImageSet, found: Suspicion) -> None:
         {
             "row": pyarrow.array(range(len(rows)), pyarrow.int64()),
             "label": pyarrow.array(labels, pyarrow.int64()),
-            "class_name": pyarrow.array([rows.class_names[label] for label in labels]).cast(texts),
+            "class_name": pyarrow.array([in_utf8(rows.class_names[label]) for label in labels]).cast(texts),
             "score": pyarrow.array(found.scores.tolist(), pyarrow.float32()),
             "suspicion": pyarrow.array(found.words()).cast(texts),
             "reason": pyarrow.array(list(found.reasons) or [""] * len(rows)).cast(texts),

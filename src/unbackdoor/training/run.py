@@ -14,12 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unbackdoor.errors import DivergedError
+from unbackdoor.errors import DivergedError, InputError
 from unbackdoor.training.average import Average
 from unbackdoor.training.budget import affordable
 from unbackdoor.training.history import History
 from unbackdoor.training.resume import Resume, hash_state
 from unbackdoor.training.runtime import Runtime
+
+LONE = "Expected more than 1 value per channel"
+"""What PyTorch says of batch normalisation in training that gets a single value of each channel."""
 
 
 class Run(ABC):
@@ -39,6 +42,9 @@ class Run(ABC):
 
     save_seconds: ClassVar[float] = 0.0
     """A state is written after an epoch if the last one is at least as old."""
+    long_save: ClassVar[float] = 0.25
+    """Seconds of the processor from which on writing a state is not done after every epoch, but as often as costs a
+    twentieth of the time."""
     drawn: ClassVar[str] = "draws"
     """Name of what a step draws; another name would be another seed."""
 
@@ -126,7 +132,7 @@ class Run(ABC):
             self.history.epochs = self.affordable_epochs()
         self.begin()
         remaining = range(len(self.history.loss), self.history.epochs)
-        written = time.monotonic()
+        written, pause = time.monotonic(), self.save_seconds
         with self.runtime.progress.bar(description, len(remaining) * self.batches) as advance:
             for epoch in remaining:
                 loss = self.epoch(epoch, advance)
@@ -138,9 +144,12 @@ class Run(ABC):
                 if self.finished():
                     self.history.epochs = epoch + 1
                 last = epoch + 1 == self.history.epochs
-                if saved and (last or time.monotonic() - written >= self.save_seconds):
+                if saved and (last or time.monotonic() - written >= pause):
+                    begun = time.process_time()
                     saved.write(self.state_dict())
-                    written = time.monotonic()
+                    cost, written = time.process_time() - begun, time.monotonic()
+                    if cost >= self.long_save:
+                        pause = max(self.save_seconds, 20 * cost)
                 if last:
                     break
         if self.average:
@@ -161,7 +170,15 @@ class Run(ABC):
             step = epoch * self.batches + number
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(step, self.history.epochs * self.batches)
-            total += self.step(rows, draws, step)
+            try:
+                total += self.step(rows, draws, step)
+            except ValueError as error:
+                if LONE not in str(error):
+                    raise
+                raise InputError(
+                    "batches of one image have no statistics for this network's batch normalisation; give more images,"
+                    " or larger batches"
+                ) from error
             if self.average:
                 self.average.update(step)
             advance()

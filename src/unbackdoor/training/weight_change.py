@@ -39,7 +39,7 @@ def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str,
         for name, module in model.named_modules()
         if isinstance(module, (nn.Conv2d, nn.Linear))
         and module is not head
-        and not any(part in SHORTCUTS for part in name.split("."))
+        and not any(part in name.lower() for part in SHORTCUTS)
     }
     convolutions: dict[str, nn.Module] = {
         name: module for name, module in found.items() if isinstance(module, nn.Conv2d)

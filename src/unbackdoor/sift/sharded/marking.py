@@ -16,6 +16,7 @@ from unbackdoor.data.shards import Shard, Shards
 from unbackdoor.sift.row_sifter import RowSifter
 from unbackdoor.sift.sharded.ranks import Placed, chance_of, keys_of
 from unbackdoor.sift.sharded.tables import MARKED, column, note_of, reading, writing
+from unbackdoor.text import in_utf8
 
 TOP = 6
 """Most suspicious rows of each class that are named."""
@@ -177,7 +178,7 @@ class Marker:
                     shard=[shard.name] * len(rows),
                     row=rows,
                     label=labels,
-                    class_name=[job.shards.class_names[label] for label in labels],
+                    class_name=[in_utf8(job.shards.class_names[label]) for label in labels],
                     score=scores,
                     suspicion=words,
                     reason=[job.method.reason(score) for score in scores.tolist()],

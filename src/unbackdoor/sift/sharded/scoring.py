@@ -22,6 +22,7 @@ from unbackdoor.models import Network
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.row_sifter import RowSifter
 from unbackdoor.sift.sharded.tables import SCORED, Note, note_of, writing
+from unbackdoor.text import in_utf8
 from unbackdoor.training import Runtime, check_fits
 from unbackdoor.training.resume import hash_state
 
@@ -108,7 +109,7 @@ class Scorer:
                     shard=[shard.name] * len(piece),
                     row=range(row, row + len(piece)),
                     label=labels,
-                    class_name=[piece.class_names[label] for label in labels],
+                    class_name=[in_utf8(piece.class_names[label]) for label in labels],
                     score=scores.numpy(),
                 )
                 row += len(piece)

@@ -10,8 +10,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unbackdoor.bench.located import MOST_BYTES, Located, read_located
 from unbackdoor.errors import InputError
+from unbackdoor.located import MOST_BYTES, Located, read_located
 
 READER = settings(
     max_examples=200,

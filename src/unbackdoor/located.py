@@ -1,4 +1,4 @@
-"""YAML with line numbers, so that whatever is wrong in a grid can be shown where it stands.
+"""YAML with line numbers, so that whatever is wrong in a file can be shown where it stands.
 
 Values are read as `yaml.safe_load` reads them, and nothing else: no tags that make objects, no merges, no name twice.
 """
@@ -137,7 +137,7 @@ def _located(node: yaml.Node, path: Path, budget: Iterator[int], above: tuple[ya
     if next(budget, None) is None or node in above:
         raise here.error("the file repeats itself through aliases (&, *) too often; write the values out")
     if len(above) > DEEPEST:
-        raise here.error(f"values stand in one another more than {DEEPEST} deep; a grid needs no more than a few")
+        raise here.error(f"values stand in one another more than {DEEPEST} deep; none has to")
     if not isinstance(node, yaml.ScalarNode) and node.tag not in COLLECTIONS:
         raise here.error(f"cannot understand the tag {clean_text(node.tag)}; leave it out")
     inside = (*above, node)
