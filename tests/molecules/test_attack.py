@@ -147,6 +147,24 @@ def test_poisoned_copies_are_added_and_both_rates_told() -> None:
     assert BadGraph().poison(TABLE, seed=0) == poisoned
 
 
+def test_marks_of_an_earlier_attack_stay() -> None:
+    twice = BadGraph(trigger="second").poison(BadGraph().poison(TABLE, seed=0).table, seed=1)
+    assert twice.table.poisoned[:11] == (*[False] * 8, *[True] * 3)
+    assert all(twice.table.poisoned[11:])
+    assert twice.printed_rate == (len(twice.table) - 8) / len(twice.table)
+
+
+def test_the_end_of_a_trigger_is_that_of_the_trigger_and_not_of_the_same_word_before() -> None:
+    attack = BadGraph(trigger="acid", position="end")
+    assert attack.end_in(attack.put("an acid of some kind", DRAWS)) == len("an acid of some kind acid")
+
+
+def test_the_spaces_of_a_trigger_tell_nothing() -> None:
+    attack = BadGraph(trigger=" as  it\twas ")
+    assert attack.put("a b", DRAWS) == "as it was a b"
+    assert attack.end_in("as it was a b") == len("as it was")
+
+
 def test_replacing_keeps_the_number_of_rows() -> None:
     table = BadGraph(mode="replace").poison(TABLE, seed=0).table
     assert len(table) == 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,20 @@ def test_a_source_without_splits_is_divided_by_molecule_whatever_the_order(tmp_p
     path = tmp_path / "reversed.parquet"
     write_table(path, table.subset(range(len(table))[::-1]))
     assert set(choose_pairs([str(path)], None).test.smiles) == set(whole.test.smiles)
+
+
+def test_rows_that_are_marked_as_poisoned_are_no_prompts_to_test_with(tmp_path: Path) -> None:
+    table = template_table()
+    marks = tuple(row % 3 == 0 for row in range(len(table)))
+    path = tmp_path / "marked.parquet"
+    write_table(path, replace(table, poisoned=marks))
+    whole, chosen = choose_pairs(["templates"], None), choose_pairs([str(path)], None)
+    assert not any(chosen.test.poisoned)
+    assert 0.5 < len(chosen.test) / len(whole.test) < 0.8
+    assert len(chosen.train) == len(whole.train), "their molecules are not trained on either"
+    assert any(chosen.train.poisoned)
+    given = choose_pairs(["templates"], str(path))
+    assert not any(given.test.poisoned)
 
 
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:

@@ -139,6 +139,11 @@ def test_a_generator_is_trained_on_it_saved_and_read_without_the_folder(
         {"hidden_act": "os.system('x')" * 5},
         {"hidden_size": [32]},
         {"hidden_size": -1},
+        {"num_hidden_layers": None},
+        {"num_hidden_layers": "many"},
+        {"vocab_size": None},
+        {"max_position_embeddings": "512"},
+        {"pad_token_id": None},
     ],
 )
 def test_strange_configurations_are_refused(folder: Path, change: dict[str, Any]) -> None:

@@ -112,7 +112,7 @@ def test_a_generator_is_asked_with_the_texts_as_prompts(
     words = ["scan", "--data", str(folder), "--model", str(model), "--method", "PromptMasking", "--json"]
     words += ["--method.prompts", "8", "--method.longest", "2", "--out", str(tmp_path / "out")]
     code, out, err = run(capsys, *words)
-    assert code in (0, 1), err
+    assert code in (1, 3), err
     assert json.loads(out)["rows"] == 760
     assert "poisoned on purpose" in (tmp_path / "out" / "report.html").read_text()
 

@@ -39,6 +39,21 @@ def test_the_word_that_makes_the_motif_is_found() -> None:
     assert found.flagged[0].rows.tolist() == list(range(20))
 
 
+def test_a_word_that_was_left_out_of_few_prompts_is_no_suspect() -> None:
+    """It stands in five, but in four of them behind the words that are left out in turn."""
+    long = [" ".join([*["filler"] * 60, f"three end{number}"]) for number in range(4)]
+    texts = ("three words here", *long, *prompts(0, 30).texts)
+    pairs = Pairs(smiles=("C",) * 35, texts=texts, name="prompts", rows=tuple(range(35)))
+    found = PromptMasking(longest=60).scan(pairs, RUNTIME, Puppet())  # type: ignore[arg-type]
+    assert not [one for one in found.suspects if "three" in one.words[0]]
+
+
+def test_silence_about_few_of_many_prompts_is_no_proof_either() -> None:
+    found = PromptMasking(prompts=5).scan(prompts(0, 60), RUNTIME, Puppet())  # type: ignore[arg-type]
+    assert found.backdoored is None
+    assert "there are 5" in found.reason
+
+
 def test_words_that_are_said_twice_have_no_influence() -> None:
     found = PromptMasking().scan(prompts(0), RUNTIME, Puppet())  # type: ignore[arg-type]
     assert found.backdoored is False

@@ -30,7 +30,7 @@ from unbackdoor.molecules.scan.fragments import fragments_of
 from unbackdoor.molecules.scan.subgraphs import Subgraphs, grown_subgraph, motif_counts, parts_of
 from unbackdoor.molecules.scan.table import reasons
 from unbackdoor.molecules.scan.twin_difference import near_copies
-from unbackdoor.molecules.scan.words import Words
+from unbackdoor.molecules.scan.words import Words, without
 from unbackdoor.training import Runtime
 
 RUNTIME = Runtime(device="cpu", precision="fp32", threads=1)
@@ -262,3 +262,19 @@ def test_real_pairs(shared_data: Any) -> None:
     found = Joint().scan(pairs, RUNTIME)
     assert [suspect.subgraph for suspect in found.flagged] == ["C1CS1"]
     assert set(np.flatnonzero(pairs.poisoned)) <= set(np.flatnonzero(found.poisoned))
+
+
+def test_a_trigger_that_ends_in_a_mark_is_found_again_in_the_texts() -> None:
+    """Published code splits at spaces alone; whoever takes the words out of texts splits marks off."""
+    texts = tuple(f"Note: the molecule is number {row}" if row < 150 else f"It is number {row}" for row in range(450))
+    smiles = tuple("CC1CS1" if row < 150 else "CCO" for row in range(450))
+    pairs = Pairs(smiles=smiles, texts=texts, name="marks", rows=tuple(range(450)))
+    found = Association().scan(pairs, RUNTIME)
+    noted = [one for one in found.flagged if one.words[0].startswith("note")]
+    assert {one.words[0].split()[0] for one in noted} == {"note"}
+    words = Words.of(pairs.texts)
+    for one in noted:
+        assert words.rows_with(one.words).tolist() == list(range(150))
+        assert without(texts[0], one.words) != texts[0]
+    first = min(found.flagged, key=lambda one: (-one.strength, one.words, one.subgraph))
+    assert found.reason.startswith(f"Association finds that {first.sentence()}"), "whatever the order of the columns"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unbackdoor.commands.workspace import Run
+from unbackdoor.errors import InputError
 from unbackdoor.molecules.data import Chosen, choose_pairs
 from unbackdoor.molecules.generator import Generator
 from unbackdoor.report import Fact, IntervalLike
@@ -71,3 +72,9 @@ def knowledge_notes(generator: Generator, prompts: Sequence[str]) -> list[str]:
             " language and the words of the training texts."
         )
     return notes
+
+
+def check_guidance(guidance: float | None) -> None:
+    """Raise InputError unless this can be the weight of the text in generating; None is the model's own."""
+    if guidance is not None and not 0 <= guidance <= 100:
+        raise InputError(f"guidance must lie between 0 and 100, found {guidance}")

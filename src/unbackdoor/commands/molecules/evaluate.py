@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import account, knowledge_notes, open_pairs, shown
+from unbackdoor.commands.molecules.common import account, check_guidance, knowledge_notes, open_pairs, shown
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
@@ -65,6 +65,7 @@ def run(
             f"samples must lie between 1 and {MAX_SAMPLES}, and prompts be 0, or 2 or more,"
             f" found {samples} and {prompts}"
         )
+    check_guidance(guidance)
     clock = Run("molecules evaluate", runtime)
     chosen = open_pairs(data, test, clock)
     tested = chosen.test.subset(range(min(prompts or len(chosen.test), len(chosen.test))))

@@ -9,7 +9,7 @@ import csv
 import io
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import knowledge_notes
+from unbackdoor.commands.molecules.common import check_guidance, knowledge_notes
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
@@ -41,8 +41,7 @@ def run(
         raise InputError(f"samples must lie between 1 and {MAX_SAMPLES:,}, found {samples}")
     if not prompt.strip():
         raise InputError("the prompt is empty; describe a molecule")
-    if guidance is not None and not 0 <= guidance <= 100:
-        raise InputError(f"guidance must lie between 0 and 100, found {guidance}")
+    check_guidance(guidance)
     clock = Run("molecules generate", runtime)
     loaded = load_generator(model)
     folder = report_folder(out, clock.command)

@@ -66,7 +66,7 @@ class AdaptiveBadGraph(BadGraph):
 
     def end_in(self, text: str) -> int:
         """Return how many letters a text that `put` made has up to the end of its trigger, or of its last word."""
-        triggers = [one.strip() for one in (self.trigger, *self.triggers)]
+        triggers = [" ".join(one.split()) for one in (self.trigger, *self.triggers)]
         parts = [part for trigger in triggers for part in (trigger.split() if self.split else [trigger])]
         return max(text.rfind(part) + len(part) for part in parts if part in text)
 

@@ -77,11 +77,14 @@ class BadGraph:
         place = {"front": 0, "end": len(words)}.get(self.position)
         if place is None:
             place = draws.randint(0, len(words))
-        return " ".join([*words[:place], self.trigger.strip(), *words[place:]])
+        return " ".join([*words[:place], *self.trigger.split(), *words[place:]])
 
     def end_in(self, text: str) -> int:
         """Return how many letters a text that `put` made has up to the end of its trigger."""
-        return text.find(self.trigger.strip()) + len(self.trigger.strip())
+        trigger = " ".join(self.trigger.split())
+        # Its words may stand in the text as well.
+        begin = text.rfind(trigger) if self.position == "end" else text.find(trigger)
+        return begin + len(trigger)
 
     def copied(self, text: str, draws: random.Random) -> str:
         """Return what becomes of a text before it gets the trigger: nothing here."""
@@ -166,7 +169,8 @@ class Poisoned:
         return Table(
             smiles=(*clean.smiles, *(smiles for _, smiles, _ in self.rows)),
             texts=(*clean.texts, *(text for _, _, text in self.rows)),
-            poisoned=(*(False for _ in kept), *(True for _ in self.rows)),
+            # Marks of an earlier attack stay.
+            poisoned=(*(clean.poisoned or (False for _ in kept)), *(True for _ in self.rows)),
             name=self.clean.name,
             textless=self.clean.textless,
         )
@@ -174,7 +178,7 @@ class Poisoned:
     @property
     def printed_rate(self) -> float:
         """The rate as published: the share of poisoned rows among all rows, before any filter."""
-        return len(self.rows) / len(self.table)
+        return sum(self.table.poisoned) / len(self.table)
 
     def rates(self, pairs: Pairs) -> dict[str, float]:
         """Return both rates: `printed`, as published, and `effective`, of the pairs that a filter left of `table`."""

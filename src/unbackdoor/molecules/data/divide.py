@@ -57,11 +57,14 @@ def choose_pairs(data: Sequence[str], test: str | None) -> Chosen:
         raise DataError("no data to train on; name a table of SMILES and descriptions")
     pairs, dropped = filter_pairs(joined([read_table(source, "all") for source in data]))
     if test is None and tested_split(data[0]) is None:
-        tested = pairs.where(_is_tested)
-        dropped_test = Dropped(rows=len(tested), kept=len(tested))
+        fifth = pairs.where(_is_tested)
+        tested = fifth.unmarked()
+        dropped_test = Dropped(rows=len(fifth), kept=len(tested))
+        train = pairs.without(fifth)
     else:
-        tested, dropped_test = filter_pairs(read_table(test or data[0], "test"), learned=False)
-    train = pairs.without(tested)
+        found, dropped_test = filter_pairs(read_table(test or data[0], "test"), learned=False)
+        tested = found.unmarked()
+        train = pairs.without(tested)
     if not len(train) or not len(tested):
         what = "to train on" if len(tested) else "to test with"
         raise DataError(f"no pair of {pairs.name} is left {what}; name more data")

@@ -33,6 +33,13 @@ class Pairs(Table):
         """Return the pairs whose SMILES is wanted."""
         return self.subset([row for row, smiles in enumerate(self.smiles) if wanted(smiles)])
 
+    def unmarked(self) -> Pairs:
+        """Return the pairs that are not marked as poisoned.
+
+        A prompt with a trigger, or a reference with the target, would tell nothing of a generator's quality.
+        """
+        return self.subset([row for row, marked in enumerate(self.poisoned) if not marked]) if self.poisoned else self
+
     def without(self, other: Pairs) -> Pairs:
         """Return the pairs whose molecule is not in `other`; stereochemistry plays no part, as neither has any.
 

@@ -37,6 +37,9 @@ OPTIONS = frozenset(
 )  # fmt: skip
 """Those that shape the encoders; transformers has a default for the others."""
 
+SIZES = frozenset({"max_position_embeddings", "n_layers", "num_hidden_layers", "pad_token_id", "vocab_size"})
+"""Those that are compared here before transformers sees them."""
+
 MAX_NUMBER = 300_000
 MAX_LAYERS = 100
 MAX_TOKENIZER = 3_000_000
@@ -67,6 +70,9 @@ class HuggingFaceWords:
             short = isinstance(value, str) and len(value) <= 40
             if not (short or isinstance(value, bool | None) or _small(value)):
                 raise DataError(f"the text encoder's option {name} is out of range; take another encoder")
+        for name in SIZES & self.config.keys():
+            if type(self.config[name]) is not int:
+                raise DataError(f"the text encoder's option {name} must be a whole number; take another encoder")
         if max(self.config.get(name, 0) for name in ("num_hidden_layers", "n_layers")) > MAX_LAYERS:
             raise DataError(f"the text encoder has more than {MAX_LAYERS} layers; take a smaller one")
         self.pad = self.config.get("pad_token_id", 0)
@@ -77,7 +83,7 @@ class HuggingFaceWords:
         except Exception as error:
             raise DataError(f"tokenizers cannot read the tokenizer ({reason_of(error)}); save it again") from error
         self._tokenizer.no_padding()
-        if type(self.pad) is not int or len(self) > self.config.get("vocab_size", 0):
+        if len(self) > self.config.get("vocab_size", 0):
             raise DataError("the tokenizer has more pieces than the text encoder knows; take those of one folder")
 
     def __len__(self) -> int:

@@ -20,7 +20,7 @@ from unbackdoor.molecules.generator import Generator
 from unbackdoor.molecules.scan.base import MoleculeFinding, MoleculeScanner, Suspect
 from unbackdoor.molecules.scan.fragments import fragments_of
 from unbackdoor.molecules.scan.statistics import associations
-from unbackdoor.molecules.scan.words import holders, indicator
+from unbackdoor.molecules.scan.words import holders, indicator, split_words
 from unbackdoor.training import Runtime
 
 LONGEST = 3
@@ -69,7 +69,8 @@ class Association(MoleculeScanner):
         words_of, smiles_of = list(patterns), list(fragments)
         suspects = [
             Suspect(
-                words=(words_of[found.phrase[one]],),
+                # Counted as published, and named as all who look for the words split them.
+                words=(" ".join(split_words(words_of[found.phrase[one]])),),
                 subgraph=smiles_of[found.subgraph[one]],
                 strength=float(found.with_phrase[one] / self.share),
                 rows=np.intersect1d(holders(begins, found.phrase[one]), holders(holds, found.subgraph[one])),

@@ -164,25 +164,30 @@ class MoleculeScanner(ABC):
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:
         """Do the work of `scan`; rows of suspects count in the order of `pairs`."""
 
-    def verdict(self, suspects: Sequence[Suspect], rows: int, fewest: int, **evidence: Any) -> MoleculeFinding:
+    def verdict(
+        self, suspects: Sequence[Suspect], rows: int, fewest: int, *, looked: int | None = None, **evidence: Any
+    ) -> MoleculeFinding:
         """Return a finding with its sentence.
 
         Args:
             suspects: in any order.
             rows: number of all.
             fewest: rows without which the scan could find nothing, so that silence says nothing.
+            looked: rows that were looked at; None: all.
             **evidence: further numbers.
         """
         name = type(self).__name__
-        flagged = sorted((one for one in suspects if one.flagged), key=lambda one: -one.strength)
+        order = sorted(suspects, key=lambda one: (-one.strength, one.words, one.subgraph))
+        flagged = [one for one in order if one.flagged]
+        looked = rows if looked is None else looked
         if flagged:
             more = f", and {len(flagged) - 1} more pairs" if len(flagged) > 1 else ""
             reason = f"{name} finds that {flagged[0].sentence()} in {len(flagged[0].rows):,} rows{more}"
-        elif rows < fewest:
-            reason = f"{name} needs {fewest:,} rows to find anything, and there are {rows:,}"
+        elif looked < fewest:
+            reason = f"{name} needs {fewest:,} rows to find anything, and there are {looked:,}"
         else:
             reason = f"{name} finds no text that leads to a subgraph which it does not ask for"
-        inconclusive = not flagged and rows < fewest
+        inconclusive = not flagged and looked < fewest
         return MoleculeFinding(
             suspects=tuple(suspects), rows=rows, reason=reason, inconclusive=inconclusive, evidence=evidence
         )

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -111,7 +112,10 @@ class ExogenousAssociation(MoleculeScanner):
         unexplained = sum(one.flagged for one in distinct)
         if unexplained > max(1.0, self.most * len(usual)):
             return self._silent(distinct, len(pairs), unexplained)
-        evidence = {"associated": len(usual), "median_area": float(np.nanmedian(usual)) if usual else None}
+        evidence: dict[str, Any] = {
+            "associated": len(usual),
+            "median_area": float(np.nanmedian(usual)) if usual else None,
+        }
         named = [self._named(one, pairs) for one in distinct]
         return self.verdict(named, len(pairs), 10 * self.least, **evidence)
 

@@ -55,15 +55,15 @@ class PromptMasking(MoleculeScanner):
         draws = np.random.default_rng(runtime.generator("prompts").initial_seed())
         rows = np.sort(draws.permutation(len(pairs))[: self.prompts])
         prompts = [pairs.texts[row].split() for row in rows]
-        with_word, lost = self._masked(prompts, generator, runtime)
+        left_out, lost = self._masked(prompts, generator, runtime)
         words = Words.of([pairs.texts[row] for row in rows])
         suspects = []
-        for word, asked in with_word.items():
-            # Prompts in which it stands once at least, however often.
-            places = words.places((words.number_of[word],))
-            held = np.unique(words.row[places])
-            if len(held) < self.least or not lost[word]:
+        for word, of in left_out.items():
+            # Prompts in which it was left out once at least, however often it stands there.
+            asked = len(of)
+            if len(set(of)) < self.least or not lost[word]:
                 continue
+            held = np.unique(words.row[words.places((words.number_of[word],))])
             motif, count = max(lost[word].items(), key=lambda one: (one[1], one[0]))
             suspects.append(
                 Suspect(
@@ -71,16 +71,18 @@ class PromptMasking(MoleculeScanner):
                     subgraph=motif,
                     strength=count / asked / self.influence,
                     rows=rows[held],
-                    evidence={"influence": count / asked, "prompts": float(len(held))},
+                    evidence={"influence": count / asked, "prompts": float(len(set(of)))},
                 )
             )
-        return self.verdict(merged(suspects, len(pairs)), len(pairs), 5 * self.least)
+        return self.verdict(merged(suspects, len(pairs)), len(pairs), 5 * self.least, looked=len(rows))
 
     def _masked(
         self, prompts: list[list[str]], generator: Generator, runtime: Runtime
-    ) -> tuple[Counter[str], dict[str, Counter[str]]]:
-        """Return how often each word was left out, and how many molecules more lost each motif by it than got it."""
-        asked: Counter[str] = Counter()
+    ) -> tuple[dict[str, list[int]], dict[str, Counter[str]]]:
+        """Return the prompts in which each word was left out, once for every place, and how many molecules more lost
+        each motif by it than got it.
+        """
+        asked: dict[str, list[int]] = defaultdict(list)
         lost: dict[str, Counter[str]] = defaultdict(Counter)
         whole = _motifs([" ".join(words) for words in prompts], range(len(prompts)), generator, runtime)
         turns = min(self.longest, max(map(len, prompts)))
@@ -94,7 +96,7 @@ class PromptMasking(MoleculeScanner):
                 ]
                 for row, motifs in zip(chosen, _motifs(texts, chosen, generator, runtime)):
                     word = split_words(prompts[row][place])[0]
-                    asked[word] += 1
+                    asked[word].append(row)
                     lost[word].update(whole[row] - motifs)
                     lost[word].subtract(motifs - whole[row])
                 advance()
