@@ -147,13 +147,14 @@ def read_lines() -> list[dict[str, Any]]:
 
 HEAD = """# The verdict
 
-Made by `python benchmarks/zoo.py`. Half of the attacks (by the hash of their names) and every second seed are held out:
-no weight and no threshold has seen them. The options of the detectors themselves were set before, looking at planted
-models and at a few models of digits; whether some of those are held out here was not recorded. An attack counts as
-backdoored from an ASR of 50 % on. What is usual, and the clean models to rank among, are those of the model's own
-network; the weights are those of all. "Verdict" weighs all numbers; each of the other lines ranks one number alone, so
-that all have the same rate of false alarms. Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the held-out
-models of both networks together."""
+Made by `python benchmarks/zoo.py`. Half of the attacks (by the hash of their names) and every second seed are held
+out: no weight and no threshold has seen them. The options of the detectors themselves were set before, looking at
+planted models and at a few models of digits; whether some of those are held out here was not recorded. An attack
+counts as backdoored from an ASR of 50 % on. What is usual, and the clean models to rank among, are those of the
+model's own network; the weights are those of all. "Verdict" weighs all numbers; each of the other lines ranks one
+number alone, so that all have the same rate of false alarms; "NeuralCleanse" is the verdict's own short search (90
+steps of 16 images), not the scanner's 800 of 32. Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the
+held-out models of both networks together."""
 
 
 def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:

@@ -113,6 +113,16 @@ def test_a_budget_ends_the_scan_in_time_and_ends_its_calibration(
     assert found["seconds"]["all"] < 30
 
 
+def test_a_scanner_that_looks_at_weights_alone_needs_no_images(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["scan", "--model", str(victim / "model.safetensors"), "--out", str(tmp_path / "out")]
+    code, out, _ = run(capsys, *words, "--scanner", "WeightStatistics", "--json")
+    assert code in (0, 1)
+    assert json.loads(out)["exit_code"] == code
+    assert "clean" in refuse(capsys, *words, "--scanner", "NeuralCleanse")
+
+
 def test_a_damaged_table_is_one_sentence(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.json").write_text("{")
     words = scan(victim / "model.safetensors", "digits", tmp_path / "t.json", tmp_path / "out")

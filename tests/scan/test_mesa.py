@@ -89,7 +89,7 @@ def test_the_record_has_the_numbers_behind_the_verdict(found: tuple[Finding, Fin
 def test_an_unknown_size_is_swept_and_the_one_of_the_backdoor_chosen() -> None:
     """Smaller patches do not match the filter, larger ones hold one that does."""
     model = patched(2.0).requires_grad_(False)
-    found = screen(model, DATA.need_clean("test"), (5, 1, 3), 0.9, runtime())
+    found = screen(model, DATA.need_clean("test"), torch.arange(CLASSES), (5, 1, 3), 0.9, runtime())
     assert list(found.tried) == [1, 3, 5]
     assert found.size == SIZE
     assert found.tried[1][TARGET] < 0.5 < found.tried[5][TARGET]
@@ -233,3 +233,16 @@ def test_without_a_budget_nothing_is_cut_short(
     found: tuple[Finding, Finding], searched: tuple[Finding, Finding]
 ) -> None:
     assert not any(finding.shortened for finding in (*found, *searched))
+
+
+def test_of_many_classes_some_are_searched_and_the_others_have_nothing_to_show() -> None:
+    found = replace(SHORT, most_classes=3, finalists=0).scan(patched(2.0), DATA, runtime())
+    assert found.evidence["searched"] == 3
+    assert int((found.anomaly > 0).sum()) <= 3
+    assert len(found.anomaly) == CLASSES
+    whole = screen(
+        patched(2.0).requires_grad_(False), DATA.need_clean("test"), torch.tensor([1, 4]), (3,), 0.9, runtime()
+    )
+    assert whole.patches.shape == (CLASSES, 3, 3, 3)
+    assert [c for c in range(CLASSES) if whole.patches[c].any()] == [1, 4]
+    assert set(whole.success.nonzero().flatten().tolist()) <= {1, 4}

@@ -9,7 +9,7 @@ from torch import nn
 from tests.planted import CLASSES, network, pictures, planted, runtime
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.scan import NeuralCleanse, Scanner, UniversalPerturbations
+from unbackdoor.scan import MESA, NeuralCleanse, Scanner, UniversalPerturbations
 from unbackdoor.scan.neural_cleanse import _Search
 from unbackdoor.scan.screening import for_all, worth_searching
 from unbackdoor.scan.universal import log_odds
@@ -69,10 +69,11 @@ def many(classes: int) -> tuple[nn.Module, DefenderData]:
     [
         (UniversalPerturbations(steps=40, batch_size=16, most_classes=5), 5, 4.0),
         (NeuralCleanse(rounds=20, steps=2, batch_size=16, most_classes=5), 5, 4.0),
+        (MESA(finalists=0, most_classes=5), 5, 4.0),
         (UniversalPerturbations(steps=40), 16, 2.0),
         (NeuralCleanse(rounds=10, steps=5), 16, 2.0),
     ],
-    ids=["UniversalPerturbations", "NeuralCleanse", "UniversalPerturbations by default", "NeuralCleanse by default"],
+    ids=lambda value: type(value).__name__ if isinstance(value, Scanner) else str(value),
 )
 def test_ten_times_the_classes_cost_much_less_than_ten_times_as_much(scanner: Scanner, few: int, most: float) -> None:
     counts = []

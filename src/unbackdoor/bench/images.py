@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unbackdoor.attacks import AllToOne, Attack, load_attack
+from unbackdoor.attacks import AllToOne, Attack, SavedAttack, load_attack
 from unbackdoor.bench.axes import Axes, read_axes
 from unbackdoor.bench.cell import Cell, Domain, Label, Result
 from unbackdoor.bench.given import NO_ATTACK, THERE
@@ -33,12 +33,13 @@ from unbackdoor.bench.victims import (
     times,
 )
 from unbackdoor.bench.worker import details_of, measured
+from unbackdoor.bench.zoo import LEAST_SUCCESS
 from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.evaluate import Evaluation, evaluate
 from unbackdoor.folder import ATTACK, MODEL, PAGE, RESUME
 from unbackdoor.located import Located
-from unbackdoor.models import load_model, save_model
+from unbackdoor.models import LoadedModel, load_model, save_model
 from unbackdoor.models.mark import repaired_mark
 from unbackdoor.options import bound_options, options_of, short_name
 from unbackdoor.purify import Purifier
@@ -234,8 +235,8 @@ def scan_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, run
 
     Returns:
         `flagged`: 1 if the scanner calls the model backdoored, 0 if not, missing if it is inconclusive;
-        `backdoored`: 1 if the model is; `target_first`: 1 if the class that the attacker wants is the first suspect,
-        missing unless there is one such class.
+        `backdoored`: 1 if the model is, 0 if not, missing if nobody knows (see `truth_of`); `target_first`: 1 if the
+        class that the attacker wants is the first suspect, missing unless there is one such class.
     """
     assert isinstance(treatment.method, Scanner)
     train, _ = treatment.setting.data()
@@ -245,17 +246,31 @@ def scan_victim(cell: Cell, treatment: Treatment, given: Path, folder: Path, run
         finding = treatment.method.scan(loaded.network, DefenderData(clean=clean), runtime)
     # From here on nothing reaches the method.
     attack = load_attack(given / ATTACK) if (given / ATTACK).exists() else None
-    metrics = {**cost.to_metrics(), "anomaly": float(finding.anomaly.max()), "backdoored": float(attack is not None)}
+    truth = truth_of(loaded, attack, Evaluation.from_json(details_of(given)["evaluation"]))
+    metrics = {**cost.to_metrics(), "anomaly": float(finding.anomaly.max())}
+    if truth is not None:
+        metrics["backdoored"] = float(truth)
     if finding.backdoored is not None:
         metrics["flagged"] = float(finding.backdoored)
-    if attack and isinstance(attack.criterion, AllToOne):
+    if truth and attack and isinstance(attack.criterion, AllToOne):
         metrics["target_first"] = float(finding.suspected[:1] == (attack.criterion.target,))
     inputs = {"model": loaded.sha256, "clean samples": clean.digest()}
     told = facts(runtime, options=options_of(treatment.method), inputs=inputs)
     names = loaded.network.description.class_names
-    page = partial(scan_page, cell.title, treatment.method, finding, names, attack, told)
+    page = partial(scan_page, cell.title, treatment.method, finding, names, attack, truth, told)
     files = written_page(folder / PAGE, page)
     return Result(metrics=metrics, details={"finding": finding.to_json()}, files=files)
+
+
+def truth_of(loaded: LoadedModel, attack: SavedAttack | None, measured: Evaluation) -> bool | None:
+    """Return whether a model is backdoored, or None if nobody knows.
+
+    Without its attack a model whose mark says that it is backdoored is not clean, and with an attack that hardly works
+    it is neither: to call such a model backdoored is no false alarm, and to call it clean is no miss.
+    """
+    if attack is None or measured.asr is None:
+        return None if loaded.backdoored else False
+    return True if measured.asr.value >= LEAST_SUCCESS else None
 
 
 def _told(method: Method) -> Told:

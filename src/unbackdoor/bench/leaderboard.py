@@ -275,7 +275,8 @@ def _selection(
 
 
 def _scanner(method: str, cells: pd.DataFrame) -> ScannerRow:
-    backdoored, clean = cells[cells["backdoored"] == 1], cells[cells["backdoored"] == 0]
+    truth = cells["backdoored"] if "backdoored" in cells else pd.Series(math.nan, index=cells.index)
+    backdoored, clean = cells[truth == 1], cells[truth == 0]
     first = cells["target_first"].dropna() if "target_first" in cells else pd.Series(dtype=float)
     flagged = cells["flagged"] if "flagged" in cells else pd.Series(math.nan, index=cells.index)
     return ScannerRow(

@@ -71,15 +71,23 @@ def repair_page(
     )
 
 
+TRUTHS = {
+    True: "The model is backdoored.",
+    False: "The model is not backdoored.",
+    None: "Whether the model is backdoored cannot be said: its attack is not there, or hardly works.",
+}
+
+
 def scan_page(
     title: str,
     scanner: Scanner,
     finding: Finding,
     names: tuple[str, ...],
     attack: Made | None,
+    truth: bool | None,
     facts: Mapping[str, list[Fact]],
 ) -> Report:
-    """Return the page of a scan, with the true trigger beside the one that was found."""
+    """Return the page of a scan, with the true trigger beside the one that was found, and the truth if it is known."""
     gallery = found_gallery(finding, names, attack.trigger if attack else None)
     learned = finding.distributions
     original = attack.trigger.pattern if attack and isinstance(attack.trigger, Scattered) else None
@@ -95,7 +103,7 @@ def scan_page(
             *(distribution_chart(one, names[one.target], original) for one in learned[:1]),
         ],
         facts=facts,
-        notes=["The model is backdoored." if attack else "The model is not backdoored."],
+        notes=[TRUTHS[truth]],
     )
 
 

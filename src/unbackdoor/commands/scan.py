@@ -39,7 +39,7 @@ FEW_IMAGES, CUT_SHORT = "clean images", "the budget"
 def run(
     *,
     model: Path,
-    clean: str,
+    clean: str | None = None,
     scanner: Scanner,
     runtime: Runtime,
     clean_size: int = 2500,
@@ -50,7 +50,8 @@ def run(
 
     Args:
         model: checkpoint file, or a Hugging Face folder.
-        clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id.
+        clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id; WeightStatistics alone looks
+            at nothing but the model, and needs none.
         scanner: how.
         runtime: device, seed, budget, progress.
         clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unbackdoor.data import DefenderData, ImageSet
@@ -35,6 +35,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
 from unbackdoor.scan.patch_search import search_patches
+from unbackdoor.scan.screening import worth_searching
 from unbackdoor.scan.sub_models import Schedule, train_sub_models
 from unbackdoor.scan.trigger_distribution import TriggerDistribution
 from unbackdoor.training import Runtime
@@ -61,6 +62,8 @@ class MESA(Scanner):
         finalists: classes for which generators are trained, the most suspicious ones of a short search; 0: none, so the
             search alone judges and no trigger is shown.
         threshold: on the share of images of other classes that triggers lead to a class, 0 to 1.
+        most_classes: for which the short search is done; if there are more, those to which a small change of all images
+            leads best (see `screening`), so that a scan's cost does not grow by a search for each class.
     """
 
     sizes: tuple[int, ...] = (3,)
@@ -73,12 +76,15 @@ class MESA(Scanner):
     hidden: int = 512
     finalists: int = 3
     threshold: float = 0.5
+    most_classes: int = 16
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise InputError(f"MESA: sizes are different numbers of pixels, 1 or more, found {self.sizes}")
         if not self.betas or not all(0 < beta < 1 for beta in self.betas) or len(set(self.betas)) < len(self.betas):
             raise InputError(f"MESA: betas are different numbers between 0 and 1, found {self.betas}")
+        if self.most_classes < 3:
+            raise InputError(f"MESA compares at least 3 classes, found {self.most_classes} as the most")
         counts = (self.steps, self.hidden, self.finalists, self.batch_size)
         if min(self.steps, self.hidden) < 1 or self.finalists < 0 or self.batch_size < 2:
             raise InputError(
@@ -98,8 +104,10 @@ class MESA(Scanner):
         """Return the verdict (see `Scanner.scan`)."""
         clean = data.need_clean("MESA").to(runtime.place)
         share = SCREENING if self.finalists else 1.0
-        screened = screen(model, clean, self.sizes, max(self.betas), runtime.part(share))
-        finalists = screened.success.argsort(descending=True)[: self.finalists].tolist()
+        classes = worth_searching(model, clean, self.most_classes, runtime).cpu()
+        screened = screen(model, clean, classes, self.sizes, max(self.betas), runtime.part(share))
+        best = screened.success[classes].argsort(descending=True)[: self.finalists]
+        finalists = classes[best].tolist()
         found: list[TriggerDistribution] = []
         steps = self.steps
         if finalists:
@@ -121,9 +129,9 @@ class MESA(Scanner):
             reconstructions=_reconstructions(screened, found, clean, runtime) if found else (),
             distributions=tuple(found),
             reason=self._reason(screened.size, reached, suspected, enough),
-            statistics={"lead": float(reached.max() - reached.quantile(0.5))},
+            statistics={"lead": float(reached.max() - reached[classes].quantile(0.5))},
             shortened=screened.shortened or steps < self.steps,
-            evidence=_evidence(screened, found),
+            evidence={"searched": len(classes), **_evidence(screened, found)},
         )
 
     def distributions(
@@ -176,7 +184,7 @@ class Screened:
     Attributes:
         size: of the trigger that was chosen.
         patches: the best of each class, of that size.
-        success: of these, 0 to 1.
+        success: of these, 0 to 1; 0 of a class that was not searched.
         tried: the success at every size.
         shortened: whether a budget cut the search short.
     """
@@ -188,8 +196,15 @@ class Screened:
     shortened: bool
 
 
-def screen(model: nn.Module, clean: ImageSet, sizes: tuple[int, ...], beta: float, runtime: Runtime) -> Screened:
-    """Search for one patch a class, at every size, and choose the size.
+def screen(
+    model: nn.Module,
+    clean: ImageSet,
+    classes: Int[Tensor, "m"],
+    sizes: tuple[int, ...],
+    beta: float,
+    runtime: Runtime,
+) -> Screened:
+    """Search for one patch for each of some classes, at every size, and choose the size.
 
     It is the smallest at which a class is led to as often as `beta`: a larger patch holds a smaller one, and hides it.
     If there is none it is the size at which a class is furthest above the median of the classes.
@@ -197,6 +212,7 @@ def screen(model: nn.Module, clean: ImageSet, sizes: tuple[int, ...], beta: floa
     Args:
         model: frozen, in evaluation mode, on the runtime's device.
         clean: samples, on that device.
+        classes: that are searched, ascending.
         sizes: sides of the trigger in pixels.
         beta: share of the images of other classes, 0 to 1.
         runtime: device, precision, seed and budget.
@@ -207,21 +223,23 @@ def screen(model: nn.Module, clean: ImageSet, sizes: tuple[int, ...], beta: floa
     channels, height, width = clean.shape
     if max(sizes) > min(height, width):
         raise InputError(f"a trigger of {max(sizes)} pixels does not fit images of {height} x {width}; lower --sizes")
-    targets = torch.arange(clean.classes).repeat_interleave(STARTS)
+    targets = classes.repeat_interleave(STARTS)
     found: dict[int, tuple[Tensor, Tensor]] = {}
     shortened = False
     for size in sorted(sizes):
         draws = runtime.generator("mesa patches", size)
         # The same starts for every class, so that classes differ by the model alone.
-        starts = torch.rand(STARTS, channels, size, size, generator=draws).repeat(clean.classes, 1, 1, 1)
+        starts = torch.rand(STARTS, channels, size, size, generator=draws).repeat(len(classes), 1, 1, 1)
         part = runtime.part(1 / len(sizes))
         patches, success, steps = search_patches(model, clean, targets, starts, part, SCREENING_STEPS, SCREENING_BATCH)
         shortened = shortened or steps < SCREENING_STEPS
         best = success.cpu().view(-1, STARTS).max(1)
-        found[size] = patches.cpu()[best.indices + STARTS * torch.arange(clean.classes)], best.values
-    tried = {size: success for size, (_, success) in found.items()}
-    size = chosen_size(tried, beta)
-    return Screened(size=size, patches=found[size][0], success=tried[size], tried=tried, shortened=shortened)
+        found[size] = patches.cpu()[best.indices + STARTS * torch.arange(len(classes))], best.values
+    size = chosen_size({size: success for size, (_, success) in found.items()}, beta)
+    none, blank = torch.zeros(clean.classes), torch.zeros(clean.classes, channels, size, size)
+    tried = {size: none.index_copy(0, classes, success) for size, (_, success) in found.items()}
+    patches = blank.index_copy(0, classes, found[size][0])
+    return Screened(size=size, patches=patches, success=tried[size], tried=tried, shortened=shortened)
 
 
 def chosen_size(tried: dict[int, Float[Tensor, "k"]], beta: float) -> int:
