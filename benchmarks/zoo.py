@@ -28,7 +28,8 @@ from unbackdoor.bench.zoo import NETWORKS, QUICK, fill, plan
 from unbackdoor.data import read_images
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
-from unbackdoor.scan.calibration import SHIPPED, Table, write_tables
+from unbackdoor.scan.calibration import Table
+from unbackdoor.scan.calibration_file import SHIPPED, write_tables
 from unbackdoor.scan.verdict import DETECTORS
 from unbackdoor.training import Recipe, Runtime
 

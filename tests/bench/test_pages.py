@@ -17,6 +17,19 @@ from unbackdoor.report import render
 from unbackdoor.scan import MESA, Finding
 
 
+def saved() -> SavedAttack:
+    """Return an attack by a patch."""
+    return SavedAttack(
+        trigger=Scattered(torch.rand(3, 2, 2)),
+        criterion=AllToOne(target=2),
+        kinds=torch.zeros(4, dtype=torch.uint8),
+        original_labels=torch.zeros(4, dtype=torch.int64),
+        image_shape=(3, 12, 12),
+        options={"name": "MESAPatch"},
+        sha256="",
+    )
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_the_attackers_patch_is_drawn_where_it_is_known(known: bool) -> None:
     finding = Finding(
@@ -27,15 +40,7 @@ def test_the_attackers_patch_is_drawn_where_it_is_known(known: bool) -> None:
         threshold=0.5,
         distributions=(distribution(),),
     )
-    attack = SavedAttack(
-        trigger=Scattered(torch.rand(3, 2, 2)),
-        criterion=AllToOne(target=2),
-        kinds=torch.zeros(4, dtype=torch.uint8),
-        original_labels=torch.zeros(4, dtype=torch.int64),
-        image_shape=(3, 12, 12),
-        options={"name": "MESAPatch"},
-        sha256="",
-    )
+    attack = saved()
     page = render(scan_page("t", MESA(), finding, ("a", "b", "c"), attack if known else None, known, {}))
     assert ("the original trigger" in page) is known
     assert ("The model is backdoored." if known else "The model is not backdoored.") in page
@@ -52,15 +57,7 @@ def test_what_nobody_knows_is_neither_a_miss_nor_a_false_alarm(
     attack = None
     asr = None
     if success is not None:
-        attack = SavedAttack(
-            trigger=Scattered(torch.rand(3, 2, 2)),
-            criterion=AllToOne(target=2),
-            kinds=torch.zeros(4, dtype=torch.uint8),
-            original_labels=torch.zeros(4, dtype=torch.int64),
-            image_shape=(3, 12, 12),
-            options={"name": "MESAPatch"},
-            sha256="",
-        )
+        attack = saved()
         asr = Proportion(round(100 * success), 100)
     loaded = SimpleNamespace(backdoored={"attack": {}} if marked else None)
     assert truth_of(loaded, attack, Evaluation(acc=Proportion(9, 10), asr=asr)) is truth  # type: ignore[arg-type]

@@ -20,7 +20,8 @@ from unbackdoor.commands import zoo
 from unbackdoor.data import read_images
 from unbackdoor.errors import CheckpointError
 from unbackdoor.scan import NeuralCleanse, TSBDSignals, UniversalPerturbations, WeightStatistics
-from unbackdoor.scan.calibration import Measure, Table, read_tables
+from unbackdoor.scan.calibration import Measure, Table
+from unbackdoor.scan.calibration_file import read_tables
 from unbackdoor.training import Runtime, UserNetwork
 
 QUICK = (

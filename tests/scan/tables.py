@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from unbackdoor.scan import Finding, UniversalPerturbations, WeightStatistics
-from unbackdoor.scan.calibration import HeldOut, Measure, Table, write_tables
+from unbackdoor.scan.calibration import HeldOut, Measure, Table
+from unbackdoor.scan.calibration_file import write_tables
 
 TABLE = Table(
     name="planted models",

@@ -22,7 +22,8 @@ from tests.scan.tables import TABLE, finding, findings, written
 from unbackdoor.errors import InputError
 from unbackdoor.models.edits import Edit
 from unbackdoor.scan import NeuralCleanse, TSBDSignals
-from unbackdoor.scan.calibration import ANOMALY, FORMAT, class_scores, nearest, read_tables, threshold_of
+from unbackdoor.scan.calibration import ANOMALY, class_scores, nearest, threshold_of
+from unbackdoor.scan.calibration_file import FORMAT, read_tables
 
 NUMBERS = st.floats(-50, 50)
 EIGHT = st.lists(NUMBERS, min_size=8, max_size=8)

@@ -27,7 +27,8 @@ from unbackdoor.commands.parsing import NETWORK, Choice
 from unbackdoor.commands.workspace import Run, writable_folder
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.errors import OutputError
-from unbackdoor.scan.calibration import Table, read_tables, write_tables
+from unbackdoor.scan.calibration import Table
+from unbackdoor.scan.calibration_file import read_tables, write_tables
 from unbackdoor.scan.verdict import DETECTORS
 from unbackdoor.training import Recipe, Runtime, architecture_of
 

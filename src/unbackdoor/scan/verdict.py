@@ -33,7 +33,8 @@ from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
-from unbackdoor.scan.calibration import SHIPPED, Table, class_scores, nearest, read_tables
+from unbackdoor.scan.calibration import Table, class_scores, nearest
+from unbackdoor.scan.calibration_file import SHIPPED, read_tables
 from unbackdoor.scan.mesa import MESA
 from unbackdoor.scan.neural_cleanse import NeuralCleanse
 from unbackdoor.scan.tsbd_signals import TSBDSignals
