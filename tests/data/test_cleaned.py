@@ -320,9 +320,10 @@ def test_a_value_that_a_file_has_once_is_not_copied_for_every_row(
     cut = parquet._in_parts
 
     def seen(batch: Any) -> Any:
-        for part in cut(batch):
-            parts.append(parquet.unpacked_size(part))
-            yield part
+        for part, size in cut(batch):
+            assert size == parquet.unpacked_size(part)
+            parts.append(size)
+            yield part, size
 
     monkeypatch.setattr(parquet, "_in_parts", seen)
     write_kept(tmp_path / "data", images, kept, tmp_path / "cleaned")

@@ -13,7 +13,7 @@ from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
 from unbackdoor.data.limits import check_rows, reason_of
 from unbackdoor.data.splits import split_named
-from unbackdoor.data.tables import DatasetPart, check_kept_classes, quiet, read_rows, reported
+from unbackdoor.data.tables import DatasetPart, check_kept_classes, quiet, read_in, read_rows
 from unbackdoor.errors import DataError
 from unbackdoor.files import replacing
 
@@ -81,14 +81,10 @@ def _write(part: Dataset, kept: Bool[Tensor, "n"] | None, path: Path, source: st
     from pyarrow import parquet
 
     schema, start = part.features.arrow_schema, 0
-    tables = DatasetPart(part).batches(list(part.features))
+    # A full disk is not the source's fault.
+    tables = read_in(DatasetPart(part).batches(list(part.features)), source)
     with replacing(path) as partial, parquet.ParquetWriter(partial, schema) as written:
-        while True:
-            # A full disk is not the source's fault.
-            with reported(source):
-                table = next(tables, None)
-            if table is None:
-                return
+        for table in tables:
             chosen = [True] * len(table) if kept is None else kept[start : start + len(table)].tolist()
             written.write_table(table.filter(pyarrow.array(chosen, pyarrow.bool_())).cast(schema))
             start += len(table)

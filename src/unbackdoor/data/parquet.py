@@ -17,7 +17,7 @@ from unbackdoor.data.cache import content_hash
 from unbackdoor.data.image_set import ImageSet
 from unbackdoor.data.limits import check_rows, check_size
 from unbackdoor.data.splits import source_name, split_named
-from unbackdoor.data.tables import BATCH, check_kept_classes, quiet, read_rows, reported
+from unbackdoor.data.tables import BATCH, check_kept_classes, quiet, read_in, read_rows, reported
 from unbackdoor.errors import DataError
 from unbackdoor.files import replacing
 from unbackdoor.limits import MAX_CLASSES
@@ -193,27 +193,25 @@ def copy_rows(file: Path, target: Path, kept: Bool[Tensor, "n"], source: str) ->
     with reported(source):
         schema = parquet.read_schema(file)
     count = size = 0
-    batches = batches_of(file, None)
+    # A full disk is not the source's fault.
+    batches = read_in(batches_of(file, None), source)
     with replacing(target) as partial, parquet.ParquetWriter(partial, schema) as written:
-        while True:
-            # A full disk is not the source's fault.
-            with reported(source):
-                batch = next((batch for _, batch in batches), None)
-            if batch is None:
-                return count
+        for _, batch in batches:
             mask = pyarrow.array(kept[count : count + len(batch)].tolist(), pyarrow.bool_())
             count += len(batch)
-            for part in _in_parts(batch.filter(mask)):
-                size += unpacked_size(part)
+            for part, unpacked in _in_parts(batch.filter(mask)):
+                size += unpacked
                 check_size(size, source)
                 written.write_batch(part.cast(schema))
+    return count
 
 
-def _in_parts(batch: Any) -> Iterator[Any]:
-    """Yield an Arrow table in parts that take no more than `MOST_AT_ONCE` unpacked, or are one row."""
-    if len(batch) < 2 or unpacked_size(batch) <= MOST_AT_ONCE:
+def _in_parts(batch: Any) -> Iterator[tuple[Any, int]]:
+    """Yield an Arrow table in parts that take at most `MOST_AT_ONCE` unpacked, or are one row, with their sizes."""
+    size = unpacked_size(batch)
+    if len(batch) < 2 or size <= MOST_AT_ONCE:
         if len(batch):
-            yield batch
+            yield batch, size
         return
     middle = len(batch) // 2
     yield from _in_parts(batch[:middle])

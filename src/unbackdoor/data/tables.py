@@ -8,7 +8,7 @@ counter on the network.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -82,7 +82,7 @@ def read_rows(parts: Mapping[str | None, Part], split: str | None, rows: int, so
     part, features = parts[split], _features(parts[split], source)
     image, label = image_column(features, source), label_column(features, source)
     labels: list[np.ndarray] = []
-    batches = _batches(part, [image, label], source)
+    batches = read_in(part.batches([image, label]), source)
     images = decode_images(_encoded(batches, image, label, labels, source), rows, source)
     numbers = np.concatenate(labels)
     if isinstance(features[label], ClassLabel):
@@ -110,7 +110,7 @@ def _features(part: Part, source: str) -> Mapping[str, Any]:
 
 def _all_labels(part: Part, label: str, source: str) -> Int[np.ndarray, "n"]:
     """Return the labels of a split (see `label_numbers`)."""
-    labels = [label_numbers(batch, label, source) for batch in _batches(part, [label], source)]
+    labels = [label_numbers(batch, label, source) for batch in read_in(part.batches([label]), source)]
     return np.concatenate([*labels, np.empty(0, dtype=np.int64)])
 
 
@@ -224,9 +224,10 @@ def label_numbers(batch: Any, label: str, source: str) -> np.ndarray:
     return labels
 
 
-def _batches(part: Part, columns: list[str], source: str) -> Iterator[Any]:
+def read_in(batches: Iterable[Any], source: str) -> Iterator[Any]:
+    """Yield what other libraries read; what they raise becomes a `DataError`, and not what is done meanwhile."""
     with reported(source):
-        yield from part.batches(columns)
+        yield from batches
 
 
 @contextmanager
