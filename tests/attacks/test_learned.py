@@ -499,3 +499,14 @@ def test_an_interrupted_encoder_goes_on_to_the_same_trigger(tmp_path: Path) -> N
     assert (tmp_path / "encoder.pt").exists()
     resumed = attack.prepare(train, lambda: network(0), runtime(), tmp_path)
     assert torch.equal(resumed.train.images, whole.train.images)
+
+
+def test_masks_begin_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From masks of one half, dark images come to rest where every mask is faint everywhere."""
+    monkeypatch.setattr("unbackdoor.attacks.input_aware.prepare", lambda *_: None)
+    images = pictures(60, 5).images.float() / 255
+    for given in (images, 0.1 * images):
+        trigger = fitted(InputAware()).trigger
+        assert isinstance(trigger, OwnPatch)
+        assert float(trigger.mask(given).median()) < 0.05
+        assert float(trigger.mask(given).mean()) < 0.15

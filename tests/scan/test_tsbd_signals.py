@@ -131,3 +131,14 @@ def test_answers_flee_to_a_planted_target_and_gradients_are_larger_than_the_twin
     assert int(found.anomaly.argmax()) == models.target
     assert float(found.anomaly.max()) > max(3.0, 1.5 * float(twin.anomaly.max()))
     assert found.statistics["activeness"] > twin.statistics["activeness"] + 0.5
+
+
+def test_a_little_more_than_nothing_is_no_outlier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where most classes get no probability at all their spread is 0, and a hair would be any number of spreads."""
+    models = planted(1)
+    sinks = torch.full((models.data.need_clean("test").classes,), 1e-9)
+    sinks[3] = 1.2e-6
+    monkeypatch.setattr("unbackdoor.scan.tsbd_signals.sink", lambda *_: sinks)
+    found = TSBDSignals(epochs=1).scan(models.twin, models.data, runtime())
+    assert not found.backdoored
+    assert float(found.anomaly[3]) == pytest.approx(math.log(1.2) / 0.1, rel=1e-3)

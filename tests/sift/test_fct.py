@@ -16,7 +16,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.sift import FCT
 from unbackdoor.sift import fct as module
-from unbackdoor.sift.fct import closeness, movement, shifts, spread, turned
+from unbackdoor.sift.fct import PushApart, closeness, movement, shifts, spread, turned
 from unbackdoor.sift.lots import lots
 from unbackdoor.sift.observed import Observed
 from unbackdoor.testing.samples import same_state, state_of
@@ -183,3 +183,24 @@ def test_interrupted_fine_tuning_goes_on(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="FCT: "):
         FCT(**options)  # type: ignore[arg-type]
+
+
+def test_an_epoch_in_which_more_rows_lie_still_is_not_kept_whatever_its_spread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the second, two rows in five do not move at all, so that a middle near 0 makes the spread huge."""
+    model, probe = nn.Linear(2, 2), torch.zeros(10, 3, 4, 4, dtype=torch.uint8)
+    hook = PushApart("", 2, probe)
+    hook.model, hook.head, hook.runtime = model, model, runtime()
+    steps = [torch.linspace(1, 2, 10), torch.tensor([0.0] * 4 + [1e-3] * 2 + [9.0] * 4), torch.linspace(1, 3, 10)]
+    features = iter([one[:, None] for step in steps for one in (torch.zeros(10), step)])
+    monkeypatch.setattr("unbackdoor.sift.fct.run_over", lambda *_, **__: (next(features), None))
+    kept = []
+    for number in range(3):
+        with torch.no_grad():
+            model.bias.fill_(number)
+        hook._note()
+        kept.append(float(hook.best["bias"][0]))
+    assert kept == [0.0, 0.0, 2.0]
+    assert hook.spreads[1] == 0.0
+    assert hook.spreads[2] > hook.spreads[0] > 0
