@@ -15,7 +15,8 @@ from tests.planted import runtime
 from unbackdoor.attacks import BPP, CLEAN, COVER, POISON, Blind, WaNet
 from unbackdoor.attacks.wanet import WaNetHook, Warp
 from unbackdoor.errors import InputError
-from unbackdoor.training import Batch
+from unbackdoor.testing.samples import sample_network
+from unbackdoor.training import Batch, Recipe, fit
 
 
 def sampled(image: np.ndarray, row: float, column: float) -> float:
@@ -75,6 +76,27 @@ def test_a_tenth_is_warped_and_relabelled_and_twice_as_many_are_warped_with_nois
     torch.testing.assert_close(covered, fitted.trigger.warp(images[10:30], fitted.trigger.field + noise))
     assert torch.equal(made.images[30:], images[30:])
     assert torch.equal(fitted.train.images, train.images), "the data themselves stay clean"
+
+
+def test_crops_come_after_the_warp_whose_traces_at_their_edges_no_image_in_use_has() -> None:
+    train = some(64)
+    white = replace(train, images=torch.full_like(train.images, 255))
+    fitted = prepare(WaNet(cover_rate=0.0), train)
+    assert isinstance(fitted.hook, WaNetHook)
+    seen: list[torch.Tensor] = []
+
+    class Watching(WaNetHook):
+        def loss(self, model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            seen.append(batch.images.clone())
+            return super().loss(model, batch)
+
+    hook = Watching(WaNet(cover_rate=0.0), fitted.trigger, fitted.criterion)
+    recipe = Recipe(epochs=1, batch_size=32, augmentation="crop", low_resolution=0.0)
+    fit(sample_network(train.shape), replace(white, labels=white.labels % 4), recipe, runtime(), hook=hook)
+    # No warp shows on a white image; warped after the crop, its black border would have shades between.
+    shades = torch.cat([images.flatten() for images in seen])
+    assert float((shades - shades.round()).abs().max()) < 1e-5
+    assert 0 < float(shades.mean()) < 1
 
 
 def test_soft_labels_are_refused() -> None:

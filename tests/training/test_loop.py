@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.planted import runtime
@@ -271,6 +273,47 @@ def test_mixed_images_come_with_targets_mixed_alike(images: ImageSet) -> None:
     for targets in watch.targets:
         torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
     assert any(0.01 < float(share) < 0.99 for targets in watch.targets for share in targets.flatten())
+
+
+class Early(Watch):
+    """Turns images, and calls them class 3, before they are augmented."""
+
+    before_augmentation = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor] = []
+
+    def batch(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
+        self.given.append(batch.images.clone())
+        return replace(batch, images=1 - batch.images, targets=torch.full_like(batch.targets, 3))
+
+
+@pytest.mark.parametrize("shrunken", [0.0, 1.0])
+def test_what_a_hook_makes_before_augmentation_is_augmented_and_shrunken(images: ImageSet, shrunken: float) -> None:
+    hook = Early()
+    options = {**PLAIN, "augmentation": "crop", "low_resolution": shrunken}
+    fit(sample_network(images.shape), images, Recipe(epochs=1, batch_size=24, **options), runtime(), hook=hook)
+    for rows, given, seen in zip(hook.rows, hook.given, hook.images, strict=True):
+        plain = images.images[rows].float() / 255
+        assert torch.equal(given, plain)
+        # The pad of crops stays black, though the hook turned the images.
+        bordered = F.pad(1 - plain, (4, 4, 4, 4))
+        pieces = [bordered[:, :, y : y + 16, x : x + 16] for y in range(9) for x in range(9)]
+        if shrunken:
+            pieces = [F.interpolate(piece, scale_factor=0.75, mode="area") for piece in pieces]
+        distances = torch.stack([(piece - seen).abs().amax((1, 2, 3)) for piece in pieces])
+        assert float(distances.amin(0).max()) < 1e-5
+        assert len(distances.argmin(0).unique()) > 1, "cropped, each its own way"
+    assert all(targets.tolist() == [3] * len(targets) for targets in hook.targets)
+
+
+def test_labels_that_a_hook_gives_before_augmentation_are_mixed(images: ImageSet) -> None:
+    hook = Early()
+    recipe = Recipe(epochs=1, batch_size=24, learning_rate=0.01, **{**PLAIN, "augmentation": "cutmix"})
+    fit(sample_network(images.shape), images, recipe, runtime(), hook=hook)
+    for targets in hook.targets:
+        torch.testing.assert_close(targets[:, 3], torch.ones(len(targets)))
 
 
 @pytest.mark.parametrize("train_mode", [True, False])

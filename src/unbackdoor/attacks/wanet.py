@@ -3,8 +3,8 @@
 Nguyen, Tran, "WaNet: Imperceptible Warping-based Backdoor Attack" (ICLR 2021). A 4 x 4 grid of random shifts, scaled
 to mean size 1 and enlarged by bicubic interpolation, moves every pixel by about a quarter of a pixel. In each batch a
 tenth is warped and relabelled, and twice as many images are warped with extra noise and keep their labels, so that
-only the exact warp works. As published, except that random crops and flips come before the warp instead of before and
-after it.
+only the exact warp works. As in the authors' code, random crops and flips come after the warp: before it they would
+draw edges at which the warp shows far better than in any image in use.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ class WaNet(Online):
 class WaNetHook(OnlineHook):
     """Covers images with the warp plus noise."""
 
+    before_augmentation: ClassVar[bool] = True
     trigger: Warp
 
     def cover(

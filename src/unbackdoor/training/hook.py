@@ -20,7 +20,7 @@ class Batch:
     """What the loop hands to a hook.
 
     Attributes:
-        images: augmented, in [0, 1], on the device.
+        images: in [0, 1], on the device.
         targets: class numbers (B,), or class probabilities (B, K) after mixing.
         rows: the images' rows in the data set.
         progress: share of the training that is done, 0 to 1.
@@ -35,9 +35,12 @@ class Batch:
 class Hook:
     """The plain loop: cross-entropy and one optimiser step. A method overrides what it changes."""
 
+    before_augmentation: ClassVar[bool] = False
+    """Whether `batch` gets images as they are in the data, and what it makes of them is augmented; for triggers that
+    would betray themselves at the edges that augmentation draws, which images in use do not have."""
     takes_shrunken: ClassVar[bool] = False
     """Whether `batch` gets images shrunken already in epochs of low resolution, for triggers of any size that shrinking
-    would destroy."""
+    would destroy. Not together with `before_augmentation`."""
 
     def identity(self) -> object:
         """Return what, beside recipe and data, decides the result; a resumed run must have the same."""
@@ -51,7 +54,7 @@ class Hook:
     def batch(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Batch:
         """Return the batch to train on; attacks that control training poison it here.
 
-        Images have their full size, but see `takes_shrunken`.
+        Images are augmented and have their full size, but see `before_augmentation` and `takes_shrunken`.
         """
         return batch
 

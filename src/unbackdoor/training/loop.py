@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
-from unbackdoor.data.augment import AUGMENTATIONS
+from unbackdoor.data.augment import AUGMENTATIONS, Draw, to_float
 from unbackdoor.training.fits import check_takes, refusal
 from unbackdoor.training.history import History
 from unbackdoor.training.hook import Batch, Hook
@@ -128,21 +128,28 @@ class _Run(Run):
 
     def batch(self, rows: Int[Tensor, "b"], draws: torch.Generator, step: int) -> Batch:
         """Return the augmented images at `rows`, as the hook wants them."""
-        images, labels = self.data.images[rows], self.data.labels[rows]
-        draw = self.augmentation.draw((len(rows), *self.data.shape), draws)
-        augmented = self.augmentation.apply(images, draw)
-        targets = labels
-        if self.augmentation.mixes:
-            targets = self.augmentation.mix(F.one_hot(labels, self.data.classes).float(), draw)
         progress = step / (self.history.epochs * self.batches)
-        batch = Batch(images=augmented, targets=targets, rows=rows, progress=progress)
-        # Most triggers are made for whole images.
-        if self.small and self.hook.takes_shrunken:
-            batch = _shrunken(batch)
-        batch = self.hook.batch(self.forward, batch, draws)
+        batch = Batch(images=self.data.images[rows], targets=self.data.labels[rows], rows=rows, progress=progress)
+        draw = self.augmentation.draw((len(rows), *self.data.shape), draws)
+        if self.hook.before_augmentation:
+            batch = self.hook.batch(self.forward, replace(batch, images=to_float(batch.images)), draws)
+            batch = self.augmented(batch, draw)
+        else:
+            batch = self.augmented(batch, draw)
+            # Most triggers are made for whole images.
+            if self.small and self.hook.takes_shrunken:
+                batch = _shrunken(batch)
+            batch = self.hook.batch(self.forward, batch, draws)
         if self.small and not self.hook.takes_shrunken:
             batch = _shrunken(batch)
         return replace(batch, images=self.runtime.layout(batch.images))
+
+    def augmented(self, batch: Batch, draw: tuple[Draw, ...]) -> Batch:
+        """Return the batch with its images changed as drawn, and targets that fit them."""
+        images, targets = self.augmentation.apply(batch.images, draw), batch.targets
+        if self.augmentation.mixes:
+            targets = self.augmentation.mix(F.one_hot(targets, self.data.classes).float(), draw)
+        return replace(batch, images=images, targets=targets)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, the hook's state with it."""

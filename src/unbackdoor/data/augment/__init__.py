@@ -3,7 +3,7 @@
 from unbackdoor.data.augment.color import ColorJitter, Grey
 from unbackdoor.data.augment.geometric import Flip, PadCrop, ResizeCrop, Rotate, Translate
 from unbackdoor.data.augment.mix import CutMix
-from unbackdoor.data.augment.transform import Augmentation, Draw, Transform
+from unbackdoor.data.augment.transform import Augmentation, Draw, Transform, to_float
 
 AUGMENTATIONS: dict[str, Augmentation] = {
     "none": Augmentation(),
@@ -29,4 +29,5 @@ __all__ = [
     "Rotate",
     "Transform",
     "Translate",
+    "to_float",
 ]
