@@ -79,7 +79,8 @@ def prune(
 
 def switch_off(model: nn.Module, layer: int, channel: int) -> None:
     """Set the weight of one channel to 0, by way of the whole state."""
+    norm = norms(model)[layer]
+    name = next(name for name, module in model.named_modules() if module is norm)
     state = model.state_dict()
-    name = next(name for name, module in model.named_modules() if module is norms(model)[layer])
     state[f"{name}.weight"][channel] = 0.0
     model.load_state_dict(state)
