@@ -101,10 +101,10 @@ def test_crops_come_after_the_warp_whose_traces_at_their_edges_no_image_in_use_h
 
 def test_soft_labels_are_refused() -> None:
     train = some(20)
-    hook = prepare(WaNet(), train).hook
+    hook = prepare(BPP(), train).hook
     assert hook
     batch = Batch(images=train.images.float() / 255, targets=torch.rand(20, 5), rows=torch.arange(20))
-    with pytest.raises(InputError, match="WaNet poisons batches, whose labels mixing makes soft"):
+    with pytest.raises(InputError, match="BPP poisons batches, whose labels mixing makes soft"):
         hook.batch(torch.nn.Identity(), batch, torch.Generator())
 
 

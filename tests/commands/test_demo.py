@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from unbackdoor.commands.demo import conclusion, repaired_provenance
+from unbackdoor.commands.demo import conclusion, repaired_provenance, said
 from unbackdoor.data import read_images
 from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.scan import Finding
@@ -47,3 +49,8 @@ def test_the_repaired_model_names_its_parent_and_its_clean_samples() -> None:
     assert origin["parent"] == "f" * 64
     assert origin["inputs"] == {"backdoored.safetensors": "f" * 64, clean.name: clean.digest()}
     assert origin["command"] == "demo"
+
+
+def test_a_scan_is_told_with_the_classes_that_it_suspects_so_that_an_alarm_about_another_class_shows() -> None:
+    assert said(finding(False)) == "no evidence found"
+    assert said(replace(finding(True), suspected=(2,))) == "backdoored, class [2]"

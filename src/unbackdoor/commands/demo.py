@@ -133,8 +133,8 @@ def _outcome(
         rows.append((f"{name}, repaired", percent(getattr(after, field))))
     rows += [
         ("defence effectiveness", f"{100 * defense_effectiveness(before, after):.2f} %"),
-        ("scan of the backdoored model", f"{verdict_word(found)}, class {list(found.suspected)}"),
-        ("scan of the repaired model", verdict_word(rescan)),
+        ("scan of the backdoored model", said(found)),
+        ("scan of the repaired model", said(rescan)),
         ("time", f"{clock.seconds:.0f} s"),
     ]
     return Outcome(
@@ -149,6 +149,12 @@ def _outcome(
         },
         page=folder / PAGE,
     )
+
+
+def said(finding: Finding) -> str:
+    """Return what a scan says, with the classes that it suspects."""
+    classes = f", class {list(finding.suspected)}" if finding.suspected else ""
+    return f"{verdict_word(finding)}{classes}"
 
 
 def _page(
