@@ -119,6 +119,14 @@ def test_without_a_model_one_is_trained_and_a_ranking_is_no_verdict(
     assert len(read_images(result["cleaned"], "any")) == 48 - result["held"]["poisoned"] < 48
 
 
+def test_clean_images_are_refused_where_they_would_do_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = refuse(capsys, "sift", "--data", "digits", "--clean", "digits", "--out", str(tmp_path / "sifted"))
+    assert "Consensus uses no clean images; leave --clean out, or choose --method Beatrix or SCAn or STRIP" in words
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_interrupted_sifting_goes_on(
     tmp_path: Path, tiny_images: ImageSet, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

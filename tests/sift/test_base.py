@@ -9,8 +9,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from tests.sift.spread import auroc, away, reader, runtime, spread
-from unbackdoor.data import DefenderData
+from tests.sift.spread import FEATURES, auroc, away, reader, runtime, spread
+from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.sift import SIFTERS, Sifter, SpectralSignatures, Suspicion
 from unbackdoor.sift.base import extremes
@@ -117,6 +117,26 @@ def test_a_sifter_that_forgets_rows_is_noticed() -> None:
 def test_without_untrusted_data_there_is_nothing_to_sift() -> None:
     with pytest.raises(InputError, match="SpectralSignatures needs the data that"):
         SpectralSignatures().score(DefenderData(clean=spread(away()).rows), runtime(), reader())
+
+
+def test_clean_samples_come_to_those_alone_that_use_them() -> None:
+    planted = spread(torch.zeros(FEATURES), count=40)
+    data = DefenderData(untrusted=planted.rows, clean=planted.plain)
+
+    class Looks(Sifter):
+        def inspect(self, seen: Observed) -> Suspicion:
+            seen_clean.append(seen.clean)
+            return Suspicion(scores=seen.losses, clean=seen.losses < 0, poisoned=seen.losses < 0)
+
+    class Uses(Looks):
+        uses_clean = True
+
+    seen_clean: list[ImageSet | None] = []
+    for sifter in (Looks(), Uses()):
+        sifter.score(data, runtime(), reader())
+    assert seen_clean[0] is None
+    assert seen_clean[1] is not None
+    assert len(seen_clean[1]) == len(planted.plain)
 
 
 def test_without_a_model_one_is_trained_and_training_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -62,11 +62,14 @@ def test_reasons_name_the_three_things() -> None:
 
 
 @pytest.mark.parametrize("classes", [0, 1, 2])
-def test_fewer_than_three_classes_with_rows_enough_are_refused_and_not_acquitted(classes: int) -> None:
+def test_fewer_than_three_classes_with_rows_enough_are_refused_before_a_model_is_trained(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Consensus, "learn", lambda *given: pytest.fail("a model is trained in vain"))
     rows = spread(torch.zeros(FEATURES), count=100).data.need_untrusted("Test")
     kept = torch.cat([(rows.labels == c).nonzero().squeeze(1)[: 20 if c < classes else 3] for c in range(CLASSES)])
     with pytest.raises(InputError, match=f"at least 3 with 4 rows or more, found {classes}"):
-        Consensus(draws=1).score(DefenderData(untrusted=rows.subset(kept)), runtime(), reader(FAINT))
+        Consensus(draws=1).score(DefenderData(untrusted=rows.subset(kept)), runtime())
 
 
 def test_a_class_with_hardly_any_rows_is_ranked_and_not_judged() -> None:

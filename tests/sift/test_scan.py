@@ -69,11 +69,14 @@ def test_clean_samples_tell_which_group_is_the_poison_where_it_is_the_larger() -
     assert float((helped.poisoned == planted.planted).float().mean()) > 0.99
 
 
-def test_two_classes_cannot_be_compared() -> None:
+def test_two_classes_cannot_be_compared_which_is_said_before_a_model_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SCAn, "learn", lambda *given: pytest.fail("a model is trained in vain"))
     planted = spread(torch.zeros(FEATURES))
     few = DefenderData(untrusted=planted.plain.subset((planted.plain.labels < 2).nonzero().squeeze(1)))
     with pytest.raises(InputError, match="needs at least 3"):
-        SCAn().score(few, runtime(), reader())
+        SCAn().score(few, runtime())
 
 
 def test_a_threshold_of_nothing_is_refused() -> None:

@@ -58,7 +58,7 @@ def run(
         method: how.
         runtime: device, seed, budget, progress.
         model: checkpoint trained on these data; by default one is trained, quickly, and thrown away.
-        clean: clean images of the same classes, for methods that can use them.
+        clean: clean images of the same classes, for methods that can use them; refused by the others.
         clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
         clean_out: new folder for the data without the rows held poisoned, in the layout that they came in.
         arch: architecture of a file that does not name one: a network's name or module:function.
@@ -78,13 +78,15 @@ def run(
         check_target(clean_out, data)
     if arch is not None and model is None:
         raise InputError("--arch names the architecture of a model's file; name the file with --model, or leave it out")
+    if clean is not None and not method.uses_clean:
+        users = " or ".join(name for name, one in SIFTERS.items() if one.uses_clean)
+        raise InputError(f"{type(method).__name__} uses no clean images; leave --clean out, or choose --method {users}")
     if declared_rows(data) > in_memory:
         return sift_files(
             clock,
             data=data,
             method=method,
             model=model,
-            clean=clean,
             clean_out=clean_out,
             arch=arch,
             out=out,

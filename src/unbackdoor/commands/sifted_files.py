@@ -43,7 +43,6 @@ def sift_files(
     data: str,
     method: Sifter,
     model: Path | None,
-    clean: str | None,
     clean_out: Path | None,
     arch: str | None,
     out: Path | None,
@@ -52,7 +51,7 @@ def sift_files(
     gpus_per_worker: float | None,
 ) -> Outcome:
     """Sift file by file; the options are those of `sift.run`."""
-    by_rows = _row_by_row(method, data, clean, sample)
+    by_rows = _row_by_row(method, data, sample)
     runtime, shards = clock.runtime, Shards.of(data)
     loaded = None if model is None else _open(model, arch, shards)
     with (
@@ -85,7 +84,7 @@ def sift_files(
     return _outcome(clock, shards, found, folder, clean_out)
 
 
-def _row_by_row(method: Sifter, data: str, clean: str | None, sample: int) -> RowSifter:
+def _row_by_row(method: Sifter, data: str, sample: int) -> RowSifter:
     """Return the method, if it and the options are for sifting file by file.
 
     Raises:
@@ -97,8 +96,6 @@ def _row_by_row(method: Sifter, data: str, clean: str | None, sample: int) -> Ro
             f"{data} has more rows than --in-memory, and {type(method).__name__} needs all rows at once; choose"
             f" --method {others}, which score row by row, or raise --in-memory"
         )
-    if clean is not None:
-        raise InputError("methods that sift file by file have no use for clean images; leave --clean out")
     if sample < 2:
         raise InputError(f"--sample must be 2 rows or more, found {sample}")
     return method

@@ -26,6 +26,9 @@ QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 LEARNING = 0.5
 """Share of the budget for a model of the data, where none is given."""
 
+FEWEST = 4
+"""Rows of a class below which it is not compared with others."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Suspicion:
@@ -110,10 +113,14 @@ class Sifter(ABC):
     Attributes:
         always: whether a fixed share of the rows is held poisoned, also of clean data, so that the answer says nothing
             of the data as a whole.
+        uses_clean: whether it can use clean samples; others get none.
+        least_classes: that need `FEWEST` rows or more, for a method that compares classes; 0: it compares none.
         revision: raised when the same options give other results than before: the bench takes no old cells for done.
     """
 
     always: ClassVar[bool] = False
+    uses_clean: ClassVar[bool] = False
+    least_classes: ClassVar[int] = 0
     revision: ClassVar[int] = 0
 
     def score(
@@ -125,7 +132,7 @@ class Sifter(ABC):
         change anything.
 
         Args:
-            data: `untrusted` is sifted; a method that can use `clean` does so if it is there.
+            data: `untrusted` is sifted; a method with `uses_clean` uses `clean` if it is there.
             runtime: device, seed, budget.
             model: one that was trained on the untrusted data, not changed; if None, the method trains one itself.
             resume: file beside which the states of training are kept, through which an interrupted run goes on; see
@@ -138,9 +145,10 @@ class Sifter(ABC):
             InputError: there are no untrusted data, or they do not fit the model or the method.
         """
         untrusted = data.need_untrusted(type(self).__name__)
+        self.check_comparable(untrusted)
         order = untrusted.canonical_order()
         rows = untrusted.subset(order)
-        clean = None if data.clean is None else data.clean.in_canonical_order()
+        clean = data.clean.in_canonical_order() if data.clean is not None and self.uses_clean else None
         work = runtime
         if model is None:
             model = self.learn(rows, runtime.part(LEARNING), resume)
@@ -152,6 +160,20 @@ class Sifter(ABC):
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order))
         return found.at(back)
+
+    def check_comparable(self, rows: ImageSet) -> None:
+        """Refuse rows of too few classes, before anything is learned from them.
+
+        Raises:
+            InputError: fewer than `least_classes` have `FEWEST` rows or more.
+        """
+        large = int((torch.bincount(rows.labels.cpu()) >= FEWEST).sum())
+        if large < self.least_classes:
+            raise InputError(
+                f"{rows.name}: {type(self).__name__} compares classes and needs at least {self.least_classes} with"
+                f" {FEWEST} rows or more, found {large}; choose a method that looks at single rows, such as FCT or"
+                " LossIsolation"
+            )
 
     def learn(self, rows: ImageSet, runtime: Runtime, resume: Path | None) -> Network:
         """Return a model of the rows, for callers that have none; the quick model unless the method has its own."""

@@ -48,6 +48,7 @@ class Beatrix(Sifter):
     poisoned_share: float = 0.05
 
     always: ClassVar[bool] = True
+    uses_clean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_share("Beatrix", poisoned_share=self.poisoned_share)

@@ -32,11 +32,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unbackdoor.errors import InputError
-from unbackdoor.sift.base import Sifter, Suspicion
+from unbackdoor.sift.base import FEWEST, Sifter, Suspicion
 from unbackdoor.sift.fct import FCT
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.robust import random_state, robust_z
-from unbackdoor.sift.scan import FEWEST, divided
+from unbackdoor.sift.scan import SCAn, divided
 
 OWN = 0.1
 """Weight of a row's own evidence beside that of its group."""
@@ -89,6 +89,8 @@ class Consensus(Sifter):
     groups: int = 4
     draws: int = 4
 
+    # It compares classes as that does.
+    least_classes: ClassVar[int] = SCAn.least_classes
     # What it goes by is what FCT says.
     revision: ClassVar[int] = FCT.revision
 
@@ -136,20 +138,10 @@ class Consensus(Sifter):
         )
 
     def grouped(self, seen: Observed) -> tuple[Float[Tensor, "n"], list[Group]]:
-        """Return the evidence of each row, and the groups of the classes that have rows enough.
-
-        Raises:
-            InputError: too few classes to compare.
-        """
+        """Return the evidence of each row, and the groups of the classes that have rows enough."""
         movement, _ = FCT(draws=self.draws).measure(seen, seen.model)
         evidence = torch.stack([normal_scores(movement), normal_scores(-seen.losses)], 1)
         points, found = divided(seen.features, seen.rows.labels.cpu(), seen.rows.classes, seen.runtime)
-        if len(found) < 3:
-            # Of two numbers neither lies further from the median than the other: no class could ever be unusual.
-            raise InputError(
-                f"{seen.rows.name}: Consensus compares classes and needs at least 3 with {FEWEST} rows or more, found"
-                f" {len(found)}; choose a method that looks at single rows, such as FCT or LossIsolation"
-            )
         anomalies = dict(zip(found, robust_z(torch.tensor([one.distance for one in found.values()])).tolist()))
         groups = []
         for c in found:

@@ -19,20 +19,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unbackdoor.errors import InputError
-from unbackdoor.sift.base import Sifter, Suspicion
+from unbackdoor.sift.base import FEWEST, Sifter, Suspicion
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.robust import random_state, robust_z
 from unbackdoor.training import Runtime
-
-FEWEST = 4
-"""Rows of a class below which it is not divided."""
 
 KEPT = 1e-4
 """Directions in which features vary by less than this share of the largest variance are noise of the arithmetic."""
@@ -64,6 +61,10 @@ class SCAn(Sifter):
 
     threshold: float = math.e**2
 
+    uses_clean: ClassVar[bool] = True
+    # Of two numbers neither lies further from the median than the other.
+    least_classes: ClassVar[int] = 3
+
     def __post_init__(self) -> None:
         if not 0 < self.threshold < math.inf:
             raise InputError(f"SCAn: the threshold must be a positive number, found {self.threshold}")
@@ -72,8 +73,6 @@ class SCAn(Sifter):
         """Divide each class and compare the classes (see `Sifter.score`)."""
         labels = seen.rows.labels.cpu()
         _, found = divided(seen.features, labels, seen.rows.classes, seen.runtime)
-        if len(found) < 3:
-            raise InputError(f"{seen.rows.name}: SCAn compares classes and needs at least 3 with {FEWEST} rows or more")
         anomalies = dict(zip(found, robust_z(torch.tensor([one.gain for one in found.values()])).tolist()))
         scores = torch.zeros(len(labels))
         poisoned = torch.zeros(len(labels), dtype=torch.bool)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -35,6 +36,8 @@ class STRIP(Sifter):
 
     overlays: int = 100
     false_alarms: float = 0.01
+
+    uses_clean: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_share("STRIP", false_alarms=self.false_alarms)

@@ -115,8 +115,8 @@ def check_sifter(sifter: Sifter) -> None:
 
     There is one finite score a row, and no row is held both clean and poisoned; the same seed says the same of each
     row, in whatever order the rows come; the model that it is given, and the data, stay as they were; no hook is left
-    behind; nothing but the defender's data is touched. It works with the model that it is given, and without one. A
-    shape may be refused with an InputError.
+    behind; nothing but the defender's data is touched. It works with the model that it is given, and without one, and
+    with clean samples if it says that it uses them. A shape may be refused with an InputError.
 
     Raises:
         AssertionError: naming what is violated.
@@ -138,6 +138,9 @@ def check_sifter(sifter: Sifter) -> None:
         # As short as training can be: it is asked only whether it works without a model.
         alone = sifter.score(CanaryData(untrusted=untrusted), replace(sample_runtime(), budget=1e-3))
         assert len(alone) == len(untrusted), f"{name}: not one score a row without a model"
+        if sifter.uses_clean:
+            helped = sifter.score(CanaryData(untrusted=untrusted, clean=untrusted), sample_runtime(), model)
+            assert len(helped) == len(untrusted), f"{name}: not one score a row with clean samples"
 
     _over_shapes(type(sifter).__name__, check)
 
