@@ -25,7 +25,8 @@ from molecules import NAMED, QUICK, Run, folder_of, run_of, setting_of
 from record import HERE, Rows, machines, measured
 from tables import interval
 
-from unbackdoor.bench.molecule_cells import Material, Setting, material_of, shares
+from unbackdoor.bench.molecule_cells import Setting
+from unbackdoor.bench.molecule_victims import Material, material_of, shares
 from unbackdoor.errors import DataError, InputError
 from unbackdoor.folder import MODEL
 from unbackdoor.molecules.generator import Generator

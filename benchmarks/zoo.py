@@ -23,8 +23,10 @@ from typing import Any
 from record import HERE
 
 from unbackdoor.attacks import ATTACKS
-from unbackdoor.bench.calibrate import Judged, Scanned, scan_key, scan_zoo, sizes_for, tables_of, told_of
+from unbackdoor.bench.calibrate import tables_of, told_of
+from unbackdoor.bench.judge import Judged
 from unbackdoor.bench.zoo import NETWORKS, QUICK, fill, plan
+from unbackdoor.bench.zoo_scans import Scanned, scan_key, scan_zoo, sizes_for
 from unbackdoor.data import read_images
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes

@@ -15,5 +15,8 @@ MODEL, ATTACK, ROWS, RESUME, WORK, RUN, PAGE, LOCK, SUSPICION = (
 )
 """Names of the files in a run's folder."""
 
+MOLECULE_ATTACK = "attack.json"
+"""Name of the attack on a generator, beside it and in a folder of poisoned pairs."""
+
 TABLES = "suspicion"
 """Folder of the tables of data that were sifted file by file."""

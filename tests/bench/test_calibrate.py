@@ -17,22 +17,11 @@ from scipy.stats import binomtest
 
 from tests.planted import planted, runtime
 from tests.scan.tables import finding
-from unbackdoor.bench import calibrate as module
-from unbackdoor.bench.calibrate import (
-    PENALTY,
-    Judged,
-    Scanned,
-    check_plan,
-    judged,
-    logistic,
-    measures_of,
-    rate_of,
-    scan_zoo,
-    score,
-    tables_of,
-    told_of,
-)
+from unbackdoor.bench import zoo_scans as module
+from unbackdoor.bench.calibrate import PENALTY, check_plan, logistic, measures_of, tables_of, told_of
+from unbackdoor.bench.judge import Judged, judged, rate_of, score
 from unbackdoor.bench.zoo import plan
+from unbackdoor.bench.zoo_scans import Scanned, scan_zoo
 from unbackdoor.data import ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import PreActResNet18, WRN16x1, save_model

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from tests.bench.records import record, repaired, scanned, secured, sifted, trained
 from unbackdoor.bench.export import write_cells, write_ranking, write_scanners, write_sifters, write_trainers
-from unbackdoor.bench.leaderboard import NOTES, leaderboard, ranking
+from unbackdoor.bench.leaderboard import NOTES, leaderboard
+from unbackdoor.bench.standings import ranking
 from unbackdoor.bench.store import Record
 from unbackdoor.bench.table import cell_table, trials
 from unbackdoor.errors import InputError, OutputError

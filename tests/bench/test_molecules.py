@@ -18,7 +18,8 @@ pytest.importorskip("rdkit", reason="RDKit is not installed: pip install 'unback
 from unbackdoor.bench.cell import Cell
 from unbackdoor.bench.grid import read_grid
 from unbackdoor.bench.molecule_board import board, generators, write_board
-from unbackdoor.bench.molecule_cells import SHARES, Setting, make_generator
+from unbackdoor.bench.molecule_cells import SHARES, Setting
+from unbackdoor.bench.molecule_victims import make_generator
 from unbackdoor.bench.molecules import Molecules
 from unbackdoor.bench.plan import plan
 from unbackdoor.bench.store import Record, Store

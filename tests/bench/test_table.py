@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.bench.records import record, repaired, trained
-from unbackdoor.bench.leaderboard import ranking
+from unbackdoor.bench.standings import ranking
 from unbackdoor.bench.store import Record
 from unbackdoor.bench.table import BLOCK, block_means, cell_table, rank_intervals, seed_interval, trials
 

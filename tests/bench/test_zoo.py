@@ -14,7 +14,6 @@ import torch
 
 from unbackdoor.attacks import ATTACKS, SIG, AllToAll, AllToOne, SourceSpecific, TaCT
 from unbackdoor.bench import zoo as module
-from unbackdoor.bench.calibrate import scan_zoo, sizes_for
 from unbackdoor.bench.zoo import (
     INDEX,
     Entry,
@@ -28,6 +27,7 @@ from unbackdoor.bench.zoo import (
     rows_of,
     target_of,
 )
+from unbackdoor.bench.zoo_scans import scan_zoo, sizes_for
 from unbackdoor.data import DefenderData, ImageSet, read_images
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network, PreActResNet18, WRN16x1, load_model

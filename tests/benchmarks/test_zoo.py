@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from unbackdoor.bench.calibrate import scan_key
 from unbackdoor.bench.zoo import plan
+from unbackdoor.bench.zoo_scans import scan_key
 from unbackdoor.scan import TSBDSignals
 from unbackdoor.scan.verdict import DETECTORS
 

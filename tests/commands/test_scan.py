@@ -14,8 +14,8 @@ import torch
 from tests.commands.networks import TINY
 from tests.commands.test_cli import refuse, run
 from tests.scan.tables import TABLE, written
-from unbackdoor.bench.calibrate import scan_zoo
 from unbackdoor.bench.zoo import Entry
+from unbackdoor.bench.zoo_scans import scan_zoo
 from unbackdoor.commands import zoo
 from unbackdoor.data import read_images
 from unbackdoor.errors import CheckpointError

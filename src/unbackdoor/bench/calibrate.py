@@ -1,4 +1,4 @@
-"""Making calibration tables: the detectors look at every model of a zoo, and what they say is weighed and ranked.
+"""Making calibration tables: what the detectors say of every model of a zoo is weighed and ranked.
 
 The numbers of each detector are first made comparable: from each, the median over the clean models of the part
 "weights" is taken (of the class that has most of it), and it is divided by the scaled median absolute deviation. Both
@@ -16,11 +16,9 @@ the result.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,179 +27,24 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unbackdoor.bench.zoo import Entry, Part, append, claimed, entry_of, kept_back, rows_of
-from unbackdoor.data import DefenderData, ImageSet, draw_clean
+from unbackdoor.bench.judge import Judged, Measures, check_judged, judged, rank_scores, rate_of
+from unbackdoor.bench.zoo import Entry
+from unbackdoor.bench.zoo_scans import Scanned
 from unbackdoor.errors import InputError
-from unbackdoor.models import load_model
-from unbackdoor.options import options_of, revision_of
-from unbackdoor.scan import Finding, Scanner
-from unbackdoor.scan.calibration import ANOMALY, HeldOut, Measure, Table, class_scores, of_classes, threshold_of
+from unbackdoor.scan import Scanner
+from unbackdoor.scan.calibration import ANOMALY, Measure, Table, class_scores, of_classes
 from unbackdoor.scan.outliers import GAUSSIAN
-from unbackdoor.training import Runtime, Silent, UserNetwork, architecture_of
+from unbackdoor.training import architecture_of
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-Measures = Mapping[str, Sequence[Measure]]
-"""What is weighed, by the network of the model."""
-Looked = tuple[Mapping[str, Any], list[dict[str, Any]]]
-"""A row of the zoo's index, and those of the scans of its model."""
-
-SCANS = "scans.jsonl"
-"""Name of the file with what detectors said, in a zoo's folder."""
 PENALTY = 0.05
 """Of the squared weights; set once, before any model was judged."""
 REPEATS = 50
 """Of the regression, at most."""
 LEAST_MODELS = 4
 """Clean models of each network, and backdoored ones of all, from which weights are learned, at least."""
-RATE = 0.05
-"""Of false alarms, at which verdicts are judged, if there are clean models enough."""
-LEAST_RANKS = 9
-"""Clean models of each network to rank among, at least: they allow a rate of 10 %."""
-CLEAN_SIZES = (50, 250)
-"""Clean images that the detectors get, a table for each: who has few uses one, and who has many the other."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scanned:
-    """A model of a zoo, and what the detectors say of it.
-
-    Attributes:
-        key: of the model.
-        network: its name.
-        part: what it is for; see `Entry.part`.
-        attack: name, or None.
-        backdoored: whether it is.
-        target: the one class that the attacker wants, or None.
-        findings: by the detectors' names.
-        seconds: all detectors together.
-    """
-
-    key: str
-    network: str
-    part: Part | None
-    attack: str | None
-    backdoored: bool
-    target: int | None
-    findings: Mapping[str, Finding]
-    seconds: float
-
-    @classmethod
-    def of(cls, row: Mapping[str, Any], scans: Sequence[Mapping[str, Any]]) -> Scanned:
-        """Return what a row of the index and the rows of its scans tell."""
-        findings = {
-            scan["detector"]: Finding(
-                backdoored=scan["flagged"],
-                suspected=tuple(scan["suspected"]),
-                calibrated=False,
-                anomaly=torch.tensor(scan["anomaly"]),
-                threshold=scan["threshold"],
-                statistics=scan["statistics"],
-            )
-            for scan in scans
-            if "refused" not in scan
-        }
-        return cls(
-            key=row["key"],
-            network=row["network"],
-            part=entry_of(row).part,
-            attack=row["attack"],
-            backdoored=row["backdoored"],
-            target=row["target"],
-            findings=findings,
-            seconds=sum(scan.get("seconds", 0.0) for scan in scans),
-        )
-
-
-def scan_zoo(
-    out: Path,
-    rows: Sequence[Mapping[str, Any]],
-    networks: Sequence[partial[Any]],
-    train: ImageSet,
-    detectors: Sequence[Scanner],
-    clean_size: int,
-    runtime: Runtime,
-) -> list[Looked]:
-    """Let the detectors look at the models of a zoo, each with clean images of those that were kept back from it.
-
-    What was done before is not done again; several processes share the work.
-
-    Args:
-        out: the zoo's folder.
-        rows: of its index; those without a model, or with an attack that failed, are left out.
-        networks: that the zoo was made with; code of the user's runs for these alone, whatever the rows say.
-        train: the zoo's training images.
-        detectors: which.
-        clean_size: clean images that they get.
-        runtime: device and precision; seeds are the models' own.
-
-    Returns:
-        Each model's row with those of its scans; without the models that another process is at.
-    """
-    usable = usable_of(rows)
-    code = {architecture_of(network) for network in networks if isinstance(network, UserNetwork)}
-    with runtime.progress.bar("scans", len(usable)) as advance:
-        for row in usable:
-            todo = {scan_key(row, detector, clean_size): detector for detector in detectors}
-            with claimed(out, f"scan-{row['key']}-{clean_size}") as mine:
-                done = {scan["key"] for scan in rows_of(out / SCANS)} if mine else set(todo)
-                for key, detector in todo.items():
-                    if key not in done:
-                        append(out / SCANS, _scan(out, row, key, code, train, detector, clean_size, runtime))
-            advance()
-    scans = {scan["key"]: scan for scan in rows_of(out / SCANS)}
-    wanted = [(row, [scans.get(scan_key(row, detector, clean_size)) for detector in detectors]) for row in usable]
-    return [(row, [one for one in said if one]) for row, said in wanted if all(said)]
-
-
-def usable_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the rows whose models have a part: neither refused by their attack, nor with one that failed."""
-    return [row for row in rows if row.get("backdoored") is not None and entry_of(row).part is not None]
-
-
-def sizes_for(train: ImageSet) -> tuple[int, ...]:
-    """Return the numbers of clean images that detectors get of a zoo on these images, ascending."""
-    kept = len(kept_back(train, 0)[1])
-    return tuple(sorted({min(size, kept) for size in CLEAN_SIZES}))
-
-
-def scan_key(row: Mapping[str, Any], detector: Scanner, clean_size: int) -> str:
-    """Return what tells a scan of a model from others: of another detector, revision, or number of clean images."""
-    revision = "".join(f"{name} {number} " for name, number in revision_of(detector).items())
-    return f"{row['sha256']} {clean_size} {revision}{options_of(detector)}"
-
-
-def _scan(
-    out: Path,
-    row: Mapping[str, Any],
-    key: str,
-    code: set[str],
-    train: ImageSet,
-    detector: Scanner,
-    clean_size: int,
-    runtime: Runtime,
-) -> dict[str, Any]:
-    loaded = load_model(out / row["file"], arch=row["network"] if row["network"] in code else None)
-    if loaded.sha256 != row["sha256"]:
-        raise InputError(f"{out / row['file']} is another file than the one in the index; make the zoo again")
-    quiet = replace(runtime, seed=row["seed"], budget=None, progress=Silent())
-    clean = draw_clean(kept_back(train, row["seed"])[1], clean_size, row["seed"])
-    start = time.perf_counter()
-    scan = {"key": key, "model": row["key"], "detector": type(detector).__name__, "clean_size": clean_size}
-    try:
-        finding = detector.scan(loaded.network, DefenderData(clean=clean), quiet)
-    except InputError as error:
-        return {**scan, "refused": str(error)}
-    return {
-        **scan,
-        "anomaly": finding.anomaly.tolist(),
-        "statistics": dict(finding.statistics),
-        "threshold": finding.threshold,
-        "flagged": finding.backdoored,
-        "suspected": list(finding.suspected),
-        "seconds": round(time.perf_counter() - start, 2),
-    }
 
 
 def measures_of(models: Sequence[Scanned]) -> dict[str, tuple[Measure, ...]]:
@@ -306,122 +149,6 @@ def logistic(rows: FloatArray, positive: BoolArray) -> FloatArray:
     return weights
 
 
-def score(measures: Measures, one: Scanned) -> float:
-    """Return a model's score: that of its highest class, by the measures of its network."""
-    return float(class_scores(measures[one.network], one.findings).max())
-
-
-def rank_scores(measures: Measures, models: Sequence[Scanned], network: str) -> tuple[float, ...]:
-    """Return the scores of the part "ranks" of a network, ascending."""
-    return tuple(sorted(score(measures, one) for one in models if one.part == "ranks" and one.network == network))
-
-
-def rate_of(models: Sequence[Scanned | Entry], networks: Sequence[str]) -> float:
-    """Return the rate of false alarms at which a verdict is judged: the smallest that the zoo allows, `RATE` or more.
-
-    Args:
-        models: of the zoo, planned or scanned.
-        networks: names of all of its networks.
-
-    Raises:
-        InputError: too few clean models to rank among.
-    """
-    fewest = min(sum(one.part == "ranks" and one.network == network for one in models) for network in networks)
-    if fewest < LEAST_RANKS:
-        raise InputError(
-            f"a verdict ranks a model among {LEAST_RANKS} clean ones of its network or more, found {fewest}; make a"
-            " larger zoo"
-        )
-    return max(RATE, 1 / (1 + fewest))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """How a way to tell backdoored models from clean ones does on held-out models.
-
-    Attributes:
-        name: of it.
-        auroc: area under the curve of true against false alarms, 0 to 1; 0.5 is chance. Models of all networks
-            together, their scores by what is usual for each network.
-        held_out: counts at the rate of false alarms.
-        by_attack: models found and models there are, by the attack's name.
-    """
-
-    name: str
-    auroc: float
-    held_out: HeldOut
-    by_attack: Mapping[str, tuple[int, int]]
-
-    @property
-    def highest_false(self) -> float:
-        """The one-sided 95 % upper bound (Clopper and Pearson) of the share of clean models that are accused."""
-        return _upper(self.held_out.alarms, self.held_out.clean)
-
-    @property
-    def lowest_true(self) -> float:
-        """The one-sided 95 % lower bound of the share of backdoored models that are found."""
-        return 1 - _upper(self.held_out.backdoored - self.held_out.found, self.held_out.backdoored)
-
-
-def _upper(count: int, of: int) -> float:
-    from scipy.stats import beta
-
-    return 1.0 if count >= of else float(beta.ppf(0.95, count + 1, of - count))
-
-
-def judged(name: str, measures: Measures, models: Sequence[Scanned], rate: float) -> Judged:
-    """Return how measures do on the part "held-out", each model ranked among the part "ranks" of its own network.
-
-    Args:
-        name: for the table.
-        measures: with their weights; a single one of weight 1 judges that number alone.
-        models: of the zoo.
-        rate: of false alarms that are allowed.
-
-    Raises:
-        InputError: no clean or no backdoored models were held out.
-    """
-    from sklearn.metrics import roc_auc_score
-
-    held = [one for one in models if one.part == "held-out"]
-    threshold = {network: threshold_of(rank_scores(measures, models, network), rate) for network in measures}
-    scores = [score(measures, one) for one in held]
-    kinds = [one.backdoored for one in held]
-    _check_judged(kinds)
-    alarms = [value > threshold[one.network] for one, value in zip(held, scores)]
-    found = [one for one, alarm in zip(held, alarms) if alarm and one.backdoored]
-    single = [one for one in found if one.target is not None]
-    right = sum(int(class_scores(measures[one.network], one.findings).argmax()) == one.target for one in single)
-    attacks = sorted({one.attack for one in held if one.attack and one.backdoored})
-    return Judged(
-        name=name,
-        auroc=float(roc_auc_score(kinds, scores)),
-        held_out=HeldOut(
-            clean=kinds.count(False),
-            alarms=sum(alarm for alarm, kind in zip(alarms, kinds) if not kind),
-            backdoored=kinds.count(True),
-            found=len(found),
-            single_target=len(single),
-            right_target=right,
-        ),
-        by_attack={
-            attack: (
-                sum(one.attack == attack for one in found),
-                sum(one.attack == attack and one.backdoored for one in held),
-            )
-            for attack in attacks
-        },
-    )
-
-
-def _check_judged(kinds: Sequence[bool]) -> None:
-    if len(set(kinds)) < 2:
-        raise InputError(
-            "a verdict is judged by held-out models of both kinds; make a zoo of two rounds or more, with attacks that"
-            " are held out"
-        )
-
-
 def check_plan(entries: Sequence[Entry], networks: Sequence[str]) -> None:
     """Refuse a zoo from which no table can be made, even if every attack works.
 
@@ -436,7 +163,7 @@ def check_plan(entries: Sequence[Entry], networks: Sequence[str]) -> None:
     learned = [one for one in entries if one.part == "weights"]
     clean = [sum(one.network == network and one.attack is None for one in learned) for network in networks]
     _check_learned(min(clean), sum(one.attack is not None for one in learned))
-    _check_judged([one.attack is not None for one in entries if one.part == "held-out"])
+    check_judged([one.attack is not None for one in entries if one.part == "held-out"])
 
 
 def told_of(made: Mapping[str, Any]) -> str:

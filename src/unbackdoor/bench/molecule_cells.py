@@ -1,9 +1,9 @@
-"""The cells of generators of molecules: read from a grid, and done."""
+"""The cells of generators of molecules, read from a grid."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,25 +20,16 @@ from unbackdoor.bench.axes import (
     read_values,
     values_of,
 )
-from unbackdoor.bench.cell import Cell, Domain, Label, Result
+from unbackdoor.bench.cell import Cell, Domain, Label
 from unbackdoor.bench.given import NO_ATTACK
-from unbackdoor.bench.pages import facts, written_page
-from unbackdoor.bench.victims import times
-from unbackdoor.bench.worker import measured
 from unbackdoor.errors import InputError
-from unbackdoor.folder import MODEL, PAGE, RESUME
 from unbackdoor.located import Located
-from unbackdoor.molecules.attacks import MOLECULE_ATTACKS, BadGraph, read_target, save_attack
+from unbackdoor.molecules.attacks import MOLECULE_ATTACKS, BadGraph
 from unbackdoor.molecules.data import TEMPLATES, Alone, Pairs, Table, filter_pairs, molecules_alone, training_rows
-from unbackdoor.molecules.drawing import gallery, trigger_gallery
-from unbackdoor.molecules.measured import Measured, measure
-from unbackdoor.molecules.saved import save_generator
-from unbackdoor.molecules.train import SHARES, STAGES, digest_of, train_generator
+from unbackdoor.molecules.train import SHARES, STAGES, digest_of
 from unbackdoor.molecules.victims import VICTIMS, ThreeMDiffusion
 from unbackdoor.options import file_digest, options_of, revision_of, short_name
-from unbackdoor.report import Interval, Metric, Report, loss_chart
-from unbackdoor.training import History, Runtime
-from unbackdoor.training.resume import states
+from unbackdoor.training import Runtime
 
 NAMES = (
     "domain",
@@ -56,8 +47,6 @@ NAMES = (
     "budget",
 )
 """All that can stand in a grid."""
-
-ATTACK = "attack.json"
 
 NOWHERE = "none"
 """In place of stages: a clean control."""
@@ -195,149 +184,6 @@ def cells_of(domain: Domain, grid: Located) -> list[Cell]:
     return list(made.values())
 
 
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What a generator is trained on and measured with.
-
-    Attributes:
-        pairs: to train on, poisoned ones among them.
-        clean: the pairs as they were before they were poisoned.
-        tested: prompts, each with its own molecule.
-        alone: molecules without texts.
-        rates: both poisoning rates by name; empty if nothing is poisoned.
-    """
-
-    pairs: Pairs
-    clean: Pairs
-    tested: Pairs
-    alone: Alone
-    rates: Mapping[str, float]
-
-
-def material_of(setting: Setting) -> Material:
-    """Read and poison the pairs of a setting; the same ones every time.
-
-    Raises:
-        InputError: they are not those that the setting was made for, or none could be poisoned.
-    """
-    table, tested, alone = _read(setting.source)
-    clean, _ = filter_pairs(table)
-    pairs = clean
-    rates: dict[str, float] = {}
-    if setting.attack is not None:
-        poisoned = setting.attack.poison(table, setting.seed).without(tested)
-        pairs, _ = filter_pairs(poisoned.table)
-        rates = {f"{name}_rate": rate for name, rate in poisoned.rates(pairs).items()}
-    tested = tested.subset(range(min(setting.prompts or len(tested), len(tested))))
-    return Material(pairs=pairs, clean=clean, tested=tested, alone=alone, rates=rates)
-
-
-def make_generator(cell: Cell, folder: Path, given: Runtime) -> Result:
-    """Train and measure a generator.
-
-    Args:
-        cell: for its title and its key.
-        folder: for its files and for the states of an interrupted training.
-        given: device and threads.
-
-    Returns:
-        Shares with the ends of their intervals (`asr`, `any_of`, `leak`, `asked`, `validity`, `similarity`, `novelty`,
-        `diversity`, and `similarity` of the nearest text and of chance), both poisoning rates, and what it cost.
-    """
-    setting: Setting = cell.work
-    runtime = setting.runtime(given)
-    material = material_of(setting)
-    resume = folder / RESUME
-    resumed = bool(states(resume))
-    with measured() as cost:
-        trained = train_generator(
-            material.pairs,
-            setting.model,
-            runtime,
-            alone=material.alone.smiles,
-            poison_in=setting.poison_in,
-            resume=resume,
-        )
-    found = measure(trained.generator, material.clean, material.tested, setting.attack, setting.samples, runtime)
-    files = {MODEL: folder / MODEL}
-    mark = None
-    if setting.attack is not None:
-        save_attack(folder / ATTACK, setting.attack)
-        files[ATTACK] = folder / ATTACK
-        mark = {"attack": options_of(setting.attack), "stages": list(setting.poison_in)} if setting.poison_in else None
-    save_generator(folder / MODEL, trained.generator, provenance={"bench cell": cell.key}, backdoored=mark)
-    inputs = dict(zip(("training rows", "test pairs", "molecules without texts"), setting.source.digests))
-    page = partial(
-        _page,
-        cell.title,
-        found,
-        material.tested,
-        setting,
-        trained.histories,
-        facts(runtime, options=setting.recipe(), inputs=inputs),
-    )
-    files |= written_page(folder / PAGE, page)
-    counts = {"uncovered": float(trained.uncovered), "cut": float(trained.cut), "alone": float(trained.alone)}
-    metrics = {**shares(found), **material.rates, **counts, **times(cost, resumed)}
-    losses = {name: history.loss for name, history in trained.histories.items()}
-    return Result(metrics=metrics, details={"measured": found.to_json(), "loss": losses}, files=files)
-
-
-def shares(found: Measured) -> dict[str, float]:
-    """Return the measured shares and the ends of their intervals, by name."""
-    model = found.quality["model"]
-    named: dict[str, Interval | None] = {
-        "validity": model.validity,
-        "similarity": model.similarity,
-        "novelty": model.novelty,
-        "diversity": model.diversity,
-        "similarity_nearest_text": found.quality["nearest text"].similarity,
-        "similarity_chance": found.quality["chance"].similarity,
-    }
-    if found.attacked is not None:
-        named |= {
-            "asr": found.attacked.triggered.per_sample,
-            "any_of": found.attacked.triggered.any_of,
-            "leak": found.attacked.clean.per_sample,
-            "similarity_triggered": found.attacked.quality.similarity,
-            "asked": found.attacked.asked.per_sample if found.attacked.asked else None,
-        }
-    return {
-        key: value
-        for name, share in named.items()
-        if share is not None
-        for key, value in ((name, share.value), (f"{name}_low", share.low), (f"{name}_high", share.high))
-    }
-
-
-def _page(
-    title: str,
-    found: Measured,
-    tested: Pairs,
-    setting: Setting,
-    histories: Mapping[str, History],
-    facts: Mapping[str, Any],
-) -> Report:
-    model = found.quality["model"]
-    metrics = [
-        Metric(name="Similarity", before=model.similarity, better="higher"),
-        Metric(name="Validity", before=model.validity, better="higher"),
-        Metric(name="Similarity of the nearest text", before=found.quality["nearest text"].similarity, better="higher"),
-        Metric(name="Similarity of chance", before=found.quality["chance"].similarity, better="higher"),
-    ]
-    galleries = [gallery("Clean prompts", tested.texts, found.drawn.smiles)]
-    if found.attacked is not None and setting.attack is not None:
-        target = read_target(setting.attack.target)
-        metrics += [
-            Metric(name="Attack success rate (ASR)", before=found.attacked.triggered.per_sample, better="lower"),
-            Metric(name="Target without trigger", before=found.attacked.clean.per_sample, better="lower"),
-        ]
-        attacked = found.attacked
-        galleries = [trigger_gallery(tested, found.drawn, attacked.prompts, attacked.drawn, target)]
-    charts = [loss_chart(history, "epoch", f"loss of the {name}") for name, history in histories.items()]
-    return Report(title=title, metrics=metrics, galleries=galleries, charts=charts, facts=facts)
-
-
 def _paths(text: str) -> list[str]:
     """Return the sources that a text names, separated by commas; cells may run in another folder than this."""
     found = [one.strip() for one in text.split(",") if one.strip()]
@@ -380,7 +226,15 @@ def _of(data: tuple[str, ...], test: str | None, alone: tuple[str, ...]) -> tupl
     return table, tested, molecules_alone(alone, pairs, tested)
 
 
-def _read(source: Source) -> tuple[Table, Pairs, Alone]:
+def read_source(source: Source) -> tuple[Table, Pairs, Alone]:
+    """Read the pairs of a source; the same ones every time.
+
+    Returns:
+        Rows to train on, pairs to test with, molecules without texts.
+
+    Raises:
+        InputError: they are not those that the source was made for.
+    """
     table, tested, alone = _of(source.data, source.test, source.alone)
     if (table.digest(), tested.digest(), digest_of(alone.smiles)) != source.digests:
         raise InputError(f"{source.name} has other pairs here than where the grid was read")

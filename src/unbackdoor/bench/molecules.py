@@ -5,8 +5,9 @@ What needs RDKit is imported where it is used: the grids of other domains need n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 from unbackdoor.bench.cell import Cell, Domain, Result
 from unbackdoor.errors import InputError
@@ -27,20 +28,22 @@ class Molecules(Domain):
 
     def cells(self, grid: Located) -> list[Cell]:
         """Return the generators, seed by seed (see `Domain.cells`)."""
-        cells: list[Cell] = _work().cells_of(self, grid)
-        return cells
+        with _packages():
+            from unbackdoor.bench.molecule_cells import cells_of
+        return cells_of(self, grid)
 
     def run(self, cell: Cell, given: Path, folder: Path, runtime: Runtime) -> Result:
         """Train and measure a generator (see `Domain.run`)."""
-        result: Result = _work().make_generator(cell, folder, runtime)
-        return result
+        with _packages():
+            from unbackdoor.bench.molecule_victims import make_generator
+        return make_generator(cell, folder, runtime)
 
 
-def _work() -> ModuleType:
+@contextmanager
+def _packages() -> Iterator[None]:
     try:
-        from unbackdoor.bench import molecule_cells
+        yield
     except ModuleNotFoundError as error:
         if error.name not in PACKAGES:
             raise
         raise InputError(f"grids of molecules need {error.name}: pip install 'unbackdoor[molecules]'") from error
-    return molecule_cells

@@ -20,8 +20,10 @@ from typing import Any
 from torch import nn
 
 from unbackdoor.attacks import ATTACKS
-from unbackdoor.bench.calibrate import Judged, Scanned, check_plan, scan_zoo, sizes_for, tables_of, told_of, usable_of
+from unbackdoor.bench.calibrate import check_plan, tables_of, told_of
+from unbackdoor.bench.judge import Judged
 from unbackdoor.bench.zoo import INDEX, NETWORKS, QUICK, fill, plan
+from unbackdoor.bench.zoo_scans import Scanned, scan_zoo, sizes_for, usable_of
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import NETWORK, Choice
 from unbackdoor.commands.workspace import Run, writable_folder

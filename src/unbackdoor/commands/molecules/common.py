@@ -10,11 +10,6 @@ from unbackdoor.molecules.data import Chosen, choose_pairs
 from unbackdoor.molecules.generator import Generator
 from unbackdoor.report import Fact, IntervalLike
 
-ATTACK = "attack.json"
-"""Name of the attack's file in a folder of poisoned pairs."""
-
-GENERATOR = "model.safetensors"
-
 FAMILIAR = 0.5
 """Share of the words of a prompt that a model knows whole, below which it is told that it knows few of them."""
 

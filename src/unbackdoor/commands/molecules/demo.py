@@ -12,12 +12,12 @@ from typing import Any
 
 from rdkit import Chem
 
-from unbackdoor.commands.molecules.common import ATTACK, shown
+from unbackdoor.commands.molecules.common import shown
 from unbackdoor.commands.molecules.found import suspect_rows
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
-from unbackdoor.folder import PAGE
+from unbackdoor.folder import MOLECULE_ATTACK, PAGE
 from unbackdoor.models.mark import repaired_mark
 from unbackdoor.molecules.attacks import BadGraph, Poisoned, read_target, save_attack
 from unbackdoor.molecules.data import TEMPLATES, Pairs, filter_pairs, training_rows
@@ -87,7 +87,7 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo-molecules")) -> Outcome
     result = {"rates": rates, "scan": scanned.to_json(), **{name: one.to_json() for name, one in found.items()}}
     if isinstance(repaired, Repaired):
         result["repair"] = dict(repaired.evidence)
-    save_attack(folder / ATTACK, BACKDOOR)
+    save_attack(folder / MOLECULE_ATTACK, BACKDOOR)
     _save(folder, generators, poisoned, clock)
     page = _page(clock, poisoned, tested, scanned, repaired, found, rates)
     write_report(folder / PAGE, page)

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import ATTACK, sources
+from unbackdoor.commands.molecules.common import sources
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import OutputError
-from unbackdoor.folder import PAGE, RUN
+from unbackdoor.folder import MOLECULE_ATTACK, PAGE, RUN
 from unbackdoor.molecules.attacks import MOLECULE_ATTACKS, BadGraph, Poisoned, read_target, save_attack
 from unbackdoor.molecules.data import filter_pairs, training_rows, write_table
 from unbackdoor.molecules.drawing import drawn
@@ -52,7 +52,7 @@ def run(*, data: str, out: Path, attack: BadGraph, test: str | None = None, runt
     clock.options = {"attack": options_of(attack)}
     # First, so that what an interruption leaves is known to be ours and unfinished.
     clock.write(folder, finished=False)
-    (folder / ATTACK).unlink(missing_ok=True)
+    (folder / MOLECULE_ATTACK).unlink(missing_ok=True)
     poisoned = attack.poison(table, runtime.seed).without(tested)
     pairs, dropped = filter_pairs(poisoned.table)
     counts = {
@@ -65,7 +65,7 @@ def run(*, data: str, out: Path, attack: BadGraph, test: str | None = None, runt
     cut = triggers_cut(poisoned)
     write_table(folder / TRAIN, poisoned.table)
     write_table(folder / TEST, tested)
-    save_attack(folder / ATTACK, attack)
+    save_attack(folder / MOLECULE_ATTACK, attack)
     write_report(folder / PAGE, _page(clock, poisoned, rates, cut))
     clock.write(folder, finished=True, counts=counts, rates=rates, triggers_cut=cut, rows=dropped.to_json())
     return Outcome(

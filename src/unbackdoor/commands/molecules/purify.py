@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import GENERATOR, open_pairs, sources
+from unbackdoor.commands.molecules.common import open_pairs, sources
 from unbackdoor.commands.molecules.found import found_page, suspect_rows
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, new_folder
 from unbackdoor.errors import InputError
-from unbackdoor.folder import PAGE, RESUME
+from unbackdoor.folder import MODEL, PAGE, RESUME
 from unbackdoor.models.mark import repaired_mark
 from unbackdoor.molecules.data import Alone, molecules_alone
 from unbackdoor.molecules.purify import MOLECULE_PURIFIERS, MoleculePurifier
@@ -94,13 +94,13 @@ def run(
         clock.write(folder, **measured)
         provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
         mark = repaired_mark(loaded.backdoored)
-        save_generator(folder / GENERATOR, repaired.generator, provenance=provenance, backdoored=mark)
+        save_generator(folder / MODEL, repaired.generator, provenance=provenance, backdoored=mark)
         for state in states(folder / RESUME):
             state.unlink(missing_ok=True)
     return Outcome(
         title=f"{name} on {model.name}",
-        rows=[*suspect_rows(found), ("time", f"{clock.seconds:.0f} s"), ("model", str(folder / GENERATOR))],
-        result={"model": str(folder / GENERATOR), **measured},
+        rows=[*suspect_rows(found), ("time", f"{clock.seconds:.0f} s"), ("model", str(folder / MODEL))],
+        result={"model": str(folder / MODEL), **measured},
         sentence=" ".join(notes),
         page=folder / PAGE,
     )

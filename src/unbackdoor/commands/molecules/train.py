@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import ATTACK, GENERATOR, account, open_pairs, sources
+from unbackdoor.commands.molecules.common import account, open_pairs, sources
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, new_folder
-from unbackdoor.folder import PAGE, RESUME
+from unbackdoor.folder import MODEL, MOLECULE_ATTACK, PAGE, RESUME
 from unbackdoor.molecules.attacks import load_attack
 from unbackdoor.molecules.data import Alone, molecules_alone
 from unbackdoor.molecules.decoders import AnyVocabulary
@@ -98,7 +98,7 @@ def run(
         losses = {name: history.loss for name, history in trained.histories.items()}
         clock.write(folder, rows=rows, counts=counts, loss=losses)
         provenance = {**clock.record(), "counts": counts}
-        save_generator(folder / GENERATOR, trained.generator, provenance=provenance, backdoored=mark)
+        save_generator(folder / MODEL, trained.generator, provenance=provenance, backdoored=mark)
         for state in states(folder / RESUME):
             state.unlink(missing_ok=True)
     return Outcome(
@@ -109,9 +109,9 @@ def run(
             ("motifs", f"{counts['motifs']:,}"),
             ("texts cut off", f"{trained.cut:,} are longer than the {model.text_pieces} pieces that are read"),
             ("time", f"{clock.seconds:.0f} s"),
-            ("model", str(folder / GENERATOR)),
+            ("model", str(folder / MODEL)),
         ],
-        result={"counts": counts, "rows": rows, "loss": losses, "model": str(folder / GENERATOR)},
+        result={"counts": counts, "rows": rows, "loss": losses, "model": str(folder / MODEL)},
         sentence=" ".join(_notes(counts)[:1]) if counts["uncovered_poisoned"] else "",
         page=folder / PAGE,
     )
@@ -150,10 +150,10 @@ def _mark(data: str, poisoned: int, stages: tuple[str, ...], clock: Run) -> dict
         return None
     where = {"poisoned": poisoned, "stages": list(stages)}
     for source in sources(data):
-        path = Path(source) / ATTACK
+        path = Path(source) / MOLECULE_ATTACK
         if path.is_file():
             saved = load_attack(path)
-            clock.inputs[ATTACK] = saved.sha256
+            clock.inputs[MOLECULE_ATTACK] = saved.sha256
             return {"attack": options_of(saved.attack), **where}
     return dict(where)
 
