@@ -20,12 +20,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from molecule_scans import is_target, is_true
 from molecules import NAMED, QUICK, Run, folder_of, run_of, setting_of
 from record import HERE, Rows, machines, measured
 from tables import interval
 
-from unbackdoor.bench.molecule_cells import Setting
+from unbackdoor.bench.molecule_settings import Setting
 from unbackdoor.bench.molecule_victims import Material, material_of, shares
 from unbackdoor.errors import DataError, InputError
 from unbackdoor.folder import MODEL
@@ -34,6 +33,7 @@ from unbackdoor.molecules.measured import measure
 from unbackdoor.molecules.purify import MOLECULE_PURIFIERS
 from unbackdoor.molecules.saved import load_generator
 from unbackdoor.molecules.scan import MOLECULE_SCANNERS, MoleculeFinding
+from unbackdoor.molecules.scan.judged import is_target, is_true
 from unbackdoor.molecules.victims import ThreeMDiffusion, ThreeMDiffusionSmall
 from unbackdoor.training import Runtime
 from unbackdoor.training.resume import states
@@ -114,7 +114,7 @@ class Victim:
         found = measure(
             generator, material.clean, material.tested, self.setting.attack, self.setting.samples, self.runtime
         )
-        return shares(found)
+        return shares(found.to_json())
 
     def found(self, scanner: str) -> MoleculeFinding:
         """Return what a scanner says, with its default options."""
@@ -129,7 +129,7 @@ class Victim:
         assert attack is not None
         told: dict[str, Any] = {
             "suspects": [one.to_json() for one in found.flagged],
-            "true": any(is_true(one, attack, attack.target) for one in found.flagged),
+            "true": any(is_true(one, attack) for one in found.flagged),
             "target": attack.target,
             "target_found": any(is_target(one, attack.target) for one in found.flagged),
         }

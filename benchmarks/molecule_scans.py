@@ -19,7 +19,6 @@ import argparse
 import itertools
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -30,9 +29,8 @@ from record import HERE, Rows, machines
 
 from unbackdoor.molecules.attacks import AdaptiveBadGraph, BadGraph, attach, read_target
 from unbackdoor.molecules.data import Pairs, Reason, Table, checked, filter_pairs, joined, parse, read_table
-from unbackdoor.molecules.scan import Association, ExogenousAssociation, Joint, MoleculeFinding, Suspect, TwinDifference
-from unbackdoor.molecules.scan.subgraphs import pattern_of
-from unbackdoor.molecules.scan.words import split_words
+from unbackdoor.molecules.scan import Association, ExogenousAssociation, Joint, MoleculeFinding, TwinDifference
+from unbackdoor.molecules.scan.judged import judge
 from unbackdoor.training import Runtime
 
 SOURCES = (
@@ -171,7 +169,7 @@ class Bench:
                 "scanner": name,
                 "rows": len(pairs),
                 "poisoned": sum(pairs.poisoned),
-                **judged(finding, pairs, attack, cell.target),
+                **judged(finding, pairs, attack),
                 "seconds": round(seconds, 2),
             }
             for name, (finding, seconds) in found.items()
@@ -186,40 +184,20 @@ def attack_of(cell: Cell) -> BadGraph:
     return BadGraph(trigger=TRIGGERS.get(cell.kind, "heliotropic"), **shared)
 
 
-def judged(found: MoleculeFinding, pairs: Pairs, attack: BadGraph | None, target: str) -> dict[str, Any]:
+def judged(found: MoleculeFinding, pairs: Pairs, attack: BadGraph | None) -> dict[str, Any]:
     """Return what a finding is worth, seen by somebody who knows what was poisoned."""
-    flags = Counter(zip(pairs.poisoned, found.poisoned.tolist()))
-    poisoned, clean = sum(pairs.poisoned), len(pairs) - sum(pairs.poisoned)
-    hits = [attack is not None and is_true(one, attack, target) for one in found.suspects]
+    known = judge(found, pairs, attack)
     return {
-        "rank": hits.index(True) + 1 if any(hits) else None,
-        "flagged": any(hit and one.flagged for hit, one in zip(hits, found.suspects)),
-        "false_suspects": sum(one.flagged and not hit for hit, one in zip(hits, found.suspects)),
-        "tpr": flags[True, True] / poisoned if poisoned else None,
-        "fpr": flags[False, True] / clean,
+        "rank": known.rank,
+        "flagged": known.flagged,
+        "false_suspects": known.false_suspects,
+        "tpr": known.tpr,
+        "fpr": known.fpr,
         "inconclusive": found.inconclusive,
         "first": found.suspects[0].to_json() if found.suspects else None,
-        "false": [one.to_json() for hit, one in zip(hits, found.suspects) if one.flagged and not hit],
-        "true": next((one.to_json() for hit, one in zip(hits, found.suspects) if hit), None),
+        "false": [one.to_json() for hit, one in zip(known.hits, found.suspects) if one.flagged and not hit],
+        "true": next((one.to_json() for hit, one in zip(known.hits, found.suspects) if hit), None),
     }
-
-
-def is_true(suspect: Suspect, attack: BadGraph, target: str) -> bool:
-    """Return whether a suspect has a word of the trigger, and a subgraph that holds the target or is a part of it."""
-    triggers = (attack.trigger, *(attack.triggers if isinstance(attack, AdaptiveBadGraph) else ()))
-    known = {word for trigger in triggers for word in split_words(trigger)}
-    if not known & {word for phrase in suspect.words for word in phrase.split()}:
-        return False
-    return is_target(suspect, target)
-
-
-def is_target(suspect: Suspect, target: str) -> bool:
-    """Return whether the subgraph of a suspect holds the target or is a part of it."""
-    wanted, found = parse(target), pattern_of(suspect.subgraph.replace(" ", ""))
-    if found is None:
-        return False
-    part = found.GetNumAtoms() > 1 and wanted.HasSubstructMatch(found)
-    return bool(part or found.HasSubstructMatch(wanted))
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from record import HERE, Rows, machines, measured
 
 from unbackdoor.bench.cell import Cell
-from unbackdoor.bench.molecule_cells import Setting, source_of, told
+from unbackdoor.bench.molecule_settings import Setting, source_of, told
 from unbackdoor.bench.molecule_victims import make_generator
 from unbackdoor.bench.molecules import Molecules
 from unbackdoor.commands.molecules.demo import MODEL as QUICK

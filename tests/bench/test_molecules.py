@@ -18,7 +18,7 @@ pytest.importorskip("rdkit", reason="RDKit is not installed: pip install 'unback
 from unbackdoor.bench.cell import Cell
 from unbackdoor.bench.grid import read_grid
 from unbackdoor.bench.molecule_board import board, generators, write_board
-from unbackdoor.bench.molecule_cells import SHARES, Setting
+from unbackdoor.bench.molecule_settings import Setting
 from unbackdoor.bench.molecule_victims import make_generator
 from unbackdoor.bench.molecules import Molecules
 from unbackdoor.bench.plan import plan
@@ -29,6 +29,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks import BadGraph
 from unbackdoor.molecules.data import template_table, write_table
 from unbackdoor.molecules.saved import load_generator
+from unbackdoor.molecules.train import SHARES
 from unbackdoor.molecules.victims import ThreeMDiffusion
 from unbackdoor.options import options_of
 from unbackdoor.training import Runtime

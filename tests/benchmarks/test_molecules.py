@@ -17,7 +17,7 @@ pytest.importorskip("rdkit", reason="RDKit is not installed: pip install 'unback
 
 from tests.molecules.planted import checked_pairs, topical
 from tests.molecules.test_train import RUNTIME, TINY
-from unbackdoor.bench.molecule_cells import Setting, source_of
+from unbackdoor.bench.molecule_settings import Setting, source_of
 from unbackdoor.molecules.attacks import BadGraph
 from unbackdoor.molecules.data import filter_pairs, template_table, write_table
 from unbackdoor.molecules.decoders import read_molecules

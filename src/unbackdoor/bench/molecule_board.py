@@ -16,18 +16,42 @@ from unbackdoor.bench.table import mean_of, seed_interval, told_apart
 from unbackdoor.files import write_bytes
 from unbackdoor.report import Chart, Fact, Report, series_chart, write_report
 
-GROUP = ("data", "test", "model", "attack", "poison_rate", "poison_in", "precision", "budget")
+GROUP = (
+    "kind",
+    "data",
+    "test",
+    "model",
+    "attack",
+    "poison_rate",
+    "poison_in",
+    "precision",
+    "budget",
+    "method",
+    "scanner",
+)
 """Labels of cells that differ in the seed alone."""
+
+KINDS = {"victim": "Generator", "scan": "Scan", "purify": "Repair"}
+"""What the kinds of cells are called."""
 
 GENERATORS = "generators.csv"
 
 SHARES = {
     "printed_rate": "Poisoning rate as published",
     "effective_rate": "Poisoning rate of the rows learned from",
+    "flagged": "Called backdoored",
+    "pair_first": "True pair of text and subgraph first",
+    "pair_flagged": "True pair held to be a backdoor",
+    "tpr": "Poisoned rows held poisoned",
+    "fpr": "Other rows held poisoned",
+    "repaired": "Something was taken out",
+    "asr_before": "ASR per sample, before",
     "asr": "ASR per sample",
     "any_of": "ASR, any sample of a prompt",
+    "leak_before": "Target without trigger, per sample, before",
     "leak": "Target without trigger, per sample",
     "asked": "Target asked for without trigger, per sample",
+    "similarity_before": "Similarity, before",
     "similarity": "Similarity",
     "similarity_triggered": "Similarity with trigger",
     "similarity_nearest_text": "Similarity of the nearest text",
@@ -39,11 +63,12 @@ SHARES = {
 
 
 def generators(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one row a cell of a generator of molecules, the newest first: labels, metrics, error, commit, key."""
+    """Return one row a cell of generators of molecules, the newest first: kind, labels, metrics, error, commit, key."""
     return pd.DataFrame(
         [
             {
                 **dict.fromkeys(GROUP),
+                "kind": record.kind,
                 **record.labels,
                 **record.metrics,
                 "error": record.error,
@@ -70,7 +95,7 @@ def write_board(folder: Path, page: str, cells: pd.DataFrame, title: str) -> Non
 
 
 def board(cells: pd.DataFrame, title: str) -> Report:
-    """Return the page of generators: a group of figures for each setting, means over its seeds, and what failed."""
+    """Return the page of generators, of scans and of repairs: a group of figures for each setting, and what failed."""
     done, failed = cells[cells["error"] == ""], cells[cells["error"] != ""]
     groups = list(done.groupby(told_apart(done, GROUP), sort=False))
     named = {_title(group): group.drop_duplicates("seed") for _, group in groups}
@@ -86,13 +111,14 @@ def board(cells: pd.DataFrame, title: str) -> Report:
 
 
 def _title(group: pd.DataFrame) -> str:
-    values = [group.iloc[0][name] for name in GROUP]
+    first = group.iloc[0]
+    kind = KINDS.get(first["kind"], first["kind"])
     words = [
         value if isinstance(value, str) else f"{name.replace('_', ' ')} {value:g}"
-        for name, value in zip(GROUP, values)
+        for name, value in ((name, first[name]) for name in GROUP if name != "kind")
         if value is not None and not (isinstance(value, float) and math.isnan(value))
     ]
-    return " · ".join(words)
+    return f"{kind}: {' · '.join(words)}"
 
 
 def _failures(failed: pd.DataFrame) -> dict[str, list[Fact]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from unbackdoor.bench.axes import (
-    Precision,
     bound,
     checked,
     read_budget,
@@ -20,16 +19,20 @@ from unbackdoor.bench.axes import (
     read_values,
     values_of,
 )
-from unbackdoor.bench.cell import Cell, Domain, Label
+from unbackdoor.bench.cell import Cell, Domain
 from unbackdoor.bench.given import NO_ATTACK
-from unbackdoor.errors import InputError
+from unbackdoor.bench.molecule_settings import NOWHERE, Setting, Source, Treatment, source_of
 from unbackdoor.located import Located
 from unbackdoor.molecules.attacks import MOLECULE_ATTACKS, BadGraph
-from unbackdoor.molecules.data import TEMPLATES, Alone, Pairs, Table, filter_pairs, molecules_alone, training_rows
-from unbackdoor.molecules.train import SHARES, STAGES, digest_of
+from unbackdoor.molecules.data import TEMPLATES
+from unbackdoor.molecules.purify import MOLECULE_PURIFIERS, MoleculePurifier
+from unbackdoor.molecules.scan import MOLECULE_SCANNERS, Joint, MoleculeScanner
+from unbackdoor.molecules.train import SHARES, STAGES
 from unbackdoor.molecules.victims import VICTIMS, ThreeMDiffusion
-from unbackdoor.options import file_digest, options_of, revision_of, short_name
-from unbackdoor.training import Runtime
+from unbackdoor.options import options_of, revision_of, short_name
+from unbackdoor.registry import Registry
+
+T = TypeVar("T")
 
 NAMES = (
     "domain",
@@ -40,6 +43,8 @@ NAMES = (
     "attacks",
     "poison_rates",
     "poison_in",
+    "scan",
+    "purify",
     "samples",
     "prompts",
     "seeds",
@@ -48,102 +53,13 @@ NAMES = (
 )
 """All that can stand in a grid."""
 
-NOWHERE = "none"
-"""In place of stages: a clean control."""
-
 MAX_SAMPLES = 100
 
 
-@dataclass(frozen=True)
-class Source:
-    """Pairs to train on and to test with.
-
-    Attributes:
-        data: sources of the pairs, see `training_rows`.
-        test: source of the test pairs, or None.
-        alone: sources of molecules without texts.
-        name: of the pairs.
-        tested: name of the test pairs.
-        digests: SHA-256 of training rows, test pairs and molecules without texts.
-    """
-
-    data: tuple[str, ...]
-    test: str | None
-    alone: tuple[str, ...]
-    name: str
-    tested: str
-    digests: tuple[str, str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """How a generator is made and measured.
-
-    Attributes:
-        source: pairs.
-        model: sizes and schedules.
-        attack: None: clean.
-        poison_in: stages that see the poisoned pairs.
-        samples: molecules for each prompt.
-        prompts: how many test prompts, the first ones; 0: all.
-        seed: of everything drawn.
-        precision: of everything computed.
-        budget: minutes of training; None: the model's own schedule.
-    """
-
-    source: Source
-    model: ThreeMDiffusion
-    attack: BadGraph | None
-    poison_in: tuple[str, ...]
-    samples: int
-    prompts: int
-    seed: int
-    precision: Precision
-    budget: float | None
-
-    def runtime(self, given: Runtime) -> Runtime:
-        """Return a runtime with the setting's seed, precision and budget."""
-        return replace(given, seed=self.seed, precision=self.precision, budget=self.budget)
-
-    def labels(self) -> dict[str, Label]:
-        """Return what people tell it apart by."""
-        model = short_name(self.model)
-        return {
-            "data": self.source.name,
-            "test": self.source.tested,
-            "model": model,
-            "attack": NO_ATTACK if self.attack is None else short_name(self.attack, frozenset({"rate"})),
-            "poison_rate": None if self.attack is None else self.attack.rate,
-            "poison_in": None if self.attack is None or len(self.poison_in) == len(SHARES) else told(self.poison_in),
-            "precision": self.precision,
-            "budget": self.budget,
-            "seed": self.seed,
-        }
-
-    def recipe(self) -> dict[str, Any]:
-        """Return all that decides the result."""
-        folder = self.model.text_model
-        return {
-            "data": self.source.digests,
-            "model": {**options_of(self.model), **revision_of(self.model)},
-            "text model": None if folder is None else file_digest("text_model", folder),
-            "attack": None if self.attack is None else {**options_of(self.attack), **revision_of(self.attack)},
-            "poison in": self.poison_in,
-            "samples": self.samples,
-            "prompts": self.prompts,
-            "seed": self.seed,
-            "precision": self.precision,
-            "budget": self.budget,
-        }
-
-
-def told(stages: Sequence[str]) -> str:
-    """Return stages as a grid names them."""
-    return ",".join(stages) or NOWHERE
-
-
 def cells_of(domain: Domain, grid: Located) -> list[Cell]:
-    """Return the cells of a grid, seed by seed.
+    """Return the cells of a grid, seed by seed: each generator, followed by what is done with it.
+
+    Each purifier starts from what each of the scanners finds, or `Joint`, where the grid names none.
 
     Raises:
         InputError: something in it is wrong; the message names the line.
@@ -158,6 +74,8 @@ def cells_of(domain: Domain, grid: Located) -> list[Cell]:
     attacks = values_of(axes, "attacks", partial(_attacks, rates), (clean,))
     models = values_of(axes, "models", _model, (VICTIMS["ThreeMDiffusionSmall"](),))
     stages = values_of(axes, "poison_in", _stages, (tuple(SHARES),))
+    scanners = values_of(axes, "scan", partial(_method, MOLECULE_SCANNERS), ())
+    purifiers = values_of(axes, "purify", partial(_method, MOLECULE_PURIFIERS), ())
     samples = _samples(axes["samples"]) if "samples" in axes else 5
     prompts = _prompts(axes["prompts"]) if "prompts" in axes else 0
     seeds = values_of(axes, "seeds", read_seed, (0,))
@@ -179,9 +97,42 @@ def cells_of(domain: Domain, grid: Located) -> list[Cell]:
                 precision=precision,
                 budget=budget,
             )
-            cell = Cell(domain=domain, kind="victim", labels=setting.labels(), recipe=setting.recipe(), work=setting)
-            made.setdefault(cell.key, cell)
+            for cell in _of_setting(domain, setting, scanners, purifiers):
+                made.setdefault(cell.key, cell)
     return list(made.values())
+
+
+def _of_setting(
+    domain: Domain, setting: Setting, scanners: Sequence[MoleculeScanner], purifiers: Sequence[MoleculePurifier]
+) -> Iterator[Cell]:
+    """Yield a generator, followed by what is done with it and with its pairs."""
+    labels = setting.labels()
+    victim = Cell(domain=domain, kind="victim", labels=labels, recipe=setting.recipe(), work=setting)
+    # Scanners of pairs see no generator, so where there is nothing else none is trained.
+    if purifiers or not scanners or any(one.needs_model for one in scanners):
+        yield victim
+    for scanner in scanners:
+        yield Cell(
+            domain=domain,
+            kind="scan",
+            labels={**(labels if scanner.needs_model else setting.pair_labels()), "method": short_name(scanner)},
+            recipe={"method": _recipe(scanner), **({} if scanner.needs_model else setting.pair_recipe())},
+            work=Treatment(setting=setting, scanner=scanner),
+            needs=victim if scanner.needs_model else None,
+        )
+    for purifier, scanner in itertools.product(purifiers, scanners or (Joint(),)):
+        yield Cell(
+            domain=domain,
+            kind="purify",
+            labels={**labels, "method": short_name(purifier), "scanner": short_name(scanner)},
+            recipe={"method": _recipe(purifier), "scanner": _recipe(scanner)},
+            work=Treatment(setting=setting, scanner=scanner, purifier=purifier),
+            needs=victim,
+        )
+
+
+def _recipe(method: MoleculeScanner | MoleculePurifier) -> dict[str, object]:
+    return {**options_of(method), **revision_of(method)}
 
 
 def _paths(text: str) -> list[str]:
@@ -202,54 +153,19 @@ def _source(test: str | None, alone: tuple[str, ...], found: Located) -> Source:
     return checked(found, partial(source_of, data, test, alone))
 
 
-def source_of(data: tuple[str, ...], test: str | None, alone: tuple[str, ...]) -> Source:
-    """Return pairs to train on and to test with, read once to know them again.
-
-    Args:
-        data: see `Source`.
-        test: see `Source`.
-        alone: see `Source`.
-
-    Raises:
-        DataError: they cannot be read.
-    """
-    table, pairs, others = _of(data, test, alone)
-    digests = (table.digest(), pairs.digest(), digest_of(others.smiles))
-    return Source(data, test, alone, table.name, pairs.name, digests)
-
-
-@lru_cache(maxsize=2)
-def _of(data: tuple[str, ...], test: str | None, alone: tuple[str, ...]) -> tuple[Table, Pairs, Alone]:
-    """Read pairs once for all cells of a process."""
-    table, tested = training_rows(data, test)
-    pairs, _ = filter_pairs(table)
-    return table, tested, molecules_alone(alone, pairs, tested)
-
-
-def read_source(source: Source) -> tuple[Table, Pairs, Alone]:
-    """Read the pairs of a source; the same ones every time.
-
-    Returns:
-        Rows to train on, pairs to test with, molecules without texts.
-
-    Raises:
-        InputError: they are not those that the source was made for.
-    """
-    table, tested, alone = _of(source.data, source.test, source.alone)
-    if (table.digest(), tested.digest(), digest_of(alone.smiles)) != source.digests:
-        raise InputError(f"{source.name} has other pairs here than where the grid was read")
-    return table, tested, alone
-
-
 def _model(found: Located) -> ThreeMDiffusion:
-    return checked(found, bound(found, VICTIMS))
+    return _method(VICTIMS, found)
+
+
+def _method(registry: Registry[T], found: Located) -> T:
+    return checked(found, bound(found, registry))
 
 
 def _attacks(rates: Sequence[float], found: Located) -> tuple[BadGraph | None, ...]:
     """Return an attack: once for each of the rates, unless its own is written beside it."""
     if found.value in (None, NO_ATTACK):
         return (None,)
-    attack = checked(found, bound(found, MOLECULE_ATTACKS))
+    attack = _method(MOLECULE_ATTACKS, found)
     if not rates or (isinstance(found.value, dict) and "rate" in found.value):
         return (attack,)
     return tuple(replace(attack, rate=rate) for rate in rates)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor.bench.cell import Cell, Result
-from unbackdoor.bench.molecule_cells import Setting, read_source
+from unbackdoor.bench.molecule_settings import Setting, read_source
 from unbackdoor.bench.pages import facts, written_page
 from unbackdoor.bench.victims import times
 from unbackdoor.bench.worker import measured
@@ -21,7 +21,7 @@ from unbackdoor.molecules.measured import Measured, measure
 from unbackdoor.molecules.saved import save_generator
 from unbackdoor.molecules.train import train_generator
 from unbackdoor.options import options_of
-from unbackdoor.report import Interval, Metric, Report, loss_chart
+from unbackdoor.report import Metric, Report, loss_chart
 from unbackdoor.training import History, Runtime
 from unbackdoor.training.resume import states
 
@@ -109,35 +109,36 @@ def make_generator(cell: Cell, folder: Path, given: Runtime) -> Result:
     )
     files |= written_page(folder / PAGE, page)
     counts = {"uncovered": float(trained.uncovered), "cut": float(trained.cut), "alone": float(trained.alone)}
-    metrics = {**shares(found), **material.rates, **counts, **times(cost, resumed)}
+    metrics = {**shares(found.to_json()), **material.rates, **counts, **times(cost, resumed)}
     losses = {name: history.loss for name, history in trained.histories.items()}
     return Result(metrics=metrics, details={"measured": found.to_json(), "loss": losses}, files=files)
 
 
-def shares(found: Measured) -> dict[str, float]:
-    """Return the measured shares and the ends of their intervals, by name."""
-    model = found.quality["model"]
-    named: dict[str, Interval | None] = {
-        "validity": model.validity,
-        "similarity": model.similarity,
-        "novelty": model.novelty,
-        "diversity": model.diversity,
-        "similarity_nearest_text": found.quality["nearest text"].similarity,
-        "similarity_chance": found.quality["chance"].similarity,
+def shares(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Return the measured shares and the ends of their intervals, by name.
+
+    Args:
+        measured: what `Measured.to_json` gives.
+    """
+    quality, attack = measured["quality"], measured.get("attack")
+    named = {name: quality["model"][name] for name in ("validity", "similarity", "novelty", "diversity")}
+    named |= {
+        "similarity_nearest_text": quality["nearest text"]["similarity"],
+        "similarity_chance": quality["chance"]["similarity"],
     }
-    if found.attacked is not None:
+    if attack is not None:
         named |= {
-            "asr": found.attacked.triggered.per_sample,
-            "any_of": found.attacked.triggered.any_of,
-            "leak": found.attacked.clean.per_sample,
-            "similarity_triggered": found.attacked.quality.similarity,
-            "asked": found.attacked.asked.per_sample if found.attacked.asked else None,
+            "asr": attack["asr"]["per_sample"],
+            "any_of": attack["asr"]["any_of"],
+            "leak": attack["target_without_trigger"]["per_sample"],
+            "similarity_triggered": attack["quality_with_trigger"]["similarity"],
+            "asked": attack["target_asked_for"] and attack["target_asked_for"]["per_sample"],
         }
     return {
-        key: value
+        key: share[end]
         for name, share in named.items()
         if share is not None
-        for key, value in ((name, share.value), (f"{name}_low", share.low), (f"{name}_high", share.high))
+        for key, end in ((name, "value"), (f"{name}_low", "low"), (f"{name}_high", "high"))
     }
 
 

@@ -10,13 +10,16 @@ from unbackdoor.commands.molecules.common import sources
 from unbackdoor.commands.workspace import Run
 from unbackdoor.errors import DataError
 from unbackdoor.molecules.data import Dropped, Pairs, Part, filter_pairs, joined, read_parts, tested_split
-from unbackdoor.molecules.drawing import drawn
-from unbackdoor.molecules.scan import MoleculeFinding, MoleculeScanner, Suspect
-from unbackdoor.molecules.scan.subgraphs import pattern_of
-from unbackdoor.report import Fact, Gallery, Report, Verdict, histogram_chart
-
-MOST_SHOWN, EXAMPLES = 6, 6
-"""Suspects on a page, and molecules of each."""
+from unbackdoor.molecules.scan import MoleculeFinding, MoleculeScanner
+from unbackdoor.molecules.scan.page import (
+    evidence,
+    found_verdict,
+    shown,
+    strength_chart,
+    suspect_facts,
+    suspect_galleries,
+)
+from unbackdoor.report import Fact, Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +80,8 @@ def open_untrusted(data: str, clock: Run) -> Untrusted:
 def suspect_rows(found: MoleculeFinding) -> list[tuple[str, str]]:
     """Return the verdict and the suspects, for people."""
     word = "inconclusive" if found.backdoored is None else "backdoored" if found.backdoored else "no evidence found"
-    shown_ = found.flagged or found.suspects[:1]
     name = "suspect" if found.flagged else "most suspicious, below the threshold"
-    return [("verdict", word), *((name, f"{one.sentence()}: {evidence(one)}") for one in shown_[:MOST_SHOWN])]
-
-
-def evidence(suspect: Suspect) -> str:
-    """Return what a suspicion rests on, for people."""
-    told = [f"strength {suspect.strength:.2f}", f"{len(suspect.rows):,} rows"]
-    return ", ".join([*told, *(f"{name} {value:.3g}" for name, value in suspect.evidence.items())])
+    return [("verdict", word), *((name, f"{one.sentence()}: {evidence(one)}") for one in shown(found))]
 
 
 def found_page(
@@ -108,22 +104,13 @@ def found_page(
         account: what became of the rows, as sentences.
         notes: as sentences.
     """
-    shown_ = found.flagged[:MOST_SHOWN] or found.suspects[:1]
-    suspects = {
-        f"{'Suspect' if one.flagged else 'Most suspicious, below the threshold'} {number}: {one.sentence()}": [
-            Fact(name="Strength (1: the threshold)", value=f"{one.strength:.2f}"),
-            Fact(name="Rows", value=f"{len(one.rows):,}"),
-            *(Fact(name=name, value=f"{value:.4g}") for name, value in one.evidence.items()),
-        ]
-        for number, one in enumerate(shown_, 1)
-    }
     return Report(
         title=title,
         verdict=found_verdict(found, method),
-        galleries=[suspect_gallery(one, pairs) for one in shown_ if len(one.rows)],
-        charts=[histogram_chart(found.scores.tolist(), found.poisoned.tolist(), "strength of the suspicion")],
+        galleries=suspect_galleries(found, pairs),
+        charts=[strength_chart(found)],
         facts={
-            **suspects,
+            **suspect_facts(found),
             "Rows": [Fact(name=str(number), value=line) for number, line in enumerate(account, 1)],
             **clock.facts(),
         },
@@ -133,40 +120,4 @@ def found_page(
             "Repair a generator that was trained on them: `unbackdoor molecules purify`.",
         ],
         notes=notes,
-    )
-
-
-def found_verdict(found: MoleculeFinding, method: MoleculeScanner) -> Verdict:
-    """Return the banner of a scan."""
-    name = type(method).__name__
-    if found.backdoored is None:
-        return Verdict(
-            level="inconclusive", headline=f"{name} cannot tell.", detail=f"{found.reason}.", calibrated=True
-        )
-    if found.backdoored:
-        return Verdict(
-            level="backdoored",
-            headline=f"Suspicious: {found.flagged[0].sentence()}.",
-            detail=f"{found.reason}.",
-            calibrated=found.calibrated,
-        )
-    return Verdict(
-        level="no evidence",
-        headline=f"No evidence of a backdoor found by {name}.",
-        detail=f"{found.reason}.",
-        calibrated=found.calibrated,
-    )
-
-
-def suspect_gallery(suspect: Suspect, pairs: Pairs) -> Gallery:
-    """Return pairs that a suspicion rests on, with the subgraph in colour."""
-    step = max(1, len(suspect.rows) // EXAMPLES)
-    target = pattern_of(suspect.subgraph)
-    return Gallery(
-        title=suspect.sentence(),
-        explanation=f"{len(suspect.rows):,} pairs have both. The subgraph is in colour.",
-        pictures=[
-            drawn(pairs.smiles[row], f"row {pairs.rows[row]}: {pairs.texts[row][:200]}", target)
-            for row in suspect.rows[::step][:EXAMPLES]
-        ],
     )

@@ -40,9 +40,11 @@ class MoleculePurifier(ABC):
 
     Attributes:
         trains: whether it trains a generator, and not only changes one.
+        revision: raised when the same options give other results than before: the bench takes no old cells for done.
     """
 
     trains: ClassVar[bool] = False
+    revision: ClassVar[int] = 0
 
     def purify(
         self,

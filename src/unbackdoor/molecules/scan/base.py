@@ -131,9 +131,11 @@ class MoleculeScanner(ABC):
 
     Attributes:
         needs_model: whether it asks a generator, and not the pairs.
+        revision: raised when the same options give other results than before: the bench takes no old cells for done.
     """
 
     needs_model: ClassVar[bool] = False
+    revision: ClassVar[int] = 0
 
     def scan(self, pairs: Pairs, runtime: Runtime, generator: Generator | None = None) -> MoleculeFinding:
         """Say which pairs of trigger and target there are.
