@@ -218,6 +218,18 @@ def test_the_board_tells_scans_and_repairs_apart(victim: tuple[list[Cell], Path]
     assert facts["Scan"]["Called backdoored"].startswith("50.0 %")
     assert facts["Repair"]["ASR per sample, before"] == "90.0 %"
     assert facts["Repair"]["ASR per sample"] == "10.0 %  [0.0, 20.0]"
-    titles = list(page.facts)
-    assert titles[1].endswith("TriggerInversion")
-    assert titles[2].endswith("LatentPurification · Joint") or "LatentPurification · TriggerInversion" in titles[2]
+    # What all have in common is told once.
+    assert list(page.facts) == [
+        "All of them",
+        "Generator",
+        "Scan: TriggerInversion",
+        "Repair: LatentPurification",
+    ]
+    assert facts["All of them"]["scanner"] == "TriggerInversion"
+
+
+def test_settings_of_which_one_alone_has_a_label_have_titles_of_their_own(victim: tuple[list[Cell], Path]) -> None:
+    made = victim[0][0]
+    records = [record(made, {"asr": share}, 0, poison_in=told) for share, told in ((0.9, None), (0.1, "none"))]
+    page = board(generators(records), "Generators")
+    assert [title for title in page.facts if title != "All of them"] == ["Generator", "Generator: none"]

@@ -242,8 +242,9 @@ def test_the_board_has_means_over_seeds_and_a_curve_over_rates(
 ) -> None:
     cells = generators(records(done[0]))
     page = board(cells, "Generators")
-    assert len(page.facts) == 3
     groups = {title: {fact.name: fact.value for fact in facts} for title, facts in page.facts.items()}
+    assert groups.pop("All of them")["data"] == "pairs.parquet"
+    assert len(groups) == 3
     by_rate = {rate: group for title, group in groups.items() for rate in (0.2, 0.6) if f"poison rate {rate}" in title}
     assert by_rate[0.2]["ASR per sample"] == "50.0 %  [40.0, 60.0]"
     # Student's t with one degree of freedom: 12.7 standard errors, cut off at 0 and 1.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from unbackdoor.bench.export import csv_bytes
+from unbackdoor.bench.given import NO_ATTACK
 from unbackdoor.bench.molecules import Molecules
 from unbackdoor.bench.store import Record
 from unbackdoor.bench.table import mean_of, seed_interval, told_apart
@@ -96,13 +95,17 @@ def write_board(folder: Path, page: str, cells: pd.DataFrame, title: str) -> Non
 
 def board(cells: pd.DataFrame, title: str) -> Report:
     """Return the page of generators, of scans and of repairs: a group of figures for each setting, and what failed."""
+    place = cells["kind"].map({kind: number for number, kind in enumerate(KINDS)})
+    cells = cells.assign(place=place).sort_values("place", kind="stable")
     done, failed = cells[cells["error"] == ""], cells[cells["error"] != ""]
+    common, names = _labels(cells)
     groups = list(done.groupby(told_apart(done, GROUP), sort=False))
-    named = {_title(group): group.drop_duplicates("seed") for _, group in groups}
+    named = {_title(group, names): group.drop_duplicates("seed") for _, group in groups}
+    facts = {title: _facts(group) for title, group in named.items()}
     return Report(
         title=title,
-        charts=list(_curves(named.values())),
-        facts={**{name: _facts(group) for name, group in named.items()}, **_failures(failed)},
+        charts=list(_curves(named.values(), names)),
+        facts={**({"All of them": common} if common else {}), **facts, **_failures(failed, names)},
         notes=[
             "Intervals with several seeds are Student's 95 % over them; with one seed, 95 % by drawing prompts again.",
             "Similarity means something only beside chance and the nearest text.",
@@ -110,21 +113,42 @@ def board(cells: pd.DataFrame, title: str) -> Report:
     )
 
 
-def _title(group: pd.DataFrame) -> str:
+def _labels(cells: pd.DataFrame) -> tuple[list[Fact], list[str]]:
+    """Return the labels that titles need not tell, as all settings that have one have the same; names of the others."""
+    settings = cells[list(GROUP)].drop_duplicates()
+    singles = [settings.iloc[[row]] for row in range(len(settings))]
+    common, names = [], [name for name in GROUP if name != "kind"]
+    for name in list(names):
+        values = settings[name].dropna().unique()
+        shorter = [other for other in names if other != name]
+        # Without it two settings may look the same, of which only one has it.
+        if len(values) <= 1 and len({_title(one, shorter) for one in singles}) == len(singles):
+            names = shorter
+            common += [Fact(name=_shown(name), value=str(value)) for value in values]
+    return common, names
+
+
+def _shown(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _title(group: pd.DataFrame, names: Sequence[str]) -> str:
+    """Return what kind of cells these are, and the labels by which they differ from others."""
     first = group.iloc[0]
+    words = []
+    for name, value in ((name, first[name]) for name in names):
+        if isinstance(value, str):
+            words.append("no attack" if (name, value) == ("attack", NO_ATTACK) else value)
+        elif not pd.isna(value):
+            words.append(f"{_shown(name)} {value:g}")
     kind = KINDS.get(first["kind"], first["kind"])
-    words = [
-        value if isinstance(value, str) else f"{name.replace('_', ' ')} {value:g}"
-        for name, value in ((name, first[name]) for name in GROUP if name != "kind")
-        if value is not None and not (isinstance(value, float) and math.isnan(value))
-    ]
-    return f"{kind}: {' · '.join(words)}"
+    return f"{kind}: {' · '.join(words)}" if words else kind
 
 
-def _failures(failed: pd.DataFrame) -> dict[str, list[Fact]]:
+def _failures(failed: pd.DataFrame, names: Sequence[str]) -> dict[str, list[Fact]]:
     """Return the reasons of cells that failed, in a group of its own if there are any."""
     facts = [
-        Fact(name=f"{_title(one)} · seed {one.iloc[0]['seed']}", value=one.iloc[0]["error"])
+        Fact(name=f"{_title(one, names)} · seed {one.iloc[0]['seed']}", value=one.iloc[0]["error"])
         for one in (failed.iloc[[row]] for row in range(len(failed)))
     ]
     return {"Failed": facts} if facts else {}
@@ -148,12 +172,12 @@ def _told(group: pd.DataFrame, name: str) -> str:
     return "" if mean is None else f"{100 * mean:.1f} %{ends}"
 
 
-def _curves(groups: Iterable[pd.DataFrame]) -> Iterable[Chart]:
+def _curves(groups: Iterable[pd.DataFrame], names: Sequence[str]) -> Iterable[Chart]:
     """Yield how the ASR grows with the poisoning rate, where there are several rates."""
     points: dict[str, list[tuple[float, float]]] = {}
     for group in groups:
         if {"asr", "effective_rate"} <= set(group) and group["asr"].notna().all():
-            rest = _title(group.assign(poison_rate=np.nan))
+            rest = _title(group, [name for name in names if name != "poison_rate"])
             points.setdefault(rest, []).append((group["effective_rate"].mean(), group["asr"].mean()))
     series: dict[str, tuple[Sequence[float], Sequence[float]]] = {}
     for name, found in points.items():
