@@ -157,7 +157,8 @@ counts as backdoored from an ASR of 50 % on. What is usual, and the clean models
 model's own network; the weights are those of all. "Verdict" weighs all numbers; each of the other lines ranks one
 number alone, so that all have the same rate of false alarms; "NeuralCleanse" is the verdict's own short search (90
 steps of 16 images), not the scanner's 800 of 32. Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the
-held-out models of both networks together."""
+held-out models of both networks together. The way in which weights are found was changed once after a look at the
+held-out models of digits, see docs/methods/verdict.md."""
 
 
 def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:

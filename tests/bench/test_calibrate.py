@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 from tests.planted import planted, runtime
 from tests.scan.tables import finding
 from unbackdoor.bench import zoo_scans as module
-from unbackdoor.bench.calibrate import PENALTY, check_plan, logistic, measures_of, tables_of, told_of
+from unbackdoor.bench.calibrate import PENALTY, check_plan, conditional_logit, logistic, measures_of, tables_of, told_of
 from unbackdoor.bench.judge import Judged, judged, rate_of, score
 from unbackdoor.bench.zoo import plan
 from unbackdoor.bench.zoo_scans import Scanned, scan_zoo
@@ -30,6 +30,27 @@ from unbackdoor.scan.calibration import HeldOut, Measure, Table, of_classes
 
 CLASSES = 6
 PREACT, WRN = partial(PreActResNet18, width=8), partial(WRN16x1, width=16)
+
+
+def test_weights_of_classes_are_at_the_minimum_of_their_loss_within_their_bounds() -> None:
+    draws = np.random.default_rng(0)
+    models = []
+    for target in range(CLASSES):
+        features = draws.normal(size=(CLASSES, 3))
+        features[target] += (1.5, 0.0, -1.5)
+        models.append((features, target))
+    weights = conditional_logit(models)
+    assert weights[0] > 0.3
+    assert weights[2] == 0, "the third number falls in targets, which no weight of 0 or more can use"
+
+    def loss(at: np.ndarray) -> float:
+        told = [math.log(np.exp(rows @ at)[target] / np.exp(rows @ at).sum()) for rows, target in models]
+        return -sum(told) / len(told) + PENALTY * float((at**2).sum())
+
+    least = loss(weights)
+    for step in np.eye(3) * 1e-3:
+        assert loss(weights + step) > least
+        assert loss(np.maximum(weights - step, 0)) >= least
 
 
 def test_weights_are_at_the_minimum_of_the_loss_within_their_bounds() -> None:
@@ -96,6 +117,19 @@ def test_a_number_that_tells_nothing_weighs_little_beside_one_that_tells_all() -
     assert set(measures) == {("Sees", "anomaly"), ("Blind", "anomaly"), ("Blind", "whole")}
     sees = measures["Sees", "anomaly"]
     assert all(sees.weight > 3 * one.weight for one in measures.values() if one is not sees)
+
+
+def test_the_right_class_is_named_where_a_number_of_the_whole_model_tells_all() -> None:
+    def certain(one: Scanned) -> Scanned:
+        blind = finding(one.findings["Blind"].anomaly.tolist(), statistics={"whole": 90.0 if one.backdoored else 0.0})
+        return replace(one, findings={**one.findings, "Blind": blind})
+
+    models = [certain(one) for one in zoo(backdoored=60)]
+    measures = measures_of(models)
+    told = judged("all", measures, models, rate_of(models, ["PreActResNet18"]))
+    assert told.held_out.found == told.held_out.backdoored == told.held_out.right_target == 30
+    weights = {(one.detector, one.number): one.weight for one in measures["PreActResNet18"]}
+    assert weights["Sees", "anomaly"] > 3 * weights["Blind", "anomaly"]
 
 
 def test_centre_and_scale_are_the_median_and_the_deviation_of_the_clean_models_that_teach() -> None:

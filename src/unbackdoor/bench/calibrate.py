@@ -2,16 +2,22 @@
 
 The numbers of each detector are first made comparable: from each, the median over the clean models of the part
 "weights" is taken (of the class that has most of it), and it is divided by the scaled median absolute deviation. Both
-are those of one network: what is usual for one need not be for another. Then, over the models of all networks, weights
-w >= 0 and a constant b minimise
+are those of one network: what is usual for one need not be for another. Then two questions are learned from the models
+of all networks, one after the other, with weights of 0 or more and a penalty of PENALTY times their squares. Which
+class is the target of a backdoored model? The numbers of a class, f_c, get the weights a that minimise
 
-    mean over backdoored models of log(1 + exp(-z)) + mean over clean models of log(1 + exp(z)) + PENALTY ||w||^2,
-    z = b + sum of w asinh(number),
+    mean over backdoored models with one target t of -log softmax_c( sum of a asinh(f_c) )[t].
 
-where a backdoored model has the numbers of its target class, and a clean one those of the class that scores highest;
-which class that is depends on the weights, so both steps are repeated until no choice changes. The clean models of the
-part "ranks" then only lend their scores, each network's to a table of its own, and those of the part "held-out" judge
-the result.
+With B = sum of a asinh(f_c), c the target, or the highest class of a model that has none, and with the numbers g of the
+whole model: is it backdoored at all? Weights v and w and a constant b minimise
+
+    mean over backdoored models of log(1 + exp(-z)) + mean over clean models of log(1 + exp(z)),
+    z = b + v B + sum of w asinh(g).
+
+In the end a number of a class weighs v a. Learned together, numbers of the whole model would leave those of classes
+without weight: they tell backdoored models from clean ones as well, and cannot tell which class it is. The clean models
+of the part "ranks" then only lend their scores, each network's to a table of its own, and those of the part "held-out"
+judge the result.
 """
 
 from __future__ import annotations
@@ -41,8 +47,8 @@ BoolArray = NDArray[np.bool_]
 
 PENALTY = 0.05
 """Of the squared weights; set once, before any model was judged."""
-REPEATS = 50
-"""Of the regression, at most."""
+LEAST_SAY = 1e-3
+"""Of what numbers of classes say, v at least: the class is told even where other numbers suffice for the verdict."""
 LEAST_MODELS = 4
 """Clean models of each network, and backdoored ones of all, from which weights are learned, at least."""
 
@@ -65,20 +71,35 @@ def measures_of(models: Sequence[Scanned]) -> dict[str, tuple[Measure, ...]]:
         network: {pair: _measure(*pair, some) for pair in numbers if any(pair in _numbers(one) for one in some)}
         for network, some in clean.items()
     }
-    features = {one.key: _features(one, usual[one.network], numbers) for one in learned}
-    weights = np.ones(len(numbers))
-    chosen: list[int] = []
-    for _ in range(REPEATS):
-        before, chosen = chosen, [_row(one, features[one.key], weights) for one in learned]
-        if chosen == before:
-            break
-        rows = np.stack([features[one.key][c].numpy() for one, c in zip(learned, chosen)])
-        weights = logistic(rows, np.array([one.backdoored for one in learned]))
-    weight = dict(zip(numbers, weights.tolist()))
+    features = [_features(one, usual[one.network], numbers).numpy() for one in learned]
+    weight = dict(zip(numbers, _weights(learned, features, [number == ANOMALY for _, number in numbers]).tolist()))
     return {
         network: tuple(replace(measure, weight=weight[pair]) for pair, measure in measures.items())
         for network, measures in usual.items()
     }
+
+
+def _weights(learned: Sequence[Scanned], features: Sequence[FloatArray], of_class: Sequence[bool]) -> FloatArray:
+    """Return what each number weighs.
+
+    Args:
+        learned: models.
+        features: of each model, shape (classes, numbers).
+        of_class: which numbers are of classes, and not of the whole model, shape (numbers,).
+    """
+    classwise = np.array(of_class)
+    targets = [one.target if one.backdoored else None for one in learned]
+    told = [(rows[:, classwise], target) for rows, target in zip(features, targets) if target is not None]
+    blame = conditional_logit(told) if told else np.ones(int(classwise.sum()))
+    rows = []
+    for one, target in zip(features, targets):
+        scores = one[:, classwise] @ blame
+        c = int(scores.argmax()) if target is None else target
+        rows.append(np.append(scores[c], one[c, ~classwise]))
+    say, *others = logistic(np.stack(rows), np.array([one.backdoored for one in learned])).tolist()
+    weights = np.empty(len(classwise))
+    weights[classwise], weights[~classwise] = max(say, LEAST_SAY) * blame, others
+    return weights
 
 
 def _check_learned(fewest: int, backdoored: int) -> None:
@@ -116,11 +137,27 @@ def _features(
     return torch.stack(columns, 1)
 
 
-def _row(one: Scanned, features: Float[Tensor, "k d"], weights: FloatArray) -> int:
-    """Return the class whose numbers stand for a model: the target, or where that is none the highest score."""
-    if one.backdoored and one.target is not None:
-        return one.target
-    return int((features.numpy() @ weights).argmax())
+def conditional_logit(models: Sequence[tuple[FloatArray, int]]) -> FloatArray:
+    """Return the weights, 0 or more, of a penalised conditional logistic regression: which class is the target?
+
+    Args:
+        models: one or more; features of each class, shape (classes, numbers), and the target.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    def loss(weights: FloatArray) -> tuple[float, FloatArray]:
+        value, slope = PENALTY * float(weights @ weights), 2 * PENALTY * weights
+        for features, target in models:
+            told = log_softmax(features @ weights)
+            value -= float(told[target]) / len(models)
+            slope = slope + (np.exp(told) @ features - features[target]) / len(models)
+        return value, slope
+
+    numbers = models[0][0].shape[1]
+    found = minimize(loss, np.zeros(numbers), jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * numbers)
+    weights: FloatArray = found.x
+    return weights
 
 
 def logistic(rows: FloatArray, positive: BoolArray) -> FloatArray:
