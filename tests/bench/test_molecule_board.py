@@ -35,12 +35,12 @@ def test_generators_that_failed_are_told_with_their_reasons_and_not_averaged() -
     assert cells["error"].tolist() == ["", "out of memory"]
     assert cells["commit"].tolist() == ["abc", "abc"]
     facts = board(cells, "Generators").facts
-    (group,) = [found for title, found in facts.items() if title != "Failed"]
-    assert {fact.name: fact.value for fact in group} == {"Seeds": "1", "Similarity": "50.0 %"}
+    told = {title: {fact.name: fact.value for fact in found} for title, found in facts.items()}
+    assert told["Generator"] == {"Seeds": "1", "Similarity": "50.0 %"}
+    assert told["All of them"] == {"data": "chebi20", "model": "Small", "attack": "no attack", "precision": "bf16"}
     (failed,) = facts["Failed"]
     assert failed.value == "out of memory"
-    assert failed.name.startswith("chebi20")
-    assert failed.name.endswith("seed 1")
+    assert failed.name == "Generator · seed 1"
     assert "Failed" not in board(generators([generator(0, similarity=0.5)]), "Generators").facts
 
 

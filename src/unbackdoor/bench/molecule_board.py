@@ -124,7 +124,7 @@ def _labels(cells: pd.DataFrame) -> tuple[list[Fact], list[str]]:
         # Without it two settings may look the same, of which only one has it.
         if len(values) <= 1 and len({_title(one, shorter) for one in singles}) == len(singles):
             names = shorter
-            common += [Fact(name=_shown(name), value=str(value)) for value in values]
+            common += [Fact(name=_shown(name), value=_text(name, value)) for value in values]
     return common, names
 
 
@@ -132,15 +132,20 @@ def _shown(name: str) -> str:
     return name.replace("_", " ")
 
 
+def _text(name: str, value: str | float) -> str:
+    if not isinstance(value, str):
+        return f"{value:g}"
+    return "no attack" if (name, value) == ("attack", NO_ATTACK) else value
+
+
 def _title(group: pd.DataFrame, names: Sequence[str]) -> str:
     """Return what kind of cells these are, and the labels by which they differ from others."""
     first = group.iloc[0]
-    words = []
-    for name, value in ((name, first[name]) for name in names):
-        if isinstance(value, str):
-            words.append("no attack" if (name, value) == ("attack", NO_ATTACK) else value)
-        elif not pd.isna(value):
-            words.append(f"{_shown(name)} {value:g}")
+    words = [
+        _text(name, first[name]) if isinstance(first[name], str) else f"{_shown(name)} {_text(name, first[name])}"
+        for name in names
+        if not pd.isna(first[name])
+    ]
     kind = KINDS.get(first["kind"], first["kind"])
     return f"{kind}: {' · '.join(words)}" if words else kind
 
