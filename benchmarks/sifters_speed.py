@@ -32,8 +32,8 @@ from unbackdoor.detection import auroc
 from unbackdoor.sift import FCT
 from unbackdoor.sift.fct import FIRST_STEP
 from unbackdoor.sift.observed import Observed
-from unbackdoor.sift.quick_model import NETWORK, enough_epochs
-from unbackdoor.training import Runtime, new_network
+from unbackdoor.sift.quick_model import LEAST_STEPS, NETWORK
+from unbackdoor.training import Runtime, enough_epochs, new_network
 
 SEEDS = (0, 1, 2)
 METHOD = FCT()
@@ -71,7 +71,8 @@ def run(plain: bool, seed: int, fitted: FittedAttack, device: Device, threads: i
 
 def _plainly(rows: ImageSet, runtime: Runtime) -> dict[str, Any]:
     build = partial(new_network, NETWORK, rows, runtime)
-    scored = naive.sift(METHOD, build, rows, enough_epochs(FIRST_STEP, len(rows)), runtime.seed, runtime.place)
+    epochs = enough_epochs(FIRST_STEP, len(rows), LEAST_STEPS).epochs
+    scored = naive.sift(METHOD, build, rows, epochs, runtime.seed, runtime.place)
     return {"scores": scored.scores, "epochs": METHOD.epochs, **scored.seconds}
 
 

@@ -40,6 +40,8 @@ class Invisible(Poisoning):
     """
 
     searches: ClassVar[bool] = True
+    # Since the clean model takes more epochs where there are few images.
+    revision: ClassVar[int] = 1
     norm: Literal["l2", "l0"] = "l2"
     length: float = 2.0
     pixels: int = 10

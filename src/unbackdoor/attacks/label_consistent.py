@@ -47,6 +47,8 @@ class LabelConsistent(Poisoning):
     labels: Labels = "clean"
     poison_rate: float = 0.05
     searches: ClassVar[bool] = True
+    # Since the clean model takes more epochs where there are few images.
+    revision: ClassVar[int] = 1
     bound: float = 16 / 255
     steps: int = 10
     patch: Literal["square", "grid", "checker"] = "checker"

@@ -37,6 +37,8 @@ class LF(Poisoning):
     """
 
     searches: ClassVar[bool] = True
+    # Since the clean model takes more epochs where there are few images.
+    revision: ClassVar[int] = 1
     amplitude: float = 0.2
     steps: int = 100
     batch_size: int = 128

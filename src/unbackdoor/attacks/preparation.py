@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from unbackdoor.attacks.base import Given
 from unbackdoor.data import ImageSet
 from unbackdoor.models import Network, load_model
-from unbackdoor.training import Hook, Recipe, Runtime, check_fits, fit
+from unbackdoor.training import Hook, Recipe, Runtime, check_fits, enough_epochs, fit
 
 Penalty = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, ""]]
 """What a search of a trigger pays for triggered images, beside their cross-entropy."""
 
 RECIPE = Recipe(epochs=4, low_resolution=0.75)
 """Of a clean model, a quarter of the usual schedule: it has to know the classes, not to be the best."""
+
+LEAST_STEPS = 200
+"""Of a clean model: of few images the recipe's epochs are too few to learn the classes, or even to stay finite."""
 
 STATES = ("clean-model.pt", "masks.pt", "encoder.pt", "kept-attack.safetensors", "kept-images.safetensors")
 """The files that attacks may leave in the folder for their work."""
@@ -77,7 +80,8 @@ def clean_model(path: Path | None, given: Given) -> Network:
     else:
         network = given.build_model()
         _begin_elsewhere(network, given.runtime.generator("clean model"))
-        prepare(network, given.train, RECIPE, given.runtime, None, given.work, "clean model")
+        recipe = enough_epochs(RECIPE, len(given.train), LEAST_STEPS)
+        prepare(network, given.train, recipe, given.runtime, None, given.work, "clean model")
     return given.runtime.settle(network).eval().requires_grad_(False)
 
 

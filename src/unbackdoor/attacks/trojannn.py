@@ -50,6 +50,8 @@ class TrojanNN(Poisoning):
     """
 
     searches: ClassVar[bool] = True
+    # Since the clean model takes more epochs where there are few images.
+    revision: ClassVar[int] = 1
     shape: Literal["apple", "square", "watermark"] = "apple"
     size: int = SQUARE
     picture: Path | None = None

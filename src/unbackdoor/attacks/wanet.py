@@ -79,6 +79,8 @@ class WaNet(Online):
     """
 
     fixed: ClassVar[bool] = True
+    # Since it warps before images are cropped.
+    revision: ClassVar[int] = 1
     cover_rate: float = 0.2
     grid: int = 4
     strength: float = 0.5

@@ -7,9 +7,7 @@ weights.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from torch import nn
 from unbackdoor.data import ImageSet
 from unbackdoor.models import Network
 from unbackdoor.models.preact_resnet18 import PreActResNet18
-from unbackdoor.training import Recipe, Runtime, check_fits, fit, new_network
+from unbackdoor.training import Recipe, Runtime, check_fits, enough_epochs, fit, new_network
 
 RECIPE = Recipe(epochs=8, learning_rate=0.1, label_smoothing=0.0, ema=0.0, augmentation="none")
 """How it is trained; images at three quarters of their side in the first half, as in all our training."""
@@ -51,11 +49,5 @@ def quick_model(
     """
     model = new_network(network, rows, runtime)
     check_fits(model, rows)
-    recipe = replace(recipe, epochs=enough_epochs(recipe, len(rows)))
-    fit(model, rows, recipe, runtime, resume=resume, description="quick model")
+    fit(model, rows, enough_epochs(recipe, len(rows), LEAST_STEPS), runtime, resume=resume, description="quick model")
     return model
-
-
-def enough_epochs(recipe: Recipe, rows: int) -> int:
-    """Return the epochs of a recipe, or more where these are fewer than `LEAST_STEPS`."""
-    return max(recipe.epochs, math.ceil(LEAST_STEPS / math.ceil(rows / recipe.batch_size)))

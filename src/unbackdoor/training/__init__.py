@@ -7,7 +7,7 @@ from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.inference import logits_of
 from unbackdoor.training.loop import fit
 from unbackdoor.training.new import UserNetwork, architecture_of, network_options, new_network
-from unbackdoor.training.recipe import Recipe
+from unbackdoor.training.recipe import Recipe, enough_epochs
 from unbackdoor.training.resume import stage
 from unbackdoor.training.runtime import Progress, Runtime, Silent
 
@@ -25,6 +25,7 @@ __all__ = [
     "affordable",
     "architecture_of",
     "check_fits",
+    "enough_epochs",
     "fit",
     "logits_of",
     "network_options",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from unbackdoor.data.augment import AUGMENTATIONS
@@ -67,6 +67,17 @@ class Recipe:
         if self.augmentation not in AUGMENTATIONS:
             raise InputError(f"unknown augmentation {self.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
         schedule_named(self.schedule)
+
+
+def enough_epochs(recipe: Recipe, rows: int, least_steps: int) -> Recipe:
+    """Return a recipe with its own epochs, or more where these take too few steps to learn anything.
+
+    Args:
+        recipe: for many rows.
+        rows: that there are.
+        least_steps: of the optimiser, at least.
+    """
+    return replace(recipe, epochs=max(recipe.epochs, math.ceil(least_steps / math.ceil(rows / recipe.batch_size))))
 
 
 def refuse_mixing(method: str, augmentation: str) -> None:
