@@ -24,7 +24,9 @@ RECIPE = Recipe(epochs=4, low_resolution=0.75)
 """Of a clean model, a quarter of the usual schedule: it has to know the classes, not to be the best."""
 
 LEAST_STEPS = 200
-"""Of a clean model: of few images the recipe's epochs are too few to learn the classes, or even to stay finite."""
+"""Of a clean model: of few images the recipe's epochs are too few to learn the classes."""
+GENTLE = 0.05
+"""Learning rate of a clean model of few images."""
 
 STATES = ("clean-model.pt", "masks.pt", "encoder.pt", "kept-attack.safetensors", "kept-images.safetensors")
 """The files that attacks may leave in the folder for their work."""
@@ -81,6 +83,9 @@ def clean_model(path: Path | None, given: Given) -> Network:
         network = given.build_model()
         _begin_elsewhere(network, given.runtime.generator("clean model"))
         recipe = enough_epochs(RECIPE, len(given.train), LEAST_STEPS)
+        if recipe != RECIPE:
+            # A wide network does not survive the usual rate where it is reached within few steps.
+            recipe = replace(recipe, learning_rate=GENTLE)
         prepare(network, given.train, recipe, given.runtime, None, given.work, "clean model")
     return given.runtime.settle(network).eval().requires_grad_(False)
 
