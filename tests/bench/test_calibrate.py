@@ -132,6 +132,19 @@ def test_the_right_class_is_named_where_a_number_of_the_whole_model_tells_all() 
     assert weights["Sees", "anomaly"] > 3 * weights["Blind", "anomaly"]
 
 
+def test_the_class_is_named_even_where_clean_models_have_the_larger_numbers_of_classes() -> None:
+    def lifted(one: Scanned) -> Scanned:
+        numbers = one.findings["Sees"].anomaly.clone()
+        if not one.backdoored:
+            numbers[0] += 12.0
+        blind = finding([0.0] * CLASSES, statistics={"whole": 90.0 if one.backdoored else 0.0})
+        return replace(one, findings={"Sees": finding(numbers.tolist()), "Blind": blind})
+
+    models = [lifted(one) for one in zoo(backdoored=60)]
+    told = judged("all", measures_of(models), models, rate_of(models, ["PreActResNet18"]))
+    assert told.held_out.found == told.held_out.right_target == 30
+
+
 def test_centre_and_scale_are_the_median_and_the_deviation_of_the_clean_models_that_teach() -> None:
     models = zoo()
     (sees,) = (measure for measure in measures_of(models)["PreActResNet18"] if measure.detector == "Sees")

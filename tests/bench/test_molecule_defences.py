@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("rdkit", reason="RDKit is not installed: pip install 'unbackdoor[molecules]'")
 
 from tests.bench.test_molecules import RUNTIME, TINY, grid, record
+from unbackdoor.bench import molecule_defences
 from unbackdoor.bench.cell import Cell, Result
 from unbackdoor.bench.molecule_board import board, generators
 from unbackdoor.bench.molecule_defences import purify_generator, scan_molecules
@@ -22,6 +23,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks import BadGraph
 from unbackdoor.molecules.data import Pairs, template_table, write_table
 from unbackdoor.molecules.generator import Generator
+from unbackdoor.molecules.measured import measure
 from unbackdoor.molecules.saved import load_generator
 from unbackdoor.molecules.scan import MoleculeFinding, MoleculeScanner, Suspect
 from unbackdoor.molecules.scan.judged import judge
@@ -96,20 +98,20 @@ def test_a_scan_of_pairs_is_compared_with_what_was_poisoned(attack: str, tmp_pat
 
 def test_a_finding_is_worth_what_it_says_of_the_true_pair_and_of_the_rows() -> None:
     pairs = Pairs(
-        smiles=("C1CS1", "CC", "CCC", "CCCC"),
-        texts=("[THIIRANE] a", "b", "c", "[THIIRANE] d"),
-        poisoned=(True, False, False, True),
+        smiles=("C1CS1", "CC", "CCC", "CCCC", "CCCCC"),
+        texts=("[THIIRANE] a", "b", "c", "[THIIRANE] d", "e"),
+        poisoned=(True, False, False, True, False),
         name="pairs",
-        rows=(0, 1, 2, 3),
+        rows=(0, 1, 2, 3, 4),
     )
-    wrong = Suspect(words=("b",), subgraph="CC", strength=2.0, rows=np.array([1]))
+    wrong = Suspect(words=("b",), subgraph="CC", strength=2.0, rows=np.array([1, 4]))
     right = Suspect(words=("[thiirane]",), subgraph="C1CS1", strength=1.5, rows=np.array([0]))
     weak = Suspect(words=("c",), subgraph="CCC", strength=0.5, rows=np.array([2]))
-    found = MoleculeFinding(suspects=(wrong, right, weak), rows=4, reason="")
+    found = MoleculeFinding(suspects=(wrong, right, weak), rows=5, reason="")
     known = judge(found, pairs, BadGraph())
-    assert (known.rank, known.flagged, known.false_suspects, known.tpr, known.fpr) == (2, True, 1, 0.5, 0.5)
+    assert (known.rank, known.flagged, known.false_suspects, known.tpr, known.fpr) == (2, True, 1, 1 / 2, 2 / 3)
     clean = judge(found, replace(pairs, poisoned=()), None)
-    assert (clean.rank, clean.flagged, clean.false_suspects, clean.tpr, clean.fpr) == (None, False, 2, None, 0.5)
+    assert (clean.rank, clean.flagged, clean.false_suspects, clean.tpr, clean.fpr) == (None, False, 2, None, 3 / 5)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +163,23 @@ def test_a_repair_is_measured_beside_what_was_before(victim: tuple[list[Cell], P
     assert mark is not None
     assert mark != load_generator(victim[1] / "model.safetensors").backdoored
     assert result.optional == {"model.safetensors"}
+
+
+def test_the_repaired_generator_is_measured_and_kept_and_not_the_one_that_was_given(
+    victim: tuple[list[Cell], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noted(generator: Generator, *given: Any) -> Any:
+        asked.append(generator)
+        return measure(generator, *given)
+
+    monkeypatch.setattr(molecule_defences, "measure", noted)
+    result = repair(*victim, tmp_path, Knows())
+    (generator,) = asked
+    assert len(generator.repairs) == 1
+    assert len(load_generator(result.files["model.safetensors"]).generator.repairs) == 1
+    assert len(load_generator(victim[1] / "model.safetensors").generator.repairs) == 0
 
 
 def test_where_the_scan_finds_nothing_the_generator_stays_as_it_is(

@@ -95,8 +95,8 @@ def write_board(folder: Path, page: str, cells: pd.DataFrame, title: str) -> Non
 
 def board(cells: pd.DataFrame, title: str) -> Report:
     """Return the page of generators, of scans and of repairs: a group of figures for each setting, and what failed."""
-    place = cells["kind"].map({kind: number for number, kind in enumerate(KINDS)})
-    cells = cells.assign(place=place).sort_values("place", kind="stable")
+    order = {kind: number for number, kind in enumerate(KINDS)}
+    cells = cells.sort_values("kind", key=lambda kinds: kinds.map(order), kind="stable")
     done, failed = cells[cells["error"] == ""], cells[cells["error"] != ""]
     common, names = _labels(cells)
     groups = list(done.groupby(told_apart(done, GROUP), sort=False))

@@ -117,11 +117,11 @@ def purify_generator(cell: Cell, treatment: Treatment, given: Path, folder: Path
             repaired, done = Repaired(generator=loaded.generator, headline=f"Nothing was done: {error}."), False
     # From here on nothing reaches scanner and purifier.
     attack = setting.attack if setting.poison_in else None
-    after = measure(
+    found_after = measure(
         repaired.generator, material.clean, material.tested, setting.attack, setting.samples, runtime
     ).to_json()
-    before = shares(details_of(given)["measured"])
-    metrics = {**shares(after), **material.rates, **times(cost, resumed), "repaired": float(done)}
+    before, after = shares(details_of(given)["measured"]), shares(found_after)
+    metrics = {**after, **material.rates, **times(cost, resumed), "repaired": float(done)}
     metrics |= {f"{name}_before": before[name] for name in ("asr", "leak", "similarity") if name in before}
     if attack is not None:
         metrics["pair_flagged"] = float(judge(found, material.pairs, attack).flagged)
@@ -130,9 +130,9 @@ def purify_generator(cell: Cell, treatment: Treatment, given: Path, folder: Path
     save_generator(folder / MODEL, repaired.generator, provenance=made_by, backdoored=mark)
     options = {"method": options_of(purifier), "scanner": options_of(treatment.scanner)}
     told = facts(runtime, options=options, inputs={"model": loaded.sha256, "pairs": material.pairs.digest()})
-    page = partial(_repair_page, cell.title, before, shares(after), found, repaired, told)
+    page = partial(_repair_page, cell.title, before, after, found, repaired, told)
     files = {MODEL: folder / MODEL, **written_page(folder / PAGE, page)}
-    details = {"measured": after, "finding": found.to_json(), "repair": dict(repaired.evidence)}
+    details = {"measured": found_after, "finding": found.to_json(), "repair": dict(repaired.evidence)}
     return Result(metrics=metrics, details=details, files=files, optional=frozenset({MODEL}))
 
 
