@@ -1,0 +1,98 @@
+"""What a repair took out: changes of images that lead the suspect to a class, and the repaired model not. Ours.
+
+Nobody but the attacker has the trigger. Every network has universal perturbations, one with a backdoor also such as
+resemble its trigger, and they cannot be told apart in the suspect alone, unless the trigger is small. A change that
+moves the suspect and not its repair is of what the repair took out. If it moves another repair as the suspect, then
+that one has left it in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unbackdoor.data import ImageSet
+from unbackdoor.models.modes import evaluating
+from unbackdoor.scan.universal import universal_perturbations
+from unbackdoor.training import Runtime
+
+RADIUS = 2 / 32
+"""Of a change, pixel units, as a root mean square over the places of the image: triggers that change whole images, as
+SIG's and Blended's, are longer still."""
+UNLIKELY = 0.01
+"""Probability of a class below which it is nothing to a repaired model."""
+STEPS, IMAGES = 20, 32
+"""Of the search: steps, and images a class and step."""
+
+
+class Difference(nn.Module):
+    """Log probabilities of the suspect minus those of its repair, as logits.
+
+    Probabilities of the repair below `UNLIKELY` count as that: otherwise it would be enough to make it surer and surer
+    of another class.
+
+    Args:
+        suspect: images to logits.
+        repaired: images to logits of the same classes.
+    """
+
+    def __init__(self, suspect: nn.Module, repaired: nn.Module) -> None:
+        super().__init__()
+        self.suspect, self.repaired = suspect, repaired
+
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Return the differences."""
+        suspected, repaired = (model(images).float().log_softmax(1) for model in (self.suspect, self.repaired))
+        return suspected - repaired.clamp_min(math.log(UNLIKELY))
+
+
+def weak_spots(
+    suspect: nn.Module, repaired: nn.Module, clean: ImageSet, classes: Int[Tensor, "k"], runtime: Runtime
+) -> Float[Tensor, "k c h w"]:
+    """Return for each class one change of all images that leads the suspect there, and the repaired model not.
+
+    As far as one was found: with no difference between the models there is none.
+
+    Args:
+        suspect: frozen, in evaluation mode, on the runtime's device.
+        repaired: likewise.
+        clean: what is searched on.
+        classes: that are sought.
+        runtime: device, precision and seed.
+    """
+    return universal_perturbations(
+        Difference(suspect, repaired),
+        clean.images,
+        clean.classes,
+        RADIUS * math.sqrt(clean.shape[1] * clean.shape[2]),
+        runtime,
+        steps=STEPS,
+        batch_size=IMAGES,
+        only=classes,
+    )
+
+
+@torch.no_grad()
+def successes(
+    model: nn.Module, clean: ImageSet, changes: Float[Tensor, "k c h w"], classes: Int[Tensor, "k"], runtime: Runtime
+) -> Float[Tensor, "k"]:
+    """Return the share of images of other classes that each change leads a model to its class, 0 to 1.
+
+    Args:
+        model: on the runtime's device; its mode is restored.
+        clean: what is changed, on the runtime's device.
+        changes: pixel units.
+        classes: of the changes.
+        runtime: device and precision.
+    """
+    images = clean.images.float() / 255
+    found = []
+    with evaluating(model), runtime.autocast():
+        for change, number in zip(changes, classes):
+            others = images[clean.labels != number]
+            led = model(runtime.layout((others + change).clamp(0, 1))).argmax(1) == number
+            found.append(led.float().sum() / max(1, len(others)))
+    return torch.stack(found)
