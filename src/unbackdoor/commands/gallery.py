@@ -28,7 +28,7 @@ from unbackdoor.training import Recipe, Runtime, check_fits, fit, new_network
 
 CHOICES = {"model": OWN_NETWORK}
 
-NETWORK: partial[nn.Module] = partial(PreActResNet18, width=16)
+NETWORK: partial[PreActResNet18] = partial(PreActResNet18, width=16)
 """If none is named: a look at the attacks is worth minutes, and at the papers' width takes nine times as many."""
 
 LEARNING = Recipe(epochs=3, learning_rate=0.05, ema=0.0, low_resolution=0.0)

@@ -46,7 +46,8 @@ class Difference(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Return the differences."""
         suspected, repaired = (model(images).float().log_softmax(1) for model in (self.suspect, self.repaired))
-        return suspected - repaired.clamp_min(math.log(UNLIKELY))
+        difference: Tensor = suspected - repaired.clamp_min(math.log(UNLIKELY))
+        return difference
 
 
 def weak_spots(
