@@ -66,7 +66,7 @@ def test_lines_of_two_sizes_give_four_tables_and_two_pages(program: ModuleType) 
     # The rows say "weights"; the entries have parts.
     assert [len(one.clean_scores) for one in few] == [9, 9]
     page = program.page("digits", 50, few, ways, given)
-    assert "1400 training images, 8 epochs, scanned with images the model was trained on" in page
+    assert "1400 training images, 8 epochs, scanned with images new to the model" in page
     assert "| Verdict |  | 1.000 | 26 of 26 |" in page
     assert "at least once: CTRL." in page
 
