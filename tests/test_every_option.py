@@ -164,9 +164,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let methods that train a model of the data, whatever their options, take one that is there, or a small one."""
+    """Let methods that train a model of the data, whatever their options, take one that is there, or a quick one."""
     monkeypatch.setattr("unbackdoor.sift.fct.quick_model", lambda *_, **__: copy.deepcopy(planted(1).suspect))
     monkeypatch.setattr("unbackdoor.sift.loss_isolation.NETWORK", partial(PreActResNet18, width=2))
+    # An attack's clean model need not know the classes for its options to tell.
+    monkeypatch.setattr("unbackdoor.attacks.preparation.LEAST_STEPS", 1)
 
 
 @pytest.mark.usefixtures("quick_models")
