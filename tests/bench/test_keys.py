@@ -74,7 +74,8 @@ def _purify_small() -> list[str]:
 
 def _small() -> list[str]:
     with Path("benchmarks/results/small/cells.csv").open(newline="") as file:
-        return [row["key"] for row in csv.DictReader(file)]
+        # Its page says of which commit it is: before WaNet warped images before they are cropped.
+        return [row["key"] for row in csv.DictReader(file) if row["attack"] != "WaNet"]
 
 
 @pytest.mark.slow
