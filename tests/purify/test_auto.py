@@ -116,8 +116,8 @@ def test_weak_spots_left_are_the_share_of_those_that_others_took_out(monkeypatch
             shares.append(sum(led) / len(led))
         return sum(shares) / CLASSES
 
-    for model in candidates.values():
-        model.eval().requires_grad_(False)
+    # Planted models are shared by all tests, and are to stay as they are.
+    candidates = {name: copy.deepcopy(model).eval().requires_grad_(False) for name, model in candidates.items()}
     for name, model in candidates.items():
         others = [one for key, one in candidates.items() if key != name]
         expected = sum(moved(model, one) for one in others) / sum(moved(models.suspect, one) for one in others)

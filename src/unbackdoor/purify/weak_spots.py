@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
 from unbackdoor.models.modes import evaluating
+from unbackdoor.scan.passes import at_once
 from unbackdoor.scan.universal import universal_perturbations
 from unbackdoor.training import Runtime
 
@@ -55,7 +56,7 @@ def weak_spots(
 ) -> Float[Tensor, "k c h w"]:
     """Return for each class one change of all images that leads the suspect there, and the repaired model not.
 
-    As far as one was found: with no difference between the models there is none.
+    As far as one was found: where the models hardly differ, it moves hardly anything.
 
     Args:
         suspect: frozen, in evaluation mode, on the runtime's device.
@@ -94,6 +95,8 @@ def successes(
     with evaluating(model), runtime.autocast():
         for change, number in zip(changes, classes):
             others = images[clean.labels != number]
-            led = model(runtime.layout((others + change).clamp(0, 1))).argmax(1) == number
-            found.append(led.float().sum() / max(1, len(others)))
+            # In parts, so that large images do not fill the memory.
+            parts = torch.split((others + change).clamp(0, 1), at_once(clean.shape, runtime))
+            led = torch.stack([(model(runtime.layout(part)).argmax(1) == number).sum() for part in parts])
+            found.append(led.sum() / max(1, len(others)))
     return torch.stack(found)
