@@ -1,8 +1,9 @@
 """The thresholds of Consensus, on runs that no aim is judged by: what each pair of them would hold poisoned.
 
 5,000 images of CIFAR-10, of which each seed draws others; three attacks and clean data. The thresholds meet what
-Consensus measured of its groups afterwards, so all pairs are judged on the same runs. Writes one line of JSON a run to
-results/consensus_thresholds.jsonl and the table results/consensus_thresholds.md; a finished run is not done again:
+Consensus measured of the parts of classes afterwards, so all pairs are judged on the same runs. Writes one line of JSON
+a run to results/consensus_thresholds.jsonl and the table results/consensus_thresholds.md; a finished run is not done
+again:
 
     python benchmarks/consensus_thresholds.py                  # how long has not been measured
     python benchmarks/consensus_thresholds.py --table          # only write the table
@@ -29,7 +30,7 @@ from unbackdoor.attacks import SIG, Attack, BadNets, Blended
 from unbackdoor.attacks.base import POISON
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.sift import Consensus, quick_model
-from unbackdoor.sift.consensus import Group
+from unbackdoor.sift.consensus import Part
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.quick_model import NETWORK
 from unbackdoor.training import Runtime, new_network
@@ -44,13 +45,13 @@ ATTACKS: dict[str, Attack | None] = {
     "SIG": SIG(poison_rate=0.05),
     "None": None,
 }
-EVIDENCE, APART = (0.5, 0.75, 1.0, 1.25, 1.5), (2.0, 2.5, 3.0, 3.5, 4.0)
+EVIDENCE, APART = (0.25, 0.5, 0.75, 1.0, 1.25), (3.5, 4.0, 4.5, 5.0, 6.0)
 MOST = 0.01
 """Share of clean rows that may be held poisoned."""
 
 
 def run(images: ImageSet, name: str, runtime: Runtime) -> dict[str, Any]:
-    """Return what Consensus measures of the groups of some data, and how many of their rows are poison."""
+    """Return what Consensus measures of the parts of classes, and how many of their rows are poison."""
     drawn = torch.randperm(len(images), generator=runtime.generator("rows"))[:ROWS]
     rows, attack = images.subset(drawn), ATTACKS[name]
     kinds = torch.zeros(len(rows), dtype=torch.uint8)
@@ -59,26 +60,26 @@ def run(images: ImageSet, name: str, runtime: Runtime) -> dict[str, Any]:
         rows, kinds = fitted.train, fitted.kinds
     order = rows.canonical_order()
     rows, kinds = rows.subset(order), kinds[order]
-    _, groups = Consensus().grouped(Observed(quick_model(rows, runtime), rows, None, runtime))
+    _, parts = Consensus().parts(Observed(quick_model(rows, runtime), rows, None, runtime))
     told = [
         {
-            "rows": len(group.members),
-            "poisoned": int((kinds[group.members] == POISON).sum()),
-            "movement": group.movement,
-            "loss": group.loss,
-            "apart": group.apart,
+            "rows": len(part.members),
+            "poisoned": int((kinds[part.members] == POISON).sum()),
+            "movement": part.movement,
+            "loss": part.loss,
+            "apart": part.apart,
         }
-        for group in groups
+        for part in parts
     ]
-    return {**runtime.describe(), "attack": name, "rows": len(rows), "groups": told}
+    return {**runtime.describe(), "attack": name, "rows": len(rows), "parts": told}
 
 
 def judged(row: dict[str, Any], evidence: float, apart: float) -> dict[str, Any]:
     """Return the TPR, if there is poison, and the FPR of a run under two thresholds."""
     poison = found = clean = accused = 0
-    for told in row["groups"]:
-        group = Group(label=0, members=torch.empty(0, dtype=torch.long), **{name: told[name] for name in MEASURED})
-        held = group.accused(evidence, apart)
+    for told in row["parts"]:
+        part = Part(label=0, members=torch.empty(0, dtype=torch.long), **{name: told[name] for name in MEASURED})
+        held = part.accused(evidence, apart)
         poison, found = poison + told["poisoned"], found + held * told["poisoned"]
         others = told["rows"] - told["poisoned"]
         clean, accused = clean + others, accused + held * others

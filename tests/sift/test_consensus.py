@@ -1,16 +1,20 @@
-"""Consensus holds a group poisoned only where movement, loss and distance agree."""
+"""Consensus holds a part of a class poisoned only where movement, loss and distance agree."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy.stats import norm
+from torch import Tensor
 
 from tests.sift.spread import CLASSES, FEATURES, TARGET, auroc, centres, reader, runtime, spread
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.sift import Consensus
-from unbackdoor.sift.consensus import normal_scores, parted
+from unbackdoor.sift.consensus import BELL, normal_scores, separation
 
 FAINT = 0.2 * centres()
 """Weights with which losses are not all 0."""
@@ -23,7 +27,7 @@ def test_normal_scores_are_quantiles_of_ranks_and_equal_values_share_theirs() ->
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5])
-def test_a_group_that_lies_apart_moves_more_and_was_learned_earlier_is_held_poisoned(share: float) -> None:
+def test_a_part_that_lies_apart_moves_more_and_was_learned_earlier_is_held_poisoned(share: float) -> None:
     planted = spread(1.8 * centres()[TARGET], share=share, count=1500)
     found = Consensus().score(planted.data, runtime(), reader(FAINT))
     assert float((found.poisoned == planted.planted).float().mean()) > 0.99
@@ -31,28 +35,32 @@ def test_a_group_that_lies_apart_moves_more_and_was_learned_earlier_is_held_pois
     assert not bool((found.clean & planted.planted).any())
 
 
-def test_the_same_rows_before_have_no_such_group() -> None:
+def test_the_same_rows_before_have_no_such_part() -> None:
     planted = spread(1.8 * centres()[TARGET], count=1500)
     found = Consensus().score(planted.without, runtime(), reader(FAINT))
     assert not bool(found.poisoned.any())
-    assert found.summary.startswith("0 of 20 groups")
+    assert found.summary.startswith("0 of 10 parts")
 
 
-def test_a_group_that_lies_apart_with_large_losses_is_not() -> None:
+def test_a_part_that_lies_apart_with_large_losses_is_not() -> None:
     """Rows shifted against their own class: apart, and moving, but hard to learn."""
     planted = spread(-1.8 * centres()[TARGET], share=0.2, count=1500)
     found = Consensus().score(planted.data, runtime(), reader(FAINT))
-    hard = [one for one in found.evidence["groups"] if one["class"] == TARGET and one["loss"] < -1]
+    hard = [one for one in found.evidence["parts"] if one["class"] == TARGET and one["loss"] < -1]
     assert sum(one["rows"] for one in hard) == 60
     assert min(one["apart"] for one in hard) > 3
     assert not bool(found.poisoned.any())
 
 
-def test_rows_that_are_all_alike_are_one_group_and_groups_have_rows_enough() -> None:
-    assert [part.tolist() for part in parted(torch.ones(20, 3).double(), 4, 0)] == [list(range(20))]
-    points = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double()
-    assert len(parted(points, 4, 0)) == 2
-    assert sorted(torch.cat(parted(points, 4, 0)).tolist()) == list(range(9))
+def test_a_class_whose_rows_are_all_alike_is_one_part() -> None:
+    rows = spread(torch.zeros(FEATURES), count=100).data.need_untrusted("Test")
+    (first, *_) = members = (rows.labels == 0).nonzero().squeeze(1)
+    taken = torch.arange(len(rows)).where(rows.labels != 0, first)
+    alike = DefenderData(untrusted=replace(rows, images=rows.images[taken]))
+    found = Consensus(draws=1).score(alike, runtime(), reader(FAINT))
+    (part,) = [one for one in found.evidence["parts"] if one["class"] == 0]
+    assert part["rows"] == len(members)
+    assert not part["poisoned"]
 
 
 def test_reasons_name_the_three_things() -> None:
@@ -61,15 +69,48 @@ def test_reasons_name_the_three_things() -> None:
     assert all("movement" in reason and "loss" in reason and "apart" in reason for reason in found.reasons)
 
 
-@pytest.mark.parametrize("classes", [0, 1, 2])
-def test_fewer_than_three_classes_with_rows_enough_are_refused_before_a_model_is_trained(
-    classes: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("directions", [2, 40])
+def test_a_bell_curve_lies_as_far_apart_as_its_two_halves_do_however_wide_and_however_few_its_points(
+    directions: int,
 ) -> None:
-    monkeypatch.setattr(Consensus, "learn", lambda *given: pytest.fail("a model is trained in vain"))
-    rows = spread(torch.zeros(FEATURES), count=100).data.need_untrusted("Test")
-    kept = torch.cat([(rows.labels == c).nonzero().squeeze(1)[: 20 if c < classes else 3] for c in range(CLASSES)])
-    with pytest.raises(InputError, match=f"at least 3 with 4 rows or more, found {classes}"):
-        Consensus(draws=1).score(DefenderData(untrusted=rows.subset(kept)), runtime())
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.tensor([9.0, *[1.0] * (directions - 1)]).double()
+    points = torch.randn(4000, directions, generator=generator).double() * wide
+    # What the halves of a normal distribution have: means at sqrt(2 / pi), standard deviations sqrt(1 - 2 / pi).
+    assert pytest.approx(2 * math.sqrt(2 / math.pi) / math.sqrt(1 - 2 / math.pi)) == BELL
+    assert separation(points, 0) == pytest.approx(BELL, rel=0.05)
+    few = [separation(torch.randn(100, directions, generator=generator).double(), 0) for _ in range(10)]
+    assert max(few) < 3.7
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_two_bell_curves_lie_as_far_apart_as_they_were_put(share: float) -> None:
+    points = torch.randn(2000, 20, generator=torch.Generator().manual_seed(0)).double()
+    points[torch.rand(2000, generator=torch.Generator().manual_seed(1)) < share, 0] += 8.0
+    assert separation(points, 0) == pytest.approx(8.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [torch.zeros(9, 0), torch.ones(20, 3), torch.zeros(3, 2), torch.eye(5)],
+    ids=["no directions", "all alike", "few", "one by one"],
+)
+def test_points_that_do_not_fall_into_two_parts_do_not_lie_apart(points: Tensor) -> None:
+    assert separation(points.double(), 0) == 0.0
+
+
+def test_parts_that_are_points_lie_apart() -> None:
+    points = torch.zeros(40, 2).double()
+    points[torch.randperm(40, generator=torch.Generator().manual_seed(0))[:20], 0] = 1.0
+    assert separation(points, 0) == pytest.approx(1e6)
+
+
+def test_poison_is_found_beside_one_other_class_alone() -> None:
+    planted = spread(1.8 * centres()[TARGET], share=0.5, count=1500)
+    rows = planted.data.need_untrusted("Test")
+    kept = ((rows.labels == TARGET) | (rows.labels == 0)).nonzero().squeeze(1)
+    found = Consensus().score(DefenderData(untrusted=rows.subset(kept)), runtime(), reader(FAINT))
+    assert float((found.poisoned == planted.planted[kept]).float().mean()) > 0.95
 
 
 def test_a_class_with_hardly_any_rows_is_ranked_and_not_judged() -> None:
@@ -82,12 +123,7 @@ def test_a_class_with_hardly_any_rows_is_ranked_and_not_judged() -> None:
     assert not bool(found.poisoned[few.labels == 0].any())
 
 
-@pytest.mark.parametrize("options", [{"evidence": float("nan")}, {"apart": 0.0}, {"groups": 1}, {"draws": 0}])
+@pytest.mark.parametrize("options", [{"evidence": float("nan")}, {"apart": 0.0}, {"draws": 0}])
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="Consensus: "):
         Consensus(**options)  # type: ignore[arg-type]
-
-
-def test_rows_whose_features_do_not_vary_are_one_group() -> None:
-    (part,) = parted(torch.zeros(9, 0), 4, 0)
-    assert part.tolist() == list(range(9))

@@ -7,9 +7,9 @@ Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on P
 3. Unlearn the isolated samples: gradient ascent.
 
 Schedules are those of BackdoorBench's version. The loss is bounded by local gradient ascent, as in the authors' own
-code; BackdoorBench's flooding has the same gradient. Both are of a batch's mean loss, while the paper's formula is of
-each row's. BackdoorBench's unlearning has a rate of 1e-4 whatever is configured, and so has ours by default. The losses
-by which samples are isolated are computed in one batched pass (there: image by image).
+code (see `unbackdoor.training.bounded`); BackdoorBench's flooding has the same gradient. BackdoorBench's unlearning has
+a rate of 1e-4 whatever is configured, and so has ours by default. The losses by which samples are isolated are computed
+in one batched pass (there: image by image).
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class ABL(SecureTrainer):
         if not 0 < self.isolated < 1:
             raise InputError(f"ABL: the share of isolated data lies above 0 and below 1, found {self.isolated}")
         # What these refuse, they refuse before the first stage is over.
-        Bounded(self.gamma, "batch")
+        Bounded(self.gamma)
         self._recipes()
 
     def _recipes(self) -> tuple[Recipe, Recipe, Recipe]:
@@ -95,7 +95,7 @@ class ABL(SecureTrainer):
         isolating, training, unlearning = self._recipes()
         total = self.isolation_epochs + self.epochs
         # The last stage sees a hundredth of the data, so that it takes next to nothing.
-        part, bounded = runtime.part(self.isolation_epochs / total), Bounded(self.gamma, "batch")
+        part, bounded = runtime.part(self.isolation_epochs / total), Bounded(self.gamma)
         fit(model, untrusted, isolating, part, hook=bounded, resume=stage(resume, "isolation"), description="isolation")
         rows, others = lowest(losses_of(model, untrusted, runtime), self.isolated)
         part, kept = runtime.part(self.epochs / total), untrusted.subset(others)

@@ -1,29 +1,28 @@
-"""Consensus: the poison is a group of a class that lies apart, whose rows move most and were learned first.
+"""Consensus: the poison is the part of a class that lies apart, whose rows move most and were learned first.
 
 Our own combination of three published ideas; it needs no label, rate, target or number of the attack.
 
 1. *Evidence of each row.* How far its features move when the image is turned and shifted (FCT), and how low its loss is
    early in training (loss isolation). Each is replaced by the normal quantile of its rank among all rows, so that the
    two weigh alike whatever their units. Both are noisy row by row.
-2. *Groups.* Each class is divided in two as by SCAn, in features whitened within groups. The distance of the two is
-   compared over the classes, in scaled median absolute deviations above the median. In the same features each class is
-   divided into a few groups: the rows that are poison for the same reason lie together. SCAn cannot tell which group is
-   the poison where they are of one size, as at high poison rates; the evidence can.
-3. *Score.* Rows share the mean evidence of their group, up to doubled where their class is unusually far apart. A row's
-   own evidence ranks it within its group.
-4. *Rule.* A group is held poisoned where three things agree: its rows move more than usual, they were learned earlier
-   than usual, and its class is unusually far apart. Each by itself is true of groups of clean rows too, such as a class
-   that is easy. Rows with a score below 0 are held clean, and the rest is undecided.
+2. *Parts.* Each class is divided in two as by SCAn, in features whitened within groups. Where a class holds poison, one
+   of the parts is it; SCAn cannot tell which, where they are of one size, as at high poison rates. The evidence can.
+3. *Apart.* How far the parts of a class lie from each other, in standard deviations within them along the line that
+   joins them, where line and middle come from one half of the rows and the distance from the other. A bell curve cut in
+   two gives 2.65 whatever its width, and a class that is one thing looks like that in whitened features. SCAn compares
+   classes with each other instead, so that it says nothing where there are few or where all hold poison.
+4. *Score.* Rows share the mean evidence of their part, and where it speaks for poison it is multiplied by the square of
+   how many times further apart the class lies than a bell curve. A row's own evidence ranks it within its part.
+5. *Rule.* A part is held poisoned where three things agree: its rows move more than usual, they were learned earlier
+   than usual, and its class lies apart. Each by itself is true of clean rows too, such as half of a class that is easy.
+   Rows with a score below 0 are held clean, and the rest is undecided.
 
-The thresholds were chosen by looking at a few small runs, and are not calibrated (`benchmarks/consensus_thresholds.py`
-is for that, and has not been run yet). Where every class holds poison, as in
-an all-to-all attack, no class lies further apart than others: rows are ranked, and none is held poisoned.
+THRESHOLDS
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,27 +31,29 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unbackdoor.errors import InputError
-from unbackdoor.sift.base import FEWEST, Sifter, Suspicion
+from unbackdoor.sift.base import Sifter, Suspicion
 from unbackdoor.sift.fct import FCT
 from unbackdoor.sift.observed import Observed
-from unbackdoor.sift.robust import random_state, robust_z
-from unbackdoor.sift.scan import SCAn, divided
+from unbackdoor.sift.robust import random_state
+from unbackdoor.sift.scan import divided
 
 OWN = 0.1
-"""Weight of a row's own evidence beside that of its group."""
+"""Weight of a row's own evidence beside that of its part."""
+
+BELL = 2 * math.sqrt(2 / (math.pi - 2))
+"""How far the two halves of a bell curve lie apart, in standard deviations within them: 2.65."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """Rows of a class that lie together, and what speaks against them.
+class Part:
+    """One of the two parts of a class, and what speaks against it.
 
     Attributes:
         label: the class.
         members: rows, in increasing order.
         movement: mean normal score of how far their features move.
         loss: mean normal score of how early they were learned.
-        apart: of the class: how far its two parts lie from each other, in scaled median absolute deviations above the
-            median of the classes.
+        apart: of the class: see `separation`.
     """
 
     label: int
@@ -67,106 +68,117 @@ class Group:
         return (self.movement + self.loss) / 2
 
     def accused(self, evidence: float, apart: float) -> bool:
-        """Return whether the group is held poisoned under these thresholds (see `Consensus`)."""
+        """Return whether the part is held poisoned under these thresholds (see `Consensus`)."""
         strong = self.evidence > evidence and min(self.movement, self.loss) > evidence / 2
         return strong and self.apart > apart
 
 
 @dataclass(frozen=True, kw_only=True)
 class Consensus(Sifter):
-    """Hold a group of a class poisoned where movement, loss and distance all say so; the default.
+    """Hold a part of a class poisoned where movement, loss and distance all say so; the default.
 
     Attributes:
-        evidence: that a group's mean of movement and loss must exceed, and each of the two by half, in standard
+        evidence: that a part's mean of movement and loss must exceed, and each of the two by half, in standard
             deviations; above 0.
-        apart: that the distance of a class's two parts must exceed, in scaled median absolute deviations.
-        groups: into which each class is divided, 2 or more; fewer where it has few rows.
+        apart: that the distance of a class's two parts must exceed, in standard deviations within them; above 0.
         draws: of rotation and shift; 1 or more.
     """
 
-    evidence: float = 1.0
-    apart: float = 3.0
-    groups: int = 4
+    evidence: float = 0.5
+    apart: float = 4.5
     draws: int = 4
 
-    # It compares classes as that does.
-    least_classes: ClassVar[int] = SCAn.least_classes
-    # What it goes by is what FCT says.
-    revision: ClassVar[int] = FCT.revision
+    # Since it judges the two parts of a class; what it goes by is what FCT says.
+    revision: ClassVar[int] = FCT.revision + 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.evidence < math.inf or not 0 < self.apart < math.inf or self.groups < 2 or self.draws < 1:
+        if not 0 < self.evidence < math.inf or not 0 < self.apart < math.inf or self.draws < 1:
             raise InputError(
-                "Consensus: evidence and apart must be positive numbers, groups 2 or more and draws 1 or more,"
-                f" found {self.evidence}, {self.apart}, {self.groups} and {self.draws}"
+                "Consensus: evidence and apart must be positive numbers, and draws 1 or more, found"
+                f" {self.evidence}, {self.apart} and {self.draws}"
             )
 
     def inspect(self, seen: Observed) -> Suspicion:
-        """Weigh the evidence of groups (see `Sifter.score`)."""
-        own, found = self.grouped(seen)
+        """Weigh the evidence of parts (see `Sifter.score`)."""
+        own, found = self.parts(seen)
         scores = OWN * own
         poisoned = torch.zeros(len(own), dtype=torch.bool)
         reasons = ["too few rows in its class to compare"] * len(own)
-        groups = []
-        for group in found:
-            weight = 1 + min(max(group.apart, 0.0), self.apart) / self.apart
-            scores[group.members] += weight * group.evidence
-            suspected = group.accused(self.evidence, self.apart)
-            poisoned[group.members] = suspected
-            moved, learned, apart = group.movement, group.loss, group.apart
-            told = f"its group: movement {moved:+.2f}, loss {learned:+.2f}, apart {apart:+.2f}"
-            for row in group.members.tolist():
+        parts = []
+        for part in found:
+            suspected = part.accused(self.evidence, self.apart)
+            poisoned[part.members] = suspected
+            moved, learned, apart = part.movement, part.loss, part.apart
+            scores[part.members] += part.evidence * (max(apart / BELL, 1) ** 2 if part.evidence > 0 else 1)
+            told = f"its part of the class: movement {moved:+.2f}, loss {learned:+.2f}, apart {apart:+.2f}"
+            for row in part.members.tolist():
                 reasons[row] = told
-            groups.append(
+            parts.append(
                 {
-                    "class": group.label,
-                    "rows": len(group.members),
+                    "class": part.label,
+                    "rows": len(part.members),
                     "movement": round(moved, 4),
                     "loss": round(learned, 4),
                     "apart": round(apart, 4),
                     "poisoned": suspected,
                 }
             )
-        held = sum(bool(group["poisoned"]) for group in groups)
+        held = sum(bool(part["poisoned"]) for part in parts)
         return Suspicion(
             scores=scores,
             clean=(scores < 0) & ~poisoned,
             poisoned=poisoned,
-            summary=f"{held} of {len(groups)} groups lie apart, move more than usual and were learned earlier",
+            summary=f"{held} of {len(parts)} parts of classes lie apart, move more than usual and were learned earlier",
             reasons=reasons,
-            evidence={"groups": groups},
+            evidence={"parts": parts},
         )
 
-    def grouped(self, seen: Observed) -> tuple[Float[Tensor, "n"], list[Group]]:
-        """Return the evidence of each row, and the groups of the classes that have rows enough."""
+    def parts(self, seen: Observed) -> tuple[Float[Tensor, "n"], list[Part]]:
+        """Return the evidence of each row, and the two parts of the classes that have rows enough."""
         movement, _ = FCT(draws=self.draws).measure(seen, seen.model)
         evidence = torch.stack([normal_scores(movement), normal_scores(-seen.losses)], 1)
         points, found = divided(seen.features, seen.rows.labels.cpu(), seen.rows.classes, seen.runtime)
-        anomalies = dict(zip(found, robust_z(torch.tensor([one.distance for one in found.values()])).tolist()))
-        groups = []
-        for c in found:
+        parts = []
+        for c, groups in found.items():
             rows = seen.of_class(c)
-            for part in parted(points[rows], self.groups, random_state(seen.runtime, "consensus", c)):
-                moved, learned = evidence[rows[part]].mean(0).tolist()
-                groups.append(Group(label=c, members=rows[part], movement=moved, loss=learned, apart=anomalies[c]))
-        return evidence.mean(1), groups
+            apart = separation(points[rows], random_state(seen.runtime, "consensus", c))
+            for members in (rows[~groups.second], rows[groups.second]):
+                # Rows that are all alike are one part.
+                if len(members):
+                    moved, learned = evidence[members].mean(0).tolist()
+                    parts.append(Part(label=c, members=members, movement=moved, loss=learned, apart=apart))
+        return evidence.mean(1), parts
 
 
-def parted(points: Float[Tensor, "n k"], groups: int, seed: int) -> list[Int[Tensor, "m"]]:
-    """Return the rows of each group of a class, by k-means; at least `FEWEST` rows a group on average."""
+def separation(points: Float[Tensor, "n k"], seed: int) -> float:
+    """Return how far two parts of the points lie apart, in standard deviations within them along the line between them.
+
+    k-means divides one half of the points in two, and the other half is measured along the line between the two means,
+    cut in the middle: so few points in many directions seem no further apart than many. The mean of both ways round;
+    `BELL` where the points are one bell curve, 0 where a half of them does not fall into two parts of two or more.
+
+    Args:
+        points: whitened, in an order that means nothing.
+        seed: of k-means.
+    """
     from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
 
-    if not points.shape[1]:
-        # Features that do not vary.
-        return [torch.arange(len(points))]
-    wanted = max(1, min(groups, len(points) // FEWEST))
-    with warnings.catch_warnings():
-        # Of rows that are all alike: there are then fewer groups.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        assigned = torch.from_numpy(KMeans(wanted, n_init=4, random_state=seed).fit(points.numpy()).labels_)
-    parts = [(assigned == number).nonzero().squeeze(1) for number in range(wanted)]
-    return [part for part in parts if len(part)]
+    halves = points[0::2], points[1::2]
+    found = []
+    for learned, judged in (halves, halves[::-1]):
+        if len(learned) < 2 or bool((learned == learned[0]).all()):
+            return 0.0
+        centres = torch.from_numpy(KMeans(2, n_init=4, random_state=seed).fit(learned.numpy()).cluster_centers_)
+        along = judged @ (centres[1] - centres[0])
+        upper = along > centres.mean(0) @ (centres[1] - centres[0])
+        parts = along[upper], along[~upper]
+        if min(map(len, parts)) < 2:
+            return 0.0
+        within = float(torch.cat([part - part.mean() for part in parts]).square().mean().sqrt())
+        between = float(parts[0].mean() - parts[1].mean())
+        # Where parts are points, their spread is what rounding left of it.
+        found.append(between / max(within, 1e-6 * between))
+    return sum(found) / len(found)
 
 
 def normal_scores(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:

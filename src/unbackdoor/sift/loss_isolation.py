@@ -1,16 +1,15 @@
 """Loss isolation: poisoned rows are learned first, so their loss is lowest early in training.
 
 Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data" (NeurIPS 2021), the first
-half of ABL. A network learns the data by local gradient ascent: a row whose loss l has fallen below gamma is pushed
-back up,
+half of ABL. A network learns the data by local gradient ascent: where the mean loss L of a batch has fallen below
+gamma, it is pushed back up,
 
-    sign(l - gamma) l   (see `unbackdoor.training.bounded`),
+    sign(L - gamma) L   (see `unbackdoor.training.bounded`),
 
 and the rows whose loss is lowest afterwards, one in a hundred, are held poisoned: always, also in clean data.
 
 Without a model of the caller's one is trained in that way. A model that is given is used as it is: the longer it was
-trained, the less its losses say. The bound is of each row, as in the paper's formula; published code bounds a batch's
-mean, and computes the losses of the rows one by one.
+trained, the less its losses say. Published code computes the losses of the rows one by one.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -41,13 +41,16 @@ class LossIsolation(RowSifter):
         poisoned_share: of the rows with the lowest losses, held poisoned.
         epochs: of training, where no model is given.
         learning_rate: of its SGD, constant.
-        gamma: loss below which a row is pushed back up, 0 or more; 0 trains as usual.
+        gamma: loss below which a batch is pushed back up, 0 or more; 0 trains as usual.
     """
 
     poisoned_share: float = 0.01
     epochs: int = 20
     learning_rate: float = 0.01
     gamma: float = 0.5
+
+    # Since the bound is of a batch.
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_share("LossIsolation", poisoned_share=self.poisoned_share)
@@ -70,7 +73,7 @@ class LossIsolation(RowSifter):
     def learn(self, rows: ImageSet, runtime: Runtime, resume: Path | None) -> Network:
         """Train a network by local gradient ascent (see `Sifter.learn`)."""
         model = new_network(NETWORK, rows, runtime)
-        hook = Bounded(self.gamma, "row")
+        hook = Bounded(self.gamma)
         state = stage(resume, "ascent")
         fit(model, rows, self._recipe(), runtime, hook=hook, resume=state, description="gradient ascent")
         return model

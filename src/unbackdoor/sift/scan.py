@@ -42,13 +42,11 @@ class Groups(NamedTuple):
         second: whether each row is in the second group, the smaller one.
         posterior: that each row belongs to the second group, 0 to 1.
         gain: J.
-        distance: of the means of the two groups.
     """
 
     second: Bool[Tensor, "n"]
     posterior: Float[Tensor, "n"]
     gain: float
-    distance: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +136,7 @@ def two_groups(points: Float[Tensor, "n k"], seed: int) -> Groups:
     from sklearn.cluster import KMeans
 
     if bool((points == points[0]).all()):
-        return Groups(torch.zeros(len(points), dtype=torch.bool), torch.zeros(len(points)), 0.0, 0.0)
+        return Groups(torch.zeros(len(points), dtype=torch.bool), torch.zeros(len(points)), 0.0)
     assigned = torch.from_numpy(KMeans(2, n_init=4, random_state=seed).fit(points.numpy()).labels_).long()
     second = assigned == int(torch.bincount(assigned, minlength=2).argmin())
     share = float(second.double().mean())
@@ -146,4 +144,4 @@ def two_groups(points: Float[Tensor, "n k"], seed: int) -> Groups:
     within = torch.where(second, distances[1], distances[0])
     gain = float(((points - points.mean(0)).square().sum(1) - within).mean())
     log_odds = math.log(share / (1 - share)) + (distances[0] - distances[1]) / 2
-    return Groups(second, log_odds.sigmoid().float(), gain, math.sqrt(gain / (share * (1 - share))))
+    return Groups(second, log_odds.sigmoid().float(), gain)
