@@ -1,15 +1,15 @@
-"""The thresholds of Consensus, on runs that no aim is judged by: what each pair of them would hold poisoned.
+"""The threshold of Consensus, on runs that no aim is judged by: what each value of it would hold poisoned.
 
-5,000 images of CIFAR-10, of which each seed draws others; three attacks and clean data. The thresholds meet what
-Consensus measured of the parts of classes afterwards, so all pairs are judged on the same runs. Writes one line of JSON
-a run to results/consensus_thresholds.jsonl and the table results/consensus_thresholds.md; a finished run is not done
-again:
+5,000 images of CIFAR-10, of which each seed draws others; three attacks and clean data. The threshold meets what
+Consensus measured of the parts of classes afterwards, so all values are judged on the same runs. Writes one line of
+JSON a run to results/consensus_thresholds.jsonl and the table results/consensus_thresholds.md; a finished run is not
+done again:
 
     python benchmarks/consensus_thresholds.py                  # how long has not been measured
     python benchmarks/consensus_thresholds.py --table          # only write the table
 
-A pair of thresholds is fit for use if it holds at most 1 % of the clean rows poisoned, both beside poison and in data
-that are clean. Of those, the one with the highest TPR; of several such, the highest thresholds.
+A value is fit for use if it holds at most 1 % of the clean rows poisoned, both beside poison and in data that are
+clean. Of those, the one with the highest TPR; of several such, the one in the middle, or the lower of two.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ATTACKS: dict[str, Attack | None] = {
     "SIG": SIG(poison_rate=0.05),
     "None": None,
 }
-EVIDENCE, APART = (0.25, 0.5, 0.75, 1.0, 1.25), (3.5, 4.0, 4.5, 5.0, 6.0)
+THRESHOLDS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0)
 MOST = 0.01
 """Share of clean rows that may be held poisoned."""
 
@@ -74,12 +74,12 @@ def run(images: ImageSet, name: str, runtime: Runtime) -> dict[str, Any]:
     return {**runtime.describe(), "attack": name, "rows": len(rows), "parts": told}
 
 
-def judged(row: dict[str, Any], evidence: float, apart: float) -> dict[str, Any]:
-    """Return the TPR, if there is poison, and the FPR of a run under two thresholds."""
+def judged(row: dict[str, Any], threshold: float) -> dict[str, Any]:
+    """Return the TPR, if there is poison, and the FPR of a run under a threshold."""
     poison = found = clean = accused = 0
     for told in row["parts"]:
         part = Part(label=0, members=torch.empty(0, dtype=torch.long), **{name: told[name] for name in MEASURED})
-        held = part.accused(evidence, apart)
+        held = part.accused(threshold)
         poison, found = poison + told["poisoned"], found + held * told["poisoned"]
         others = told["rows"] - told["poisoned"]
         clean, accused = clean + others, accused + held * others
@@ -90,47 +90,46 @@ def judged(row: dict[str, Any], evidence: float, apart: float) -> dict[str, Any]
 MEASURED = ("movement", "loss", "apart")
 
 
-def chosen(rows: Sequence[dict[str, Any]]) -> tuple[float, float] | None:
-    """Return evidence and apart by the rule above; None if no pair is fit for use."""
-    fit = [found for found in _pairs(rows) if max(found["fpr"], found["clean"]) <= MOST]
-    best = max(fit, key=lambda found: (found["tpr"], found["evidence"], found["apart"]), default=None)
-    return None if best is None else (best["evidence"], best["apart"])
+def chosen(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Return the threshold by the rule above; None if no value is fit for use."""
+    fit = [found for found in _values(rows) if max(found["fpr"], found["clean"]) <= MOST]
+    most = max((found["tpr"] for found in fit), default=0.0)
+    best = [found["threshold"] for found in fit if found["tpr"] == most]
+    return statistics.median_low(best) if best else None
 
 
-def _pairs(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, float]]:
-    """Yield means of each pair of thresholds: over attacks, and over runs of clean data."""
-    for evidence, apart in itertools.product(EVIDENCE, APART):
-        results = [judged(row, evidence, apart) for row in rows]
+def _values(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, float]]:
+    """Yield means of each threshold: over attacks, and over runs of clean data."""
+    for threshold in THRESHOLDS:
+        results = [judged(row, threshold) for row in rows]
         attacked = [result for result in results if "tpr" in result]
         clean = [result["fpr"] for result in results if "tpr" not in result]
         if attacked and clean:
             shares = {name: mean(attacked, name) or 0.0 for name in ("tpr", "fpr")}
-            yield {"evidence": evidence, "apart": apart, **shares, "clean": statistics.mean(clean)}
+            yield {"threshold": threshold, **shares, "clean": statistics.mean(clean)}
 
 
 def written(rows: Sequence[dict[str, Any]]) -> str:
-    """Return all pairs of thresholds as Markdown, and what they mean for the defaults."""
-    used = Consensus()
+    """Return all thresholds as Markdown, and what they mean for the default."""
     best = chosen(rows)
-    named = "no pair of thresholds" if best is None else f"evidence {best[0]:g}, apart {best[1]:g}"
+    named = "no value" if best is None else f"{best:g}"
     lines = [
-        "# Thresholds of Consensus",
+        "# The threshold of Consensus",
         "",
         f"Made by `python benchmarks/consensus_thresholds.py`: {len(rows)} of {len(SEEDS) * len(ATTACKS)} runs on"
         f" {ROWS} images of CIFAR-10, seeds {', '.join(map(str, SEEDS))}. Means are over attacks, each the mean over"
-        " its seeds. They are what the thresholds do on the runs that choose them, and no promise for others.",
+        " its seeds. They are what a threshold does on the runs that choose it, and no promise for others.",
         "",
         *machines(list(rows)),
         "",
-        f"At most {100 * MOST:g} % of clean rows held poisoned, and of those the highest TPR: {named}. The defaults are"
-        f" evidence {used.evidence:g}, apart {used.apart:g}.",
+        f"At most {100 * MOST:g} % of clean rows held poisoned, of those the highest TPR, and of several such the one"
+        f" in the middle: {named}. The default is {Consensus().threshold:g}.",
         "",
-        "| evidence | apart | TPR % | FPR % | of clean data held % |",
-        "|---:|---:|---:|---:|---:|",
+        "| threshold | TPR % | FPR % | of clean data held % |",
+        "|---:|---:|---:|---:|",
         *(
-            f"| {found['evidence']:g} | {found['apart']:g} |"
-            f" {' | '.join(percent(found[name]) for name in ('tpr', 'fpr', 'clean'))} |"
-            for found in _pairs(rows)
+            f"| {found['threshold']:g} | {' | '.join(percent(found[name]) for name in ('tpr', 'fpr', 'clean'))} |"
+            for found in _values(rows)
         ),
     ]
     return "\n".join(lines) + "\n"

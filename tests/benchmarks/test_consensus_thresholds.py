@@ -1,4 +1,4 @@
-"""The program that looks at thresholds of Consensus: what it measures, and which pair it names."""
+"""The program that looks at the threshold of Consensus: what it measures, and which value it names."""
 
 from __future__ import annotations
 
@@ -30,31 +30,27 @@ def of(attack: str, *parts: dict[str, Any]) -> dict[str, Any]:
     return {"attack": attack, "parts": list(parts), "seed": "10", "device": "cpu", "threads": "1", "torch": "2"}
 
 
-def test_a_run_is_judged_by_the_rows_of_the_parts_that_thresholds_accuse(program: ModuleType) -> None:
+def test_a_run_is_judged_by_the_rows_of_the_parts_that_a_threshold_accuses(program: ModuleType) -> None:
+    # Of suspicion 5.7, 3.2 and 1.9.
     row = of("BadNets", part(100, 80, 1.6, 5.0), part(100, 20, 0.9, 5.0), part(300, 0, 1.6, 2.9))
-    assert program.judged(row, 1.0, 3.0) == {"attack": "BadNets", "tpr": 0.8, "fpr": 20 / 400}
-    assert program.judged(row, 0.75, 3.0) == {"attack": "BadNets", "tpr": 1.0, "fpr": 100 / 400}
-    assert program.judged(of("None", part(50, 0, 2.0, 9.0), part(150, 0, 0.0, 9.0)), 1.0, 3.0) == {
-        "attack": "None",
-        "fpr": 0.25,
-    }
+    assert program.judged(row, 4.0) == {"attack": "BadNets", "tpr": 0.8, "fpr": 20 / 400}
+    assert program.judged(row, 3.0) == {"attack": "BadNets", "tpr": 1.0, "fpr": 100 / 400}
+    clean = of("None", part(50, 0, 2.0, 9.0), part(150, 0, 0.0, 9.0))
+    assert program.judged(clean, 3.0) == {"attack": "None", "fpr": 0.25}
 
 
-def test_the_pair_named_spares_clean_rows_first_and_is_then_the_one_that_finds_most(program: ModuleType) -> None:
-    poison, clean = part(100, 100, 1.3, 4.2), part(400, 0, 0.1, 0.0)
-    easy = part(100, 0, 1.1, 4.1)
+def test_the_threshold_named_spares_clean_rows_finds_most_and_lies_in_the_middle(program: ModuleType) -> None:
+    # Of suspicion 5.7, 0.1 and 3.2.
+    poison, clean, easy = part(100, 100, 1.6, 5.0), part(400, 0, 0.1, 0.0), part(100, 0, 1.4, 4.0)
     rows = [of("BadNets", poison, clean), of("None", easy, clean)]
-    assert program.chosen(rows) == (1.25, 4.0), "higher ones find nothing, and only a higher one spares the easy class"
+    assert program.chosen(rows) == 4.0, "3.5 and 5 do as well; 6 finds nothing, and 3 does not spare the easy class"
     assert program.chosen(rows[:1]) is None, "without clean data nothing is known of false alarms"
     text = program.written(rows)
-    assert (
-        f"evidence 1.25, apart 4. The defaults are evidence {Consensus().evidence:g}, apart {Consensus().apart:g}."
-        in text
-    )
-    assert "| 1 | 4 | 100.00 | 0.00 | 20.00 |" in text
-    hidden = [of("BadNets", part(100, 100, 1.6, 9.0)), of("None", part(100, 0, 9.0, 9.0))]
-    assert program.chosen([of("BadNets", poison, clean), *hidden[1:]]) is None
-    assert "no pair of thresholds" in program.written([of("BadNets", poison, clean), *hidden[1:]])
+    assert f"in the middle: 4. The default is {Consensus().threshold:g}." in text
+    assert "| 3 | 100.00 | 0.00 | 20.00 |" in text
+    never = [of("BadNets", poison, clean), of("None", part(100, 0, 9.0, 9.0))]
+    assert program.chosen(never) is None
+    assert "in the middle: no value." in program.written(never)
 
 
 def test_the_parts_of_a_run_are_those_that_consensus_judges(
@@ -65,7 +61,7 @@ def test_the_parts_of_a_run_are_those_that_consensus_judges(
     row = program.run(pictures(200, 0), "BadNets", runtime(10))
     assert sum(told["rows"] for told in row["parts"]) == row["rows"] == 120
     assert sum(told["poisoned"] for told in row["parts"]) == 12
-    assert set(program.judged(row, Consensus().evidence, Consensus().apart)) == {"attack", "tpr", "fpr"}
+    assert set(program.judged(row, Consensus().threshold)) == {"attack", "tpr", "fpr"}
 
 
 def test_no_seed_of_the_grid_of_sifters_is_looked_at(program: ModuleType) -> None:

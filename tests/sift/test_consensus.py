@@ -14,7 +14,7 @@ from tests.sift.spread import CLASSES, FEATURES, TARGET, auroc, centres, reader,
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.sift import Consensus
-from unbackdoor.sift.consensus import BELL, normal_scores, separation
+from unbackdoor.sift.consensus import BELL, Part, normal_scores, separation
 
 FAINT = 0.2 * centres()
 """Weights with which losses are not all 0."""
@@ -61,6 +61,16 @@ def test_a_class_whose_rows_are_all_alike_is_one_part() -> None:
     (part,) = [one for one in found.evidence["parts"] if one["class"] == 0]
     assert part["rows"] == len(members)
     assert not part["poisoned"]
+
+
+def test_suspicion_grows_with_the_distance_where_evidence_speaks_for_poison_alone() -> None:
+    near, far = ({"label": 0, "members": torch.arange(3), "apart": apart} for apart in (2.0, 2 * BELL))
+    assert Part(movement=1.0, loss=0.6, **near).suspicion == pytest.approx(0.8)
+    assert Part(movement=1.0, loss=0.6, **far).suspicion == pytest.approx(3.2)
+    assert Part(movement=-1.0, loss=-0.6, **far).suspicion == pytest.approx(-0.8)
+    assert Part(movement=1.0, loss=0.6, **far).accused(3.1)
+    assert not Part(movement=1.0, loss=0.6, **far).accused(3.3)
+    assert not Part(movement=1.7, loss=-0.1, **far).accused(3.1)
 
 
 def test_reasons_name_the_three_things() -> None:
@@ -123,7 +133,7 @@ def test_a_class_with_hardly_any_rows_is_ranked_and_not_judged() -> None:
     assert not bool(found.poisoned[few.labels == 0].any())
 
 
-@pytest.mark.parametrize("options", [{"evidence": float("nan")}, {"apart": 0.0}, {"draws": 0}])
+@pytest.mark.parametrize("options", [{"threshold": float("nan")}, {"threshold": 0.0}, {"draws": 0}])
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="Consensus: "):
         Consensus(**options)  # type: ignore[arg-type]

@@ -11,13 +11,14 @@ Our own combination of three published ideas; it needs no label, rate, target or
    joins them, where line and middle come from one half of the rows and the distance from the other. A bell curve cut in
    two gives 2.65 whatever its width, and a class that is one thing looks like that in whitened features. SCAn compares
    classes with each other instead, so that it says nothing where there are few or where all hold poison.
-4. *Score.* Rows share the mean evidence of their part, and where it speaks for poison it is multiplied by the square of
-   how many times further apart the class lies than a bell curve. A row's own evidence ranks it within its part.
+4. *Suspicion.* The mean evidence of a part, and where it speaks for poison it is multiplied by the square of how many
+   times further apart the class lies than a bell curve. Rows share that of their part, and their own evidence ranks
+   them within it.
 5. *Rule.* A part is held poisoned where three things agree: its rows move more than usual, they were learned earlier
-   than usual, and its class lies apart. Each by itself is true of clean rows too, such as half of a class that is easy.
-   Rows with a score below 0 are held clean, and the rest is undecided.
+   than usual, and its class lies apart, to a product above a threshold. Each by itself is true of clean rows too, such
+   as half of a class that is easy. Rows with a score below 0 are held clean, and the rest is undecided.
 
-THRESHOLDS
+The threshold comes from runs on 5,000 images, by `benchmarks/consensus_thresholds.py`.
 """
 
 from __future__ import annotations
@@ -67,10 +68,14 @@ class Part:
         """Mean of movement and loss."""
         return (self.movement + self.loss) / 2
 
-    def accused(self, evidence: float, apart: float) -> bool:
-        """Return whether the part is held poisoned under these thresholds (see `Consensus`)."""
-        strong = self.evidence > evidence and min(self.movement, self.loss) > evidence / 2
-        return strong and self.apart > apart
+    @property
+    def suspicion(self) -> float:
+        """The evidence, larger where it speaks for poison and the class lies apart."""
+        return self.evidence * (max(self.apart / BELL, 1) ** 2 if self.evidence > 0 else 1)
+
+    def accused(self, threshold: float) -> bool:
+        """Return whether the part is held poisoned under this threshold (see `Consensus`)."""
+        return self.suspicion > threshold and min(self.movement, self.loss) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +83,21 @@ class Consensus(Sifter):
     """Hold a part of a class poisoned where movement, loss and distance all say so; the default.
 
     Attributes:
-        evidence: that a part's mean of movement and loss must exceed, and each of the two by half, in standard
-            deviations; above 0.
-        apart: that the distance of a class's two parts must exceed, in standard deviations within them; above 0.
+        threshold: that a part's suspicion must exceed; above 0. Movement and loss must both be above the usual.
         draws: of rotation and shift; 1 or more.
     """
 
-    evidence: float = 0.5
-    apart: float = 4.5
+    threshold: float = 3.0
     draws: int = 4
 
     # Since it judges the two parts of a class; what it goes by is what FCT says.
     revision: ClassVar[int] = FCT.revision + 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.evidence < math.inf or not 0 < self.apart < math.inf or self.draws < 1:
+        if not 0 < self.threshold < math.inf or self.draws < 1:
             raise InputError(
-                "Consensus: evidence and apart must be positive numbers, and draws 1 or more, found"
-                f" {self.evidence}, {self.apart} and {self.draws}"
+                "Consensus: the threshold must be a positive number, and draws 1 or more, found"
+                f" {self.threshold} and {self.draws}"
             )
 
     def inspect(self, seen: Observed) -> Suspicion:
@@ -106,10 +108,10 @@ class Consensus(Sifter):
         reasons = ["too few rows in its class to compare"] * len(own)
         parts = []
         for part in found:
-            suspected = part.accused(self.evidence, self.apart)
+            suspected = part.accused(self.threshold)
             poisoned[part.members] = suspected
             moved, learned, apart = part.movement, part.loss, part.apart
-            scores[part.members] += part.evidence * (max(apart / BELL, 1) ** 2 if part.evidence > 0 else 1)
+            scores[part.members] += part.suspicion
             told = f"its part of the class: movement {moved:+.2f}, loss {learned:+.2f}, apart {apart:+.2f}"
             for row in part.members.tolist():
                 reasons[row] = told
@@ -120,6 +122,7 @@ class Consensus(Sifter):
                     "movement": round(moved, 4),
                     "loss": round(learned, 4),
                     "apart": round(apart, 4),
+                    "suspicion": round(part.suspicion, 4),
                     "poisoned": suspected,
                 }
             )
