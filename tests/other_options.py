@@ -157,7 +157,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "secure ABL": {"gamma": 5.0, "isolated": 0.5},
     "secure TrapAndReplace": {"head": "3"},
     "sift ActivationClustering": {"silhouette": 0.9, "largest": 0.1},
-    "sift Consensus": {"evidence": other(0.01, apart=0.01)},
+    "sift Consensus": {"threshold": 0.01},
     "sift LossIsolation": {"gamma": 5.0},
     "sift SPECTRE": {"dimensions": (1,)},
     "sift STRIP": {"false_alarms": 0.3},
