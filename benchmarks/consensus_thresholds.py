@@ -68,6 +68,7 @@ def run(images: ImageSet, name: str, runtime: Runtime) -> dict[str, Any]:
             "movement": part.movement,
             "loss": part.loss,
             "apart": part.apart,
+            "ahead": part.ahead,
         }
         for part in parts
     ]
@@ -87,7 +88,7 @@ def judged(row: dict[str, Any], threshold: float) -> dict[str, Any]:
     return {"attack": row["attack"], **shares, "fpr": accused / clean}
 
 
-MEASURED = ("movement", "loss", "apart")
+MEASURED = ("movement", "loss", "apart", "ahead")
 
 
 def chosen(rows: Sequence[dict[str, Any]]) -> float | None:

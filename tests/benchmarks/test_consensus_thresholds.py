@@ -23,7 +23,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def part(rows: int, poisoned: int, strength: float, apart: float) -> dict[str, Any]:
-    return {"rows": rows, "poisoned": poisoned, "movement": strength, "loss": strength, "apart": apart}
+    return {"rows": rows, "poisoned": poisoned, "movement": strength, "loss": strength, "apart": apart, "ahead": True}
 
 
 def of(attack: str, *parts: dict[str, Any]) -> dict[str, Any]:

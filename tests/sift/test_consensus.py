@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.sift.spread import CLASSES, FEATURES, TARGET, auroc, centres, reader,
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.sift import Consensus
-from unbackdoor.sift.consensus import BELL, Part, normal_scores, separation
+from unbackdoor.sift.consensus import BELL, Part, cut, normal_scores
 
 FAINT = 0.2 * centres()
 """Weights with which losses are not all 0."""
@@ -64,13 +65,14 @@ def test_a_class_whose_rows_are_all_alike_is_one_part() -> None:
 
 
 def test_suspicion_grows_with_the_distance_where_evidence_speaks_for_poison_alone() -> None:
-    near, far = ({"label": 0, "members": torch.arange(3), "apart": apart} for apart in (2.0, 2 * BELL))
-    assert Part(movement=1.0, loss=0.6, **near).suspicion == pytest.approx(0.8)
-    assert Part(movement=1.0, loss=0.6, **far).suspicion == pytest.approx(3.2)
-    assert Part(movement=-1.0, loss=-0.6, **far).suspicion == pytest.approx(-0.8)
-    assert Part(movement=1.0, loss=0.6, **far).accused(3.1)
-    assert not Part(movement=1.0, loss=0.6, **far).accused(3.3)
-    assert not Part(movement=1.7, loss=-0.1, **far).accused(3.1)
+    near, far = (partial(Part, label=0, members=torch.arange(3), apart=apart, ahead=True) for apart in (2.0, 2 * BELL))
+    assert near(movement=1.0, loss=0.6).suspicion == pytest.approx(0.8)
+    assert far(movement=1.0, loss=0.6).suspicion == pytest.approx(3.2)
+    assert far(movement=-1.0, loss=-0.6).suspicion == pytest.approx(-0.8)
+    assert far(movement=1.0, loss=0.6, ahead=False).suspicion == pytest.approx(0.8)
+    assert far(movement=1.0, loss=0.6).accused(3.1)
+    assert not far(movement=1.0, loss=0.6).accused(3.3)
+    assert not far(movement=1.7, loss=-0.1).accused(3.1)
 
 
 def test_reasons_name_the_three_things() -> None:
@@ -88,16 +90,19 @@ def test_a_bell_curve_lies_as_far_apart_as_its_two_halves_do_however_wide_and_ho
     points = torch.randn(4000, directions, generator=generator).double() * wide
     # What the halves of a normal distribution have: means at sqrt(2 / pi), standard deviations sqrt(1 - 2 / pi).
     assert pytest.approx(2 * math.sqrt(2 / math.pi) / math.sqrt(1 - 2 / math.pi)) == BELL
-    assert separation(points, 0) == pytest.approx(BELL, rel=0.05)
-    few = [separation(torch.randn(100, directions, generator=generator).double(), 0) for _ in range(10)]
-    assert max(few) < 3.7
+    assert cut(points, 0)[1] == pytest.approx(BELL, rel=0.05)
+    few = [cut(torch.randn(100, directions, generator=generator).double(), 0)[1] for _ in range(10)]
+    assert max(few) < 4.0
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_two_bell_curves_lie_as_far_apart_as_they_were_put(share: float) -> None:
     points = torch.randn(2000, 20, generator=torch.Generator().manual_seed(0)).double()
-    points[torch.rand(2000, generator=torch.Generator().manual_seed(1)) < share, 0] += 8.0
-    assert separation(points, 0) == pytest.approx(8.0, rel=0.05)
+    moved = torch.rand(2000, generator=torch.Generator().manual_seed(1)) < share
+    points[moved, 0] += 8.0
+    second, apart = cut(points, 0)
+    assert apart == pytest.approx(8.0, rel=0.05)
+    assert float((second == (moved if bool(second[moved].any()) else ~moved)).float().mean()) > 0.999
 
 
 @pytest.mark.parametrize(
@@ -105,14 +110,16 @@ def test_two_bell_curves_lie_as_far_apart_as_they_were_put(share: float) -> None
     [torch.zeros(9, 0), torch.ones(20, 3), torch.zeros(3, 2), torch.eye(5)],
     ids=["no directions", "all alike", "few", "one by one"],
 )
-def test_points_that_do_not_fall_into_two_parts_do_not_lie_apart(points: Tensor) -> None:
-    assert separation(points.double(), 0) == 0.0
+def test_points_that_do_not_fall_into_two_parts_are_one(points: Tensor) -> None:
+    second, apart = cut(points.double(), 0)
+    assert not bool(second.any())
+    assert apart == 0.0
 
 
 def test_parts_that_are_points_lie_apart() -> None:
     points = torch.zeros(40, 2).double()
     points[torch.randperm(40, generator=torch.Generator().manual_seed(0))[:20], 0] = 1.0
-    assert separation(points, 0) == pytest.approx(1e6)
+    assert cut(points, 0)[1] == pytest.approx(1e6)
 
 
 def test_poison_is_found_beside_one_other_class_alone() -> None:

@@ -5,18 +5,21 @@ Our own combination of three published ideas; it needs no label, rate, target or
 1. *Evidence of each row.* How far its features move when the image is turned and shifted (FCT), and how low its loss is
    early in training (loss isolation). Each is replaced by the normal quantile of its rank among all rows, so that the
    two weigh alike whatever their units. Both are noisy row by row.
-2. *Parts.* Each class is divided in two as by SCAn, in features whitened within groups. Where a class holds poison, one
+2. *Parts.* Each class is divided in two in features whitened within groups, as by SCAn. Where a class holds poison, one
    of the parts is it; SCAn cannot tell which, where they are of one size, as at high poison rates. The evidence can.
 3. *Apart.* How far the parts of a class lie from each other, in standard deviations within them along the line that
    joins them, where line and middle come from one half of the rows and the distance from the other. A bell curve cut in
    two gives 2.65 whatever its width, and a class that is one thing looks like that in whitened features. SCAn compares
-   classes with each other instead, so that it says nothing where there are few or where all hold poison.
-4. *Suspicion.* The mean evidence of a part, and where it speaks for poison it is multiplied by the square of how many
-   times further apart the class lies than a bell curve. Rows share that of their part, and their own evidence ranks
-   them within it.
+   classes with each other instead, so that it says nothing where there are few.
+4. *Suspicion.* The mean evidence of a part. Where it speaks for poison, and both kinds are stronger than in the other
+   part of the class, it is multiplied by the square of how many times further apart the class lies than a bell curve.
+   Rows share that of their part, and their own evidence ranks them within it.
 5. *Rule.* A part is held poisoned where three things agree: its rows move more than usual, they were learned earlier
    than usual, and its class lies apart, to a product above a threshold. Each by itself is true of clean rows too, such
    as half of a class that is easy. Rows with a score below 0 are held clean, and the rest is undecided.
+
+The poison of an all-to-all attack moves more, but is learned later than the clean rows: its kinds disagree, and nothing
+is held poisoned.
 
 The threshold comes from runs on 5,000 images, by `benchmarks/consensus_thresholds.py`.
 """
@@ -28,7 +31,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unbackdoor.errors import InputError
@@ -54,7 +57,8 @@ class Part:
         members: rows, in increasing order.
         movement: mean normal score of how far their features move.
         loss: mean normal score of how early they were learned.
-        apart: of the class: see `separation`.
+        apart: of the class: see `cut`.
+        ahead: whether both movement and loss are larger than those of the other part.
     """
 
     label: int
@@ -62,6 +66,7 @@ class Part:
     movement: float
     loss: float
     apart: float
+    ahead: bool
 
     @property
     def evidence(self) -> float:
@@ -71,7 +76,7 @@ class Part:
     @property
     def suspicion(self) -> float:
         """The evidence, larger where it speaks for poison and the class lies apart."""
-        return self.evidence * (max(self.apart / BELL, 1) ** 2 if self.evidence > 0 else 1)
+        return self.evidence * (max(self.apart / BELL, 1) ** 2 if self.evidence > 0 and self.ahead else 1)
 
     def accused(self, threshold: float) -> bool:
         """Return whether the part is held poisoned under this threshold (see `Consensus`)."""
@@ -122,6 +127,7 @@ class Consensus(Sifter):
                     "movement": round(moved, 4),
                     "loss": round(learned, 4),
                     "apart": round(apart, 4),
+                    "ahead": part.ahead,
                     "suspicion": round(part.suspicion, 4),
                     "poisoned": suspected,
                 }
@@ -142,23 +148,27 @@ class Consensus(Sifter):
         evidence = torch.stack([normal_scores(movement), normal_scores(-seen.losses)], 1)
         points, found = divided(seen.features, seen.rows.labels.cpu(), seen.rows.classes, seen.runtime)
         parts = []
-        for c, groups in found.items():
+        for c in found:
             rows = seen.of_class(c)
-            apart = separation(points[rows], random_state(seen.runtime, "consensus", c))
-            for members in (rows[~groups.second], rows[groups.second]):
-                # Rows that are all alike are one part.
-                if len(members):
-                    moved, learned = evidence[members].mean(0).tolist()
-                    parts.append(Part(label=c, members=members, movement=moved, loss=learned, apart=apart))
+            second, apart = cut(points[rows], random_state(seen.runtime, "consensus", c))
+            # Rows that are all alike are one part.
+            both = [members for members in (rows[~second], rows[second]) if len(members)]
+            means = [evidence[members].mean(0) for members in both]
+            for members, mean, other in zip(both, means, reversed(means)):
+                moved, learned = mean.tolist()
+                ahead = bool((mean > other).all())
+                parts.append(Part(label=c, members=members, movement=moved, loss=learned, apart=apart, ahead=ahead))
         return evidence.mean(1), parts
 
 
-def separation(points: Float[Tensor, "n k"], seed: int) -> float:
-    """Return how far two parts of the points lie apart, in standard deviations within them along the line between them.
+def cut(points: Float[Tensor, "n k"], seed: int) -> tuple[Bool[Tensor, "n"], float]:
+    """Return which points are in the second of two parts, and how far the parts lie apart.
 
-    k-means divides one half of the points in two, and the other half is measured along the line between the two means,
-    cut in the middle: so few points in many directions seem no further apart than many. The mean of both ways round;
-    `BELL` where the points are one bell curve, 0 where a half of them does not fall into two parts of two or more.
+    k-means divides one half of the points in two; all points are cut in the middle of the line between the two means,
+    and the other half is measured along it: the distance between its parts, in standard deviations within them. So few
+    points in many directions seem no further apart than many. Of the two ways round the one with the larger distance
+    counts. It is about `BELL` where the points are one bell curve, and 0, with one part, where no half falls into two
+    parts of two or more.
 
     Args:
         points: whitened, in an order that means nothing.
@@ -166,22 +176,26 @@ def separation(points: Float[Tensor, "n k"], seed: int) -> float:
     """
     from sklearn.cluster import KMeans
 
-    halves = points[0::2], points[1::2]
-    found = []
-    for learned, judged in (halves, halves[::-1]):
-        if len(learned) < 2 or bool((learned == learned[0]).all()):
-            return 0.0
-        centres = torch.from_numpy(KMeans(2, n_init=4, random_state=seed).fit(learned.numpy()).cluster_centers_)
-        along = judged @ (centres[1] - centres[0])
-        upper = along > centres.mean(0) @ (centres[1] - centres[0])
-        parts = along[upper], along[~upper]
-        if min(map(len, parts)) < 2:
-            return 0.0
-        within = float(torch.cat([part - part.mean() for part in parts]).square().mean().sqrt())
-        between = float(parts[0].mean() - parts[1].mean())
+    second, apart = torch.zeros(len(points), dtype=torch.bool), 0.0
+    odd = torch.arange(len(points)) % 2 == 1
+    for learned in (~odd, odd):
+        given = points[learned]
+        if len(given) < 2 or bool((given == given[0]).all()):
+            continue
+        centres = torch.from_numpy(KMeans(2, n_init=4, random_state=seed).fit(given.numpy()).cluster_centers_)
+        line = centres[1] - centres[0]
+        along = points @ line
+        upper = along > centres.mean(0) @ line
+        judged = [along[~learned & ~upper], along[~learned & upper]]
+        if min(map(len, judged)) < 2:
+            continue
+        within = float(torch.cat([part - part.mean() for part in judged]).square().mean().sqrt())
+        between = float(judged[1].mean() - judged[0].mean())
         # Where parts are points, their spread is what rounding left of it.
-        found.append(between / max(within, 1e-6 * between))
-    return sum(found) / len(found)
+        found = between / max(within, 1e-6 * between)
+        if found > apart:
+            second, apart = upper, found
+    return second, apart
 
 
 def normal_scores(values: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
