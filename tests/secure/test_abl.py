@@ -36,7 +36,7 @@ def poisoned(seed: int, hard: bool) -> FittedAttack:
 
 def isolated(method: ABL, train: ImageSet, seed: int) -> torch.Tensor:
     early = network(seed)
-    fit(early, train, method._recipes()[0], runtime(seed), hook=Bounded(method.gamma, "batch"))
+    fit(early, train, method._recipes()[0], runtime(seed), hook=Bounded(method.gamma))
     return lowest(losses_of(early, train, runtime()), method.isolated)[0]
 
 
