@@ -53,6 +53,23 @@ def test_a_part_that_lies_apart_with_large_losses_is_not() -> None:
     assert not bool(found.poisoned.any())
 
 
+def test_where_one_kind_of_evidence_speaks_for_either_part_distance_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in an all-to-all attack, with the kinds the other way round: learned early, but hardly moving."""
+    planted = spread(1.8 * centres()[TARGET], share=0.5, count=1500)
+    rows = planted.data.need_untrusted("Test")
+    still = planted.planted[rows.canonical_order()].float()
+    monkeypatch.setattr("unbackdoor.sift.consensus.FCT.measure", lambda *_: (1 - still, {}))
+    found = Consensus(threshold=0.5).score(planted.data, runtime(), reader(FAINT))
+    both = [one for one in found.evidence["parts"] if one["class"] == TARGET]
+    assert len(both) == 2
+    for part in both:
+        assert part["apart"] > 2 * BELL
+        assert not part["ahead"]
+        assert part["suspicion"] == pytest.approx((part["movement"] + part["loss"]) / 2, abs=1e-3)
+
+
 def test_a_class_whose_rows_are_all_alike_is_one_part() -> None:
     rows = spread(torch.zeros(FEATURES), count=100).data.need_untrusted("Test")
     (first, *_) = members = (rows.labels == 0).nonzero().squeeze(1)

@@ -39,7 +39,7 @@ from unbackdoor.sift.base import Sifter, Suspicion
 from unbackdoor.sift.fct import FCT
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.robust import random_state
-from unbackdoor.sift.scan import divided
+from unbackdoor.sift.scan import whitened
 
 OWN = 0.1
 """Weight of a row's own evidence beside that of its part."""
@@ -95,8 +95,8 @@ class Consensus(Sifter):
     threshold: float = 3.0
     draws: int = 4
 
-    # Since it judges the two parts of a class; what it goes by is what FCT says.
-    revision: ClassVar[int] = FCT.revision + 1
+    # Since it judges the two parts of a class, and since one must be ahead of the other; it goes by what FCT says.
+    revision: ClassVar[int] = FCT.revision + 2
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < math.inf or self.draws < 1:
@@ -146,10 +146,9 @@ class Consensus(Sifter):
         """Return the evidence of each row, and the two parts of the classes that have rows enough."""
         movement, _ = FCT(draws=self.draws).measure(seen, seen.model)
         evidence = torch.stack([normal_scores(movement), normal_scores(-seen.losses)], 1)
-        points, found = divided(seen.features, seen.rows.labels.cpu(), seen.rows.classes, seen.runtime)
+        points, large = whitened(seen.features, seen.rows.labels.cpu(), seen.rows.classes, seen.runtime)
         parts = []
-        for c in found:
-            rows = seen.of_class(c)
+        for c, rows in large.items():
             second, apart = cut(points[rows], random_state(seen.runtime, "consensus", c))
             # Rows that are all alike are one part.
             both = [members for members in (rows[~second], rows[second]) if len(members)]

@@ -70,12 +70,13 @@ class SCAn(Sifter):
     def inspect(self, seen: Observed) -> Suspicion:
         """Divide each class and compare the classes (see `Sifter.score`)."""
         labels = seen.rows.labels.cpu()
-        _, found = divided(seen.features, labels, seen.rows.classes, seen.runtime)
+        points, large = whitened(seen.features, labels, seen.rows.classes, seen.runtime)
+        found = {c: two_groups(points[rows], random_state(seen.runtime, "scan", c, 1)) for c, rows in large.items()}
         anomalies = dict(zip(found, robust_z(torch.tensor([one.gain for one in found.values()])).tolist()))
         scores = torch.zeros(len(labels))
         poisoned = torch.zeros(len(labels), dtype=torch.bool)
         for c, groups in found.items():
-            rows = seen.of_class(c)
+            rows = large[c]
             posterior, second = groups.posterior, groups.second
             if _turned(seen, c, rows, second):
                 posterior, second = 1 - posterior, ~second
@@ -101,25 +102,24 @@ def _turned(seen: Observed, c: int, rows: Int[Tensor, "m"], second: Bool[Tensor,
     return bool((clean - other).norm() < (clean - first).norm())
 
 
-def divided(
+def whitened(
     features: Float[Tensor, "n d"], labels: Int[Tensor, "n"], classes: int, runtime: Runtime
-) -> tuple[Float[Tensor, "n k"], dict[int, Groups]]:
-    """Return features whitened within groups, and the groups of each class that has `FEWEST` rows or more."""
+) -> tuple[Float[Tensor, "n k"], dict[int, Int[Tensor, "m"]]]:
+    """Return features whitened within groups, and the rows of each class that has `FEWEST` or more.
+
+    The groups are first the classes, and then those in which each class falls apart.
+    """
     wide = features.double()
     members = {c: (labels == c).nonzero().squeeze(1) for c in range(classes)}
     large = {c: rows for c, rows in members.items() if len(rows) >= FEWEST}
     if not large:
         return wide, {}
-    parts = [rows for rows in members.values() if len(rows)]
-    points = wide
-    found: dict[int, Groups] = {}
-    for round_ in range(2):
-        points = whiten(wide, parts)
-        found = {c: two_groups(points[rows], random_state(runtime, "scan", c, round_)) for c, rows in large.items()}
-        parts = [
-            part for c, rows in large.items() for part in (rows[~found[c].second], rows[found[c].second]) if len(part)
-        ]
-    return points, found
+    points = whiten(wide, [rows for rows in members.values() if len(rows)])
+    parts = []
+    for c, rows in large.items():
+        second = two_groups(points[rows], random_state(runtime, "scan", c, 0)).second
+        parts += [part for part in (rows[~second], rows[second]) if len(part)]
+    return whiten(wide, parts), large
 
 
 def whiten(features: Float[Tensor, "n d"], parts: list[Int[Tensor, "m"]]) -> Float[Tensor, "n k"]:
