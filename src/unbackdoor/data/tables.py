@@ -196,9 +196,10 @@ def encoded_image(value: Any, row: int, source: str) -> tuple[str, bytes]:
     """Return what to call the image in a cell of row `row`, and its bytes.
 
     Raises:
-        DataError: it has none.
+        DataError: it has none, or what it should be called is no text.
     """
-    cell = value.as_py()
+    with reported(source):
+        cell = value.as_py()
     content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     where = f"{clean_text(str(path))} (row {row})" if path else f"(row {row})"
     if not isinstance(content, bytes):
