@@ -18,8 +18,8 @@ Our own combination of three published ideas; it needs no label, rate, target or
    than usual, and its class lies apart, to a product above a threshold. Each by itself is true of clean rows too, such
    as half of a class that is easy. Rows with a score below 0 are held clean, and the rest is undecided.
 
-The poison of an all-to-all attack moves more, but is learned later than the clean rows: its kinds disagree, and nothing
-is held poisoned.
+The poison of an all-to-all attack moves more, but is learned later than the clean rows: its kinds disagree, and hardly
+any of it is held poisoned.
 
 The threshold comes from runs on 5,000 images, by `benchmarks/consensus_thresholds.py`.
 """
