@@ -63,11 +63,27 @@ def test_the_record_names_all_that_was_measured(tmp_path: Path, capsys: pytest.C
     code, _, err = run(capsys, *words(tmp_path))
     assert code == 0, err
     record = json.loads((tmp_path / "o" / "run.json").read_text())
-    for name, file in {"m.safetensors": "m.safetensors", **{f: f for f in ATTACK_FILES}}.items():
+    for name, file in RECORDED.items():
         assert record["inputs"][name] == hashlib.sha256((tmp_path / file).read_bytes()).hexdigest()
     assert record["inputs"]["digits/test"] == read_images("digits", "test").digest()
     assert record["options"]["model"] == {"name": "WRN16x1", "width": 2}
     assert record["options"]["attack"] == options_of(BadNets())
 
 
-ATTACK_FILES = ("badnets/attack.safetensors", "badnets/model.safetensors")
+RECORDED = {
+    "m.safetensors": "m.safetensors",
+    "attack badnets": "badnets/attack.safetensors",
+    "badnets/model.safetensors": "badnets/model.safetensors",
+}
+
+
+def test_the_attack_s_own_file_will_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(tmp_path / "m.safetensors", tiny_network(), provenance={})
+    write_attack(tmp_path / "badnets")
+    shown = []
+    for attack in (tmp_path / "badnets", tmp_path / "badnets" / "attack.safetensors"):
+        code, out, err = run(capsys, *words(tmp_path), "--attack", str(attack), "--json")
+        assert code == 0, err
+        shown.append(json.loads(out)["evaluation"])
+    assert shown[0] == shown[1]
+    assert shown[0]["asr"] is not None

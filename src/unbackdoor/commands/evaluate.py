@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.reconstructed import reconstruction_facts, reconstruction_of, reconstruction_rows
-from unbackdoor.commands.workspace import Run, evaluation_rows, open_beside, open_model, report_folder
+from unbackdoor.commands.workspace import Run, evaluation_rows, open_attack, open_beside, open_model, report_folder
 from unbackdoor.evaluate import Evaluation, defense_effectiveness, evaluate
-from unbackdoor.folder import ATTACK, MODEL, PAGE
+from unbackdoor.folder import MODEL, PAGE
 from unbackdoor.models import LoadedModel
 from unbackdoor.models.mark import notes_of
 from unbackdoor.report import Gallery, Report, evaluation_metrics, trigger_gallery, write_report
@@ -33,7 +32,8 @@ def run(
         model: checkpoint file, or a Hugging Face folder.
         data: test images: a folder, an .npz, digits, or a hub id.
         runtime: device, seed, progress.
-        attack: folder that `unbackdoor attack` made; its own model is measured too, as the state before.
+        attack: folder that `unbackdoor attack` made, or an attack's file; the model in the folder is measured too, as
+            the state before.
         arch: architecture of a file that does not name one: a network's name or module:function.
         out: folder for the report, replaced if it is an evaluation's; by default runs/evaluate- and the beginning of
             the model's SHA-256.
@@ -44,9 +44,9 @@ def run(
     clock.options = {"model": network_options(loaded.network)}
     saved = victim = trigger = criterion = None
     if attack is not None:
-        saved = _attack(attack, loaded)
+        saved = open_attack(attack, loaded)
         trigger, criterion = saved.trigger, saved.criterion
-        clock.inputs[f"{attack.name}/{ATTACK}"] = saved.sha256
+        clock.inputs[f"attack {attack.name}"] = saved.sha256
         clock.options["attack"] = saved.options
         if (attack / MODEL).is_file():
             victim = open_beside(attack / MODEL, arch)
@@ -81,17 +81,6 @@ def run(
         rows.append(("DER", f"{100 * defense_effectiveness(before, after):.2f} %"))
     rows += reconstruction_rows(rebuilt)
     return Outcome(title=page.title, rows=rows, result=result, page=folder / PAGE)
-
-
-def _attack(folder: Path, model: LoadedModel) -> SavedAttack:
-    """Return the attack in the folder.
-
-    Raises:
-        InputError: there is none, or it was made for other images or classes than the model.
-    """
-    saved = load_attack(folder / ATTACK)
-    saved.check_fits(model.network.description.image_shape, model.network.classes, folder)
-    return saved
 
 
 def _decoder(model: Path, loaded: LoadedModel) -> Decoder | None:

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
-from unbackdoor.commands.workspace import Run, new_folder, open_beside, open_for_defense, remove_states
+from unbackdoor.commands.workspace import Run, new_folder, open_attack, open_beside, open_for_defense, remove_states
 from unbackdoor.errors import UnsuitedError
-from unbackdoor.folder import ATTACK, PAGE, RESUME
+from unbackdoor.folder import PAGE, RESUME
 from unbackdoor.inspect import INSPECTIONS, Insight, Inspection, Material
 from unbackdoor.models import LoadedModel
 from unbackdoor.models.mark import notes_of
@@ -85,7 +84,7 @@ def run(
     clock.options = {"inspection": options_of(inspection) if inspection else _options(looks)}
     saved = other = None
     if attack is not None:
-        saved = _attack(attack, loaded)
+        saved = open_attack(attack, loaded)
         clock.inputs[f"attack {attack.name}"] = saved.sha256
         clock.options["attack"] = saved.options
     if reference is not None:
@@ -144,17 +143,6 @@ def _all_of(
 
 def _sentence(insight: Insight) -> str:
     return " ".join(filter(None, [insight.headline, insight.detail]))
-
-
-def _attack(path: Path, model: LoadedModel) -> SavedAttack:
-    """Return the attack in the folder, or in the file.
-
-    Raises:
-        InputError: there is none, or it was made for other images or classes than the model.
-    """
-    saved = load_attack(path / ATTACK if path.is_dir() else path)
-    saved.check_fits(model.network.description.image_shape, model.network.classes, path)
-    return saved
 
 
 def inspect_page(clock: Run, title: str, loaded: LoadedModel, reference: LoadedModel | None, seen: Seen) -> Report:

@@ -15,12 +15,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from unbackdoor.attacks import SavedAttack, load_attack
 from unbackdoor.attacks.preparation import STATES
 from unbackdoor.data import DefenderData, ImageSet, clean_rows, read_images
 from unbackdoor.errors import CheckpointError, OutputError, UnknownClassesError
 from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.files import unlock, write_json
-from unbackdoor.folder import LOCK, MODEL, RESUME, RUN, WORK
+from unbackdoor.folder import ATTACK, LOCK, MODEL, RESUME, RUN, WORK
 from unbackdoor.models import LoadedModel, Network, load_model, save_model
 from unbackdoor.models.build import is_code
 from unbackdoor.report import Fact
@@ -66,6 +67,21 @@ def open_beside(path: Path, arch: str | None) -> LoadedModel:
         if arch is None or not is_code(arch):
             raise
         return load_model(path, arch=arch)
+
+
+def open_attack(path: Path, model: LoadedModel) -> SavedAttack:
+    """Read the attack that a model is looked at with.
+
+    Args:
+        path: folder that `unbackdoor attack` made, or an attack's file.
+        model: the model.
+
+    Raises:
+        InputError: there is none, or it was made for other images or classes than the model.
+    """
+    saved = load_attack(path / ATTACK if path.is_dir() else path)
+    saved.check_fits(model.network.description.image_shape, model.network.classes, path)
+    return saved
 
 
 def open_for_defense(
