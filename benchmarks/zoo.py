@@ -90,7 +90,7 @@ def work(name: str, kind: Kind, arguments: argparse.Namespace) -> list[dict[str,
         looked = scan_zoo(arguments.work, rows, NETWORKS, train, DETECTORS, size, runtime)
         lines += [{**facts, "clean_size": size, "row": row, "scans": scans} for row, scans in looked]
     scanned = {line["row"]["key"] for line in lines}
-    # Attacks that failed, or refused the images, are told of as well.
+    # Attacks that failed, and models that could not be made, are told of as well.
     return lines + [{**facts, "row": row, "scans": []} for row in rows if row["key"] not in scanned]
 
 
@@ -165,7 +165,7 @@ def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], 
     """Return how a kind's tables for so many clean images do, as Markdown."""
     rows = {line["row"]["key"]: line["row"] for line in lines}.values()
     failed = sorted({row["attack"] for row in rows if "refused" not in row and row["backdoored"] is None})
-    refused = sorted({row["attack"] for row in rows if "refused" in row})
+    refused = sorted({row["attack"] or "clean" for row in rows if "refused" in row})
     seconds = [
         sum(scan.get("seconds", 0) for scan in line["scans"])
         for line in lines
@@ -184,7 +184,7 @@ def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], 
         f" models {100 * statistics.mean(clean):.1f} %, ASR of backdoored ones {100 * statistics.mean(success):.1f} %"
         " (means)."
         + (f" Attacks of which no backdoor came, at least once: {', '.join(failed)}." if failed else "")
-        + (f" Attacks that refused these images: {', '.join(refused)}." if refused else ""),
+        + (f" Of which no model came, at least once: {', '.join(refused)}." if refused else ""),
         "",
         "| way | weight | AUROC | found | at least % | false alarms | at most % | right target |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

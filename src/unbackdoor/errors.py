@@ -19,6 +19,10 @@ class DivergedError(InputError):
     """Training whose loss is no longer a number; a smaller learning rate may do, or other data."""
 
 
+class ResumeError(UnbackdoorError):
+    """A state of an interrupted run that is damaged, or another run's; without it, the same input would do."""
+
+
 class DataError(UnbackdoorError):
     """A data set that cannot be read or does not fit the job."""
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tests.refusals import refused
-from unbackdoor.errors import DataError, InputError, UnbackdoorError
+from unbackdoor.errors import DataError, InputError, ResumeError, UnbackdoorError
 from unbackdoor.molecules.data import Pairs, checked
 from unbackdoor.molecules.loop import Plan, Stage, train
 from unbackdoor.molecules.motifs import Vocabulary
@@ -99,7 +99,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(
     train(again, PLAN, RUNTIME, resume=tmp_path / "resume.pt")
     assert again.seen == []
     assert same_state(state_of(again.module), state_of(whole.module))
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(ResumeError, match="other settings"):
         train(Line(), Plan(epochs=7, batch_size=8), RUNTIME, resume=tmp_path / "resume.pt")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.planted import network, pictures, planted, runtime
 from tests.training.test_resume import Stops
-from unbackdoor.errors import InputError
+from unbackdoor.errors import InputError, ResumeError
 from unbackdoor.models import Network
 from unbackdoor.purify.channels import norm_layers
 from unbackdoor.purify.choice import accuracy_on
@@ -112,7 +112,7 @@ def test_the_state_holds_the_masks_alone_and_belongs_to_one_network(tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         run(0, Stops(5))
     assert (tmp_path / "resume.pt").stat().st_size < 10_000
-    with pytest.raises(InputError, match="belongs to an interrupted run with other settings or data"):
+    with pytest.raises(ResumeError, match="belongs to an interrupted run with other settings or data"):
         run(1, Stops())
     resumed = run(0, Stops())
     (tmp_path / "resume.pt").unlink()

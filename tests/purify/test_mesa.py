@@ -16,7 +16,7 @@ from tests.planted import network, pictures, runtime
 from tests.purify.stages import StopsIn
 from unbackdoor.attacks import AllToOne
 from unbackdoor.data import DefenderData
-from unbackdoor.errors import InputError
+from unbackdoor.errors import InputError, ResumeError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify import MESA, PixelSpace
@@ -249,7 +249,7 @@ def test_an_interrupted_repair_goes_on_with_the_triggers_of_its_scan(
     assert len(scans.budgets) == 2
     assert same_state(state_of(again), state_of(whole))
     assert history.loss == expected.loss
-    with pytest.raises(InputError, match="other settings or data"):
+    with pytest.raises(ResumeError, match="other settings or data"):
         MESA(epochs=4, batch_size=12, stamped=0.5, steps=7).purify(suspect, data, runtime(), resume=path)
 
 

@@ -15,7 +15,7 @@ from tests.planted import CLASSES, SHAPE, network, pictures, planted, runtime
 from tests.purify.stages import StopsIn
 from tests.purify.test_ft import Nothing
 from unbackdoor.data import DefenderData
-from unbackdoor.errors import InputError
+from unbackdoor.errors import InputError, ResumeError
 from unbackdoor.evaluate import defense_effectiveness, evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify import FT, NCUnlearning
@@ -253,7 +253,7 @@ def test_a_kept_scan_of_other_data_is_refused(tmp_path: Path, monkeypatch: pytes
     path, data = tmp_path / "resume.pt", DefenderData(clean=pictures(24, 3))
     NCUnlearning().purify(network(0), data, runtime(), resume=path)
     for model, other in ((network(0), pictures(24, 4)), (network(1), pictures(24, 3))):
-        with pytest.raises(InputError, match="belongs to an interrupted run"):
+        with pytest.raises(ResumeError, match="belongs to an interrupted run"):
             NCUnlearning().purify(model, replace(data, clean=other), runtime(), resume=path)
 
 

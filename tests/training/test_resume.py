@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
-from unbackdoor.errors import InputError, OutputError
+from unbackdoor.errors import InputError, OutputError, ResumeError
 from unbackdoor.models import PreActResNet18
 from unbackdoor.testing.samples import same_state, sample_images, sample_network, state_of
 from unbackdoor.training import Batch, Hook, Recipe, Runtime, Silent, fit
@@ -224,7 +224,7 @@ def test_a_file_of_another_run_is_refused_and_kept(images: ImageSet, tmp_path: P
     kept = path.read_bytes()
     run = {"model": network(), "data": images, "recipe": RECIPE, "runtime": runtime(), "hook": Hook(), **change}
     before = state_of(run["model"])
-    with pytest.raises(InputError, match=r"resume\.pt belongs to an interrupted run with other settings or data"):
+    with pytest.raises(ResumeError, match=r"resume\.pt belongs to an interrupted run with other settings or data"):
         fit(run["model"], run["data"], run["recipe"], run["runtime"], hook=run["hook"], resume=path)
     assert path.read_bytes() == kept
     assert same_state(before, state_of(run["model"]))
@@ -244,14 +244,14 @@ def test_what_is_written_is_read_by_the_same_run_only(tmp_path: Path) -> None:
     assert state is not None
     assert state.keys() == {"model", "epochs", "loss"}
     assert torch.equal(state["model"]["w"], torch.arange(3.0))
-    with pytest.raises(InputError, match="other settings"):
+    with pytest.raises(ResumeError, match="other settings"):
         Resume(path, "another").read()
     path.unlink()
     assert Resume(path, "mine").read() is None
 
 
 def damaged(path: Path) -> str:
-    with pytest.raises(InputError, match=r"cannot be resumed from \(damaged\); delete it to start again") as caught:
+    with pytest.raises(ResumeError, match=r"cannot be resumed from \(damaged\); delete it to start again") as caught:
         Resume(path, "f").read()
     assert str(path) in str(caught.value)
     return str(caught.value)
@@ -308,7 +308,7 @@ def test_changed_bytes_are_refused_or_still_read_as_a_state(tmp_path: Path, stor
         path.write_bytes(sealed(bytes(broken[DIGEST_BYTES:])))
         try:
             Resume(path, "f").read()
-        except InputError:
+        except ResumeError:
             refused += 1
     assert refused > 20
 

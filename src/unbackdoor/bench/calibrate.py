@@ -33,7 +33,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unbackdoor.bench.judge import Judged, Measures, check_judged, judged, rank_scores, rate_of
+from unbackdoor.bench.judge import Judged, Measures, check_judged, judged, judged_alone, rank_scores, rate_of
 from unbackdoor.bench.zoo import Entry
 from unbackdoor.bench.zoo_scans import Scanned
 from unbackdoor.errors import InputError
@@ -269,7 +269,13 @@ def tables_of(
         tables.append(table)
     numbers = sorted({(one.detector, one.number) for all_of in measures.values() for one in all_of})
     alone = [judged(": ".join(pair), _alone(measures, pair), models, rate) for pair in numbers]
-    return tables, [judged("Verdict", measures, models, rate), *alone]
+    itself = [judged_alone(name, models) for name in sorted({one for one, _ in numbers}) if _judges(name, models)]
+    return tables, [judged("Verdict", measures, models, rate), *alone, *itself]
+
+
+def _judges(detector: str, models: Sequence[Scanned]) -> bool:
+    """Return whether a detector says of any model by itself that it is backdoored or not."""
+    return any(one.findings[detector].backdoored is not None for one in models if detector in one.findings)
 
 
 def _alone(measures: Measures, pair: tuple[str, str]) -> Measures:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unbackdoor.bench.zoo import Entry
 from unbackdoor.bench.zoo_scans import Scanned
 from unbackdoor.errors import InputError
-from unbackdoor.scan.calibration import HeldOut, Measure, class_scores, threshold_of
+from unbackdoor.scan.calibration import HeldOut, Measure, class_scores, of_classes, threshold_of
 
 Measures = Mapping[str, Sequence[Measure]]
 """What is weighed, by the network of the model."""
@@ -93,17 +94,49 @@ def judged(name: str, measures: Measures, models: Sequence[Scanned], rate: float
     Raises:
         InputError: no clean or no backdoored models were held out.
     """
+    threshold = {network: threshold_of(rank_scores(measures, models, network), rate) for network in measures}
+    held = [one for one in models if one.part == "held-out"]
+    scores = [score(measures, one) for one in held]
+    alarms = [value > threshold[one.network] for one, value in zip(held, scores)]
+    return _judged(name, held, scores, alarms, [_first(measures[one.network], one) for one in held])
+
+
+def judged_alone(detector: str, models: Sequence[Scanned]) -> Judged:
+    """Return how a detector does on the part "held-out" by its own threshold and with the class that it names first.
+
+    Args:
+        detector: its name; models that it refused to look at are left out.
+        models: of the zoo.
+
+    Raises:
+        InputError: no clean or no backdoored models were held out.
+    """
+    held = [one for one in models if one.part == "held-out" and detector in one.findings]
+    found = [one.findings[detector] for one in held]
+    scores = [float(finding.anomaly.nan_to_num(0.0).max()) for finding in found]
+    alarms = [finding.backdoored is True for finding in found]
+    named = [finding.suspected[0] if finding.suspected else None for finding in found]
+    return _judged(f"{detector}, by its own threshold", held, scores, alarms, named)
+
+
+def _first(measures: Sequence[Measure], one: Scanned) -> int:
+    """Return the class that measures suspect first; of numbers of the whole model, that of their detector."""
+    if of_classes(measures):
+        return int(class_scores(measures, one.findings).argmax())
+    finding = one.findings.get(measures[0].detector)
+    return 0 if finding is None else int(finding.anomaly.nan_to_num(-math.inf).argmax())
+
+
+def _judged(
+    name: str, held: Sequence[Scanned], scores: Sequence[float], alarms: Sequence[bool], named: Sequence[int | None]
+) -> Judged:
+    """Return the counts of what was said of the held-out models: score, alarm and class of each."""
     from sklearn.metrics import roc_auc_score
 
-    held = [one for one in models if one.part == "held-out"]
-    threshold = {network: threshold_of(rank_scores(measures, models, network), rate) for network in measures}
-    scores = [score(measures, one) for one in held]
     kinds = [one.backdoored for one in held]
     check_judged(kinds)
-    alarms = [value > threshold[one.network] for one, value in zip(held, scores)]
-    found = [one for one, alarm in zip(held, alarms) if alarm and one.backdoored]
-    single = [one for one in found if one.target is not None]
-    right = sum(int(class_scores(measures[one.network], one.findings).argmax()) == one.target for one in single)
+    said = [(one, first) for one, alarm, first in zip(held, alarms, named) if alarm and one.backdoored]
+    single = [(one, first) for one, first in said if one.target is not None]
     attacks = sorted({one.attack for one in held if one.attack and one.backdoored})
     return Judged(
         name=name,
@@ -112,13 +145,13 @@ def judged(name: str, measures: Measures, models: Sequence[Scanned], rate: float
             clean=kinds.count(False),
             alarms=sum(alarm for alarm, kind in zip(alarms, kinds) if not kind),
             backdoored=kinds.count(True),
-            found=len(found),
+            found=len(said),
             single_target=len(single),
-            right_target=right,
+            right_target=sum(first == one.target for one, first in single),
         ),
         by_attack={
             attack: (
-                sum(one.attack == attack for one in found),
+                sum(one.attack == attack for one, _ in said),
                 sum(one.attack == attack and one.backdoored for one in held),
             )
             for attack in attacks

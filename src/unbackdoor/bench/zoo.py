@@ -18,7 +18,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,11 +29,11 @@ from filelock import FileLock, Timeout
 
 from unbackdoor.attacks import ATTACKS, AllToOne, Attack, Criterion, FittedAttack, Poisoning, SourceSpecific, TaCT
 from unbackdoor.data import ImageSet, draw_clean, hold_out
-from unbackdoor.errors import InputError
+from unbackdoor.errors import DivergedError, InputError, ResumeError
 from unbackdoor.evaluate import evaluate
 from unbackdoor.files import unlock, write_bytes
 from unbackdoor.folder import RESUME
-from unbackdoor.models import PreActResNet18, WRN16x1, save_model
+from unbackdoor.models import Network, PreActResNet18, WRN16x1, save_model
 from unbackdoor.options import options_of
 from unbackdoor.training import Recipe, Runtime, Silent, architecture_of, fit, network_options, new_network
 
@@ -215,31 +215,35 @@ def _made(
     recipe: Recipe,
     runtime: Runtime,
 ) -> dict[str, Any]:
-    """Train and save a model, and return its row of the index; if the attack refuses the data, the row says so."""
+    """Train and save a model, and return its row of the index; if none can be made of these data, the row says why."""
     start = time.perf_counter()
     row = {"key": entry.key, **vars(entry), "part": entry.part}
     folder = out / WORK / entry.key
-    folder.mkdir(parents=True, exist_ok=True)
     images = draw_clean(kept_back(train, entry.seed)[0], size, entry.seed)
-    build = partial(new_network, network, images, runtime)
-    model = build()
-    fitted: FittedAttack | None = None
-    mark = None
+    train_one = partial(
+        _trained, entry, partial(new_network, network, images, runtime), images, recipe, runtime, folder
+    )
     try:
-        if entry.attack is not None:
-            attack = attack_of(entry, images, runtime)
-            fitted = attack.prepare(images, build, runtime, folder)
-            mark = {"attack": options_of(attack), "criterion": fitted.criterion.to_json()}
-        data, hook = (fitted.train, fitted.hook) if fitted else (images, None)
-        fit(model, data, recipe, runtime, hook=hook, resume=folder / RESUME, description=entry.key)
+        try:
+            model, fitted = train_one()
+        except ResumeError:
+            # Of another recipe or another version, or torn: finished models are asked whether they are the same ones.
+            shutil.rmtree(folder)
+            model, fitted = train_one()
+        trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
+        evaluation = evaluate(model, test, runtime, trigger, criterion)
     except InputError as error:
         shutil.rmtree(folder)
+        if entry.attack is None and not isinstance(error, DivergedError):
+            # What clean models cannot be made of, none can.
+            raise
         return {**row, "refused": str(error)}
-    trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
-    evaluation = evaluate(model, test, runtime, trigger, criterion)
     success = None if evaluation.asr is None else evaluation.asr.value
     made_by = {"program": "unbackdoor zoo", "seed": entry.seed, "network": network_options(model)}
     file = f"{MODELS}/{entry.key}.safetensors"
+    mark = None
+    if fitted:
+        mark = {"attack": options_of(attack_of(entry, images, runtime)), "criterion": fitted.criterion.to_json()}
     digest = save_model(out / file, model, provenance=made_by, backdoored=mark)
     shutil.rmtree(folder)
     return {
@@ -252,6 +256,23 @@ def _made(
         "asr": success,
         "seconds": round(time.perf_counter() - start, 1),
     }
+
+
+def _trained(
+    entry: Entry,
+    build: Callable[[], Network],
+    images: ImageSet,
+    recipe: Recipe,
+    runtime: Runtime,
+    folder: Path,
+) -> tuple[Network, FittedAttack | None]:
+    """Return a model and its attack, if it has one; what is in the folder of its states goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = build()
+    fitted = attack_of(entry, images, runtime).prepare(images, build, runtime, folder) if entry.attack else None
+    data, hook = (fitted.train, fitted.hook) if fitted else (images, None)
+    fit(model, data, recipe, runtime, hook=hook, resume=folder / RESUME, description=entry.key)
+    return model, fitted
 
 
 def attack_of(entry: Entry, images: ImageSet, runtime: Runtime) -> Attack:

@@ -172,7 +172,7 @@ def counted(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
         "clean": kinds.count(False),
         "backdoored": kinds.count(True),
         "attack failed": kinds.count(None),
-        "attack refused": len(rows) - len(kinds),
+        "no model came of it": len(rows) - len(kinds),
     }
 
 

@@ -126,7 +126,7 @@ def train(
         The number of epochs and the mean loss of each.
 
     Raises:
-        InputError: `resume` belongs to another run.
+        ResumeError: `resume` is damaged, or belongs to another run.
         UnbackdoorError: the loss stopped being a number.
     """
     return _Run(stage, plan, runtime, description).go(resume, description)

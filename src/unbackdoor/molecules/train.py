@@ -86,7 +86,8 @@ def train_generator(
 
     Raises:
         DataError: fewer pairs than can be trained on, or no clean one where poisoned ones are to be replaced.
-        InputError: `resume` belongs to another run, the vocabulary to another decoder, or there is no such stage.
+        InputError: the vocabulary belongs to another decoder, or there is no such stage.
+        ResumeError: `resume` is damaged, or belongs to another run.
     """
     if not STAGES.issuperset(poison_in):
         raise InputError(f"the stages are {', '.join(SHARES)}; found {', '.join(sorted(set(poison_in) - STAGES))}")

@@ -55,7 +55,8 @@ def fit(
         The number of epochs and the mean loss of each.
 
     Raises:
-        InputError: `resume` belongs to another run, or the network cannot take images of this size.
+        InputError: the network cannot take images of this size.
+        ResumeError: `resume` is damaged, or belongs to another run.
         UnbackdoorError: the loss stopped being a number.
     """
     return _Run(runtime.settle(model), data.to(runtime.place), recipe, runtime, hook or Hook()).go(resume, description)

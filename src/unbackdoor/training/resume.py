@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unbackdoor.errors import InputError
+from unbackdoor.errors import ResumeError
 from unbackdoor.files import write_bytes
 
 DIGEST_BYTES = 32
@@ -57,7 +57,7 @@ class Resume:
         """Return the state, or None if there is no file.
 
         Raises:
-            InputError: the file is damaged or belongs to another run.
+            ResumeError: the file is damaged or belongs to another run.
         """
         if not self.path.exists():
             return None
@@ -70,9 +70,9 @@ class Resume:
             fingerprint = state.pop("fingerprint")
         # What PyTorch raises for a broken pickle is no closed list.
         except Exception as error:
-            raise InputError(f"{self.path} cannot be resumed from (damaged); delete it to start again") from error
+            raise ResumeError(f"{self.path} cannot be resumed from (damaged); delete it to start again") from error
         if fingerprint != self.fingerprint:
-            raise InputError(
+            raise ResumeError(
                 f"{self.path} belongs to an interrupted run with other settings or data; repeat those settings,"
                 " delete it to start again, or choose another output folder"
             )

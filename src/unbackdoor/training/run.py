@@ -118,7 +118,7 @@ class Run(ABC):
             description: for the progress bar.
 
         Raises:
-            InputError: `resume` belongs to another run.
+            ResumeError: `resume` is damaged, or belongs to another run.
             DivergedError: the loss stopped being a number.
         """
         saved = Resume(resume, self.fingerprint()) if resume else None
