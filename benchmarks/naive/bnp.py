@@ -31,9 +31,10 @@ def statistics(model: nn.Module, samples: Samples) -> dict[nn.BatchNorm2d, tuple
     sums: dict[nn.BatchNorm2d, list[Any]] = {}
 
     def note(layer: nn.BatchNorm2d, inputs: tuple[Any, ...]) -> None:
-        values = inputs[0].transpose(0, 1).flatten(1).double()
+        values = inputs[0]
         old = sums.get(layer, [0, 0, 0])
-        new = (values.sum(1), values.pow(2).sum(1), values.shape[1])
+        first, second = (some.sum((0, 2, 3), dtype=torch.float64) for some in (values, values.pow(2)))
+        new = (first, second, values.numel() // values.shape[1])
         sums[layer] = [before + one for before, one in zip(old, new)]
 
     handles = [layer.register_forward_pre_hook(note) for layer in norms(model)]

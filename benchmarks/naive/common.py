@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from unbackdoor.data import ImageSet
+from unbackdoor.purify.statistics import RENEWAL
 
 PADDING = 4
 
@@ -119,6 +121,11 @@ def furthest(accuracies: Sequence[float], floor: float) -> int:
 def norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     """Return the batch normalisations, in the order of the modules."""
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def for_trials(images: ImageSet) -> ImageSet:
+    """Return the images by which running statistics are counted for models that are only tried, as ours does."""
+    return images.subset(torch.arange(0, len(images), math.ceil(len(images) / RENEWAL)))
 
 
 @torch.no_grad()

@@ -12,14 +12,14 @@ from unbackdoor.data import ImageSet, hold_out
 from unbackdoor.models import Network
 from unbackdoor.purify import MCR
 
-from .common import Samples, accuracy, renew_statistics, train
+from .common import Samples, accuracy, for_trials, renew_statistics, train
 
 
 def repair(method: MCR, model: Network, clean: ImageSet, seed: int, device: torch.device) -> None:
     """Train end and curve, and leave the chosen point of it in place."""
     kept, held = hold_out(clean, seed)
     samples = Samples(kept, method.augmentation, device, seed)
-    judges = Samples(held, "none", device, seed)
+    judges, few = Samples(held, "none", device, seed), Samples(for_trials(kept), "none", device, seed)
     end = copy.deepcopy(model)
     train(end, samples, method.end_epochs, method.batch_size, method.learning_rate)
     ends = [{name: one.detach().clone() for name, one in network.named_parameters()} for network in (model, end)]
@@ -38,12 +38,12 @@ def repair(method: MCR, model: Network, clean: ImageSet, seed: int, device: torc
         schedule.step()
     accuracies = []
     for number in range(11):
-        put(model, at(ends[0], bend, ends[1], number / 10), samples, method.batch_size)
+        put(model, at(ends[0], bend, ends[1], number / 10), few, method.batch_size)
         accuracies.append(accuracy(model, judges.batches(method.batch_size, shuffle=False)))
     floor = max(accuracies[1:-1]) - method.allowance - 1e-6
     good = [number for number in range(1, 10) if accuracies[number] >= floor]
     chosen = min(good, key=lambda number: (abs(number - 5), -number))
-    put(model, at(ends[0], bend, ends[1], chosen / 10), samples, method.batch_size)
+    put(model, at(ends[0], bend, ends[1], chosen / 10), Samples(kept, "none", device, seed), method.batch_size)
 
 
 def at(start: dict[str, Tensor], bend: dict[str, Tensor], end: dict[str, Tensor], t: float) -> dict[str, Tensor]:
@@ -56,6 +56,4 @@ def put(model: nn.Module, weights: dict[str, Tensor], samples: Samples, batch_si
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-    augmentation, samples.augmentation = samples.augmentation, "none"
     renew_statistics(model, samples.batches(batch_size, shuffle=False))
-    samples.augmentation = augmentation

@@ -13,7 +13,7 @@ from unbackdoor.data import ImageSet, hold_out
 from unbackdoor.models import Network
 from unbackdoor.purify import TSBD
 
-from .common import Samples, accuracy, furthest, renew_statistics
+from .common import Samples, accuracy, for_trials, furthest, renew_statistics
 
 Change = tuple[str, int, float, list[float]]
 """A layer, a neuron of it, the sum of its weights' changes to four decimals, and the changes."""
@@ -27,14 +27,14 @@ def repair(method: TSBD, model: Network, clean: ImageSet, seed: int, device: tor
     """
     kept, held = hold_out(clean, seed)
     kept_samples = Samples(kept, method.augmentation, device, seed)
-    held_samples = Samples(held, "none", device, seed)
+    held_samples, few = Samples(held, "none", device, seed), Samples(for_trials(kept), "none", device, seed)
     changes = weight_changes(model, unlearned(method, model, kept_samples))
     suspect = copy.deepcopy(model.state_dict())
     accuracies = [accuracy(model, held_samples.batches(method.batch_size, shuffle=False))]
     for share in method.neurons:
         model.load_state_dict(suspect)
         reset(model, changes, share, method.weights)
-        renew_statistics(model, kept_samples.batches(method.batch_size, shuffle=False))
+        renew_statistics(model, few.batches(method.batch_size, shuffle=False))
         accuracies.append(accuracy(model, held_samples.batches(method.batch_size, shuffle=False)))
     chosen = (0.0, *method.neurons)[furthest(accuracies, method.keeps * accuracies[0])] or method.neurons[0]
     samples = Samples(clean, method.augmentation, device, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -41,12 +42,15 @@ class Stub(Purifier):
 
     state: ClassVar[dict[str, torch.Tensor]]
     calls: ClassVar[list[tuple[int, float | None]]]
+    augmented: ClassVar[list[str]]
     clock: ClassVar[Clock] = Clock()
     seconds: ClassVar[float] = 0.0
     interruptions: ClassVar[int] = 0
+    augmentation: str = "none"
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         self.calls.append((len(data.need_clean("stub")), runtime.budget))
+        self.augmented.append(self.augmentation)
         self.clock.now += self.seconds
         if len(self.calls) <= self.interruptions:
             raise KeyboardInterrupt
@@ -55,7 +59,7 @@ class Stub(Purifier):
 
 
 def stub(model: Network) -> type[Stub]:
-    return type("Stub", (Stub,), {"state": copy.deepcopy(model.state_dict()), "calls": []})
+    return type("Stub", (Stub,), {"state": copy.deepcopy(model.state_dict()), "calls": [], "augmented": []})
 
 
 def tried(monkeypatch: pytest.MonkeyPatch, **models: Network) -> dict[str, type[Stub]]:
@@ -90,6 +94,9 @@ def test_the_repair_that_took_out_what_moves_the_others_wins(monkeypatch: pytest
     _, held = hold_out(models.data.need_clean("Test"), 0)
     assert heard["FTSAM"].accuracy == accuracy_on(models.twin, held, runtime())
     assert heard["TSBD"].accuracy < 0.5
+    # The two good ones answer alike; with the one that did nothing they differ hardly more, as nothing is triggered.
+    agreed = {name: one.evidence["answers as the other candidates"] for name, one in heard.items() if one.evidence}
+    assert agreed["TSBD"] < 0.5 < agreed["FTSAM"] <= 1
     assert history.notes == (history.notes[0], "a note")
     assert history.notes[0].startswith(
         f"Auto tried CLP, TSBD, NPD, FTSAM and kept {chosen}. Of the suspect's weak spots"
@@ -193,6 +200,39 @@ def test_an_interrupted_repair_keeps_the_minutes_of_each_candidate(
     assert [budget for _, budget in stubs["FTSAM"].calls] == [pytest.approx(0.85 * 0.95)] * 2
 
 
+def test_what_a_method_took_before_an_interruption_is_not_left_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, clock = planted(1), Clock()
+    monkeypatch.setattr(module, "time", clock)
+    stubs = tried(monkeypatch, CLP=models.suspect, TSBD=models.suspect, FTSAM=models.suspect)
+    for one in stubs.values():
+        one.clock, one.seconds = clock, 3.0
+    stubs["TSBD"].interruptions = 1
+    method, limited = Auto(methods=tuple(stubs)), replace(runtime(), budget=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
+    # As if it had written its last state half a minute after its start.
+    (tmp_path / "resume-TSBD.pt").touch()
+    started = (tmp_path / "resume-TSBD.pt").stat().st_mtime - 30
+    os.utime(tmp_path / "resume-time-TSBD.pt", (started, started))
+    method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
+    assert [budget for _, budget in stubs["TSBD"].calls] == [pytest.approx(0.85 * 0.95)] * 2
+    # 60 s less 3 of CLP, 30 before the interruption and 3 after it.
+    assert [budget for _, budget in stubs["FTSAM"].calls] == [pytest.approx(0.85 * 0.4, abs=1e-4)]
+
+
+def test_methods_that_fine_tune_augment_as_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs and digits must not be mirrored; and methods without an augmentation are tried as well."""
+    models = planted(1)
+    for options, expected in (({}, "crop-flip"), ({"augmentation": "crop"}, "crop")):
+        stubs = tried(monkeypatch, TSBD=models.twin)
+        Auto(methods=("TSBD",), **options).purify(models.suspect, models.data, runtime())
+        assert stubs["TSBD"].augmented == [expected]
+    monkeypatch.undo()
+    Auto(methods=("CLP",), augmentation="crop").purify(models.suspect, models.data, runtime())
+
+
 def test_an_interrupted_repair_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     models, path, method = planted(1), tmp_path / "resume.pt", Auto(methods=("CLP", "FTSAM"))
     stopping = replace(runtime(), progress=StopsIn("FT-SAM", 50))
@@ -272,6 +312,7 @@ def test_a_planted_backdoor_is_taken_out(tmp_path: Path) -> None:
         ({"methods": ("FT",)}, "methods are"),
         ({"allowance": 2.0}, "allowance"),
         ({"enough": -1.0}, "enough"),
+        ({"augmentation": "cutmix"}, "TSBD"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], words: str) -> None:
@@ -287,4 +328,4 @@ def test_two_classes_are_enough() -> None:
     body = torch.nn.Sequential(*list(model.body.children())[:-1], torch.nn.Linear(96, 2))
     suspect = Network(body, description)
     _, history = Auto(methods=("CLP", "FTSAM"), allowance=1.0).purify(suspect, DefenderData(clean=two), runtime())
-    assert [len(one.evidence) for one in history.candidates] == [0, 1, 1]
+    assert [len(one.evidence) for one in history.candidates] == [0, 2, 2]

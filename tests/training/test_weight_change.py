@@ -37,7 +37,7 @@ def image(size: int = 12) -> Tensor:
     return torch.zeros(1, 3, size, size)
 
 
-def test_preact_resnet18_has_the_neurons_of_17_convolutions() -> None:
+def test_networks_have_the_neurons_of_their_convolutions_but_shortcuts() -> None:
     description = Description(
         architecture="PreActResNet18",
         arguments={},
@@ -48,6 +48,12 @@ def test_preact_resnet18_has_the_neurons_of_17_convolutions() -> None:
     )
     model = Network(NETWORKS["PreActResNet18"](channels=3, classes=CLASSES), description).eval()
     layers = neuron_layers(model, image(32))
+    # Most of its weights are in a classifier of three linear layers.
+    vgg = neuron_layers(
+        Network(NETWORKS["VGG19BN"](channels=3, classes=CLASSES, width=4), description).eval(), image(32)
+    )
+    assert len(vgg) == 16
+    assert all(isinstance(layer, nn.Conv2d) for layer in vgg.values())
     beside = neuron_layers(Network(NETWORKS["WRN16x1"](channels=3, classes=CLASSES), description).eval(), image(32))
     assert not [name for name in beside if "hortcut" in name]
     assert len(layers) == 17
@@ -58,6 +64,9 @@ def test_linear_layers_count_where_most_weights_are_in_them_but_never_the_last()
     small = nn.Conv2d(3, 2, 3, padding=1)
     model = wrapped(nn.Sequential(small, nn.Flatten(), nn.Linear(2 * 144, 16), nn.ReLU(), nn.Linear(16, CLASSES)))
     assert list(neuron_layers(model, image())) == ["body.0", "body.2"]
+    tokens = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 1), nn.Flatten(2), nn.Linear(9, 40), nn.Linear(40, 9))
+    mixed = wrapped(nn.Sequential(*tokens, nn.Flatten(), nn.Linear(36, 16), nn.Linear(16, CLASSES)))
+    assert list(neuron_layers(mixed, image())) == ["body.0", "body.1", "body.3", "body.4"]
     assert list(neuron_layers(network(0), image())) == ["body.0", "body.3", "body.6"]
 
 

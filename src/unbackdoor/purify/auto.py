@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, hold_out
@@ -42,7 +43,8 @@ from unbackdoor.purify.sau import SAU
 from unbackdoor.purify.tsbd import TSBD
 from unbackdoor.purify.weak_spots import successes, weak_spots
 from unbackdoor.scan.screening import worth_searching
-from unbackdoor.training import Candidate, History, Runtime, stage
+from unbackdoor.training import Candidate, History, Runtime, logits_of, stage
+from unbackdoor.training.resume import states
 
 TRIED: dict[str, type[Purifier]] = {method.__name__: method for method in (CLP, TSBD, NPD, FTSAM, SAU)}
 """What may be tried."""
@@ -64,11 +66,13 @@ class Auto(Purifier):
         methods: tried, in this order, each at its defaults: "CLP", "TSBD", "NPD", "FTSAM", "SAU".
         allowance: accuracy on held-out clean samples that a repair may cost, 0 to 1.
         enough: share of weak spots left at which nothing further is tried, 0 to 1.
+        augmentation: of the clean samples, in the methods that fine-tune on them; see `Recipe`.
     """
 
     methods: tuple[str, ...] = ("CLP", "TSBD", "NPD", "FTSAM")
     allowance: float = 0.04
     enough: float = 0.1
+    augmentation: str = "crop-flip"
 
     # Since candidates are judged by what others took out, and a budget is not divided evenly.
     revision: ClassVar[int] = 2
@@ -79,6 +83,8 @@ class Auto(Purifier):
         check_allowance("Auto", self.allowance)
         if not 0 <= self.enough <= 1:
             raise InputError(f"Auto: the share that is enough must lie between 0 and 1, found {self.enough}")
+        for name in self.methods:
+            self._method(name)
 
     def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
         """Try purifiers, and make `model` the best of what came of them (see `Purifier.repair`)."""
@@ -87,18 +93,25 @@ class Auto(Purifier):
         court = _Court(self, model, kept, held, runtime)
         for name in self.methods:
             # Another share would be another run, which an interrupted one cannot go on with.
-            left = kept_scan(clock.left, self, model, data, runtime, stage(resume, f"time-{name}"))
-            share = clock.share(left)
+            started = stage(resume, f"time-{name}")
+            left = kept_scan(clock.left, self, model, data, runtime, started)
+            share = clock.share(left, _spent(started, stage(resume, name)))
             if court.heard and share < LEAST_SHARE:
                 break
             # Not `purify`, which would say once more what it said of the clean samples on the way here.
             repaired = copy.deepcopy(model)
             part = runtime.part((1 - JUDGING) * share)
-            history = TRIED[name]().repair(repaired, DefenderData(clean=kept), part, stage(resume, name))
+            history = self._method(name).repair(repaired, DefenderData(clean=kept), part, stage(resume, name))
             court.hear(name, repaired.eval(), history)
             if court.enough():
                 break
         return court.judge(model)
+
+    def _method(self, name: str) -> Purifier:
+        """Return a method at its defaults, but for the augmentation of those that have one."""
+        method = TRIED[name]()
+        own = {field.name for field in fields(method)}
+        return replace(method, **{"augmentation": self.augmentation} if "augmentation" in own else {})
 
 
 class _Clock:
@@ -113,10 +126,23 @@ class _Clock:
             return {"left": 1.0}
         return {"left": self._left - (time.monotonic() - self._since) / (60 * runtime.budget)}
 
-    def share(self, kept: dict[str, Any]) -> float:
-        """Return what was left when a purifier was first started, and count from there."""
-        self._left, self._since = kept["left"], time.monotonic()
+    def share(self, kept: dict[str, Any], spent: float) -> float:
+        """Return what was left when a purifier was first started, of whose seconds some are spent; count from there."""
+        self._left, self._since = kept["left"], time.monotonic() - spent
         return self._left
+
+
+def _spent(started: Path | None, resume: Path | None) -> float:
+    """Return the seconds between the start of a purifier and its last state, before it was interrupted; 0 if none is.
+
+    Args:
+        started: file that was written at the start.
+        resume: file beside which the purifier keeps its states.
+    """
+    if started is None or resume is None:
+        return 0.0
+    last = max((state.stat().st_mtime for state in states(resume)), default=0.0)
+    return max(0.0, last - started.stat().st_mtime) if last else 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -127,6 +153,7 @@ class _Heard:
     network: Network
     history: History
     accuracy: float
+    answers: Int[Tensor, "n"]
     spots: Float[Tensor, "k c h w"]
 
 
@@ -148,8 +175,12 @@ class _Court:
         """Measure a candidate."""
         network = self.runtime.settle(network).requires_grad_(False)
         spots = weak_spots(self.suspect, network, self.kept, self.classes, self.runtime)
-        accuracy = accuracy_on(network, self.held, self.runtime)
-        self.heard.append(_Heard(name=name, network=network, history=history, accuracy=accuracy, spots=spots))
+        held = self.held.to(self.runtime.place)
+        answers = logits_of(network, held.images, self.runtime).argmax(1)
+        accuracy = float((answers == held.labels).float().mean())
+        self.heard.append(
+            _Heard(name=name, network=network, history=history, accuracy=accuracy, answers=answers, spots=spots)
+        )
 
     def cost(self, candidate: _Heard) -> float:
         """Return the accuracy that a candidate has lost, 0 if none."""
@@ -207,6 +238,10 @@ class _Court:
     def _told(self, one: _Heard, chosen: bool) -> Candidate:
         left = self.left(one)
         evidence = {} if left is None else {"weak spots left": left}
+        others = [other for other in self.heard if other is not one]
+        if others:
+            same = [float((one.answers == other.answers).float().mean()) for other in others]
+            evidence["answers as the other candidates"] = fmean(same)
         return Candidate(name=one.name, accuracy=one.accuracy, evidence=evidence, chosen=chosen)
 
     def _reason(self, best: _Heard) -> str:

@@ -35,11 +35,13 @@ from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.choice import accuracy_on
 from unbackdoor.purify.ft import fine_tuning
-from unbackdoor.purify.statistics import renew_statistics
+from unbackdoor.purify.statistics import for_trials, renew_statistics
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, Sweep, fit, stage
 
 POSITIONS = tuple(number / 10 for number in range(11))
 """On the curve, at which models are tried; the ends are shown and never chosen."""
+CHOICE = 0.1
+"""Share of a budget that is left for trying them, which has no schedule to shorten."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,8 @@ class MCR(Purifier):
     allowance: float = 0.02
     augmentation: str = "crop-flip"
 
-    # Since statistics are counted in float32.
-    revision: ClassVar[int] = 1
+    # Since statistics are counted in float32, those of positions that are tried by fewer images.
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.end_epochs < 1 or self.epochs < 1:
@@ -79,9 +81,9 @@ class MCR(Purifier):
         share = self.end_epochs / (self.end_epochs + self.epochs)
         end = copy.deepcopy(runtime.settle(model))
         recipe = fine_tuning(self.end_epochs, self.batch_size, self.learning_rate, self.augmentation)
-        fit(end, kept, recipe, runtime.part(share), resume=stage(resume, "end"), description="MCR's end")
+        fit(end, kept, recipe, runtime.part((1 - CHOICE) * share), resume=stage(resume, "end"), description="MCR's end")
         curve = _Curve(model, end)
-        part = runtime.part(1 - share)
+        part = runtime.part((1 - CHOICE) * (1 - share))
         recipe = replace(recipe, epochs=self.epochs, weight_decay=1e-4)
         history = fit(curve, kept, recipe, part, hook=_Position(), resume=resume, description="MCR")
         accuracy = _accuracy_along(curve, copy.deepcopy(model), kept, held, runtime)
@@ -187,7 +189,7 @@ def _accuracy_along(
     found = []
     for position in POSITIONS:
         put(trial, curve.at(torch.tensor(position)))
-        renew_statistics(trial, kept.images, runtime)
+        renew_statistics(trial, for_trials(kept.images), runtime)
         found.append(accuracy_on(trial, held, runtime))
     return tuple(found)
 

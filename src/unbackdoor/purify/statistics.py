@@ -13,6 +13,17 @@ from torch import Tensor, nn
 from unbackdoor.training import Runtime
 from unbackdoor.training.inference import BATCH
 
+RENEWAL = 1024
+"""Images, at most, by which running statistics are counted anew for a model that is only tried."""
+
+
+def for_trials(images: UInt8[Tensor, "n c h w"]) -> UInt8[Tensor, "m c h w"]:
+    """Return the images by which the statistics of models that are only tried are counted: at most `RENEWAL`.
+
+    Every k-th, since samples may lie sorted by class.
+    """
+    return images[:: math.ceil(len(images) / RENEWAL)]
+
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:

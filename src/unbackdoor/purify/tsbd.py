@@ -36,7 +36,7 @@ from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.choice import accuracy_on, furthest
 from unbackdoor.purify.ft import fine_tuning
-from unbackdoor.purify.statistics import renew_statistics, statistics_kept
+from unbackdoor.purify.statistics import for_trials, renew_statistics, statistics_kept
 from unbackdoor.training import Batch, History, Hook, Runtime, Sweep, fit, stage
 from unbackdoor.training.fits import check_takes
 from unbackdoor.training.recipe import refuse_mixing
@@ -49,8 +49,6 @@ UNLEARNING = 0.35
 """Share of a budget that unlearning may take."""
 CHOICE = 0.1
 """Share of a budget that is left for choosing n, which has no schedule to shorten."""
-RENEWAL = 1024
-"""Images, at most, by which batch normalisation's statistics are counted anew for each n that is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +142,7 @@ class TSBD(Purifier):
     ) -> Sweep:
         """Return the sweep over n, the share of the neurons that are reset; the model is left as it is."""
         trial = copy.deepcopy(model)
-        # Every k-th, since samples may lie sorted by class.
-        images = kept.to(runtime.place).images[:: math.ceil(len(kept) / RENEWAL)]
+        images = for_trials(kept.to(runtime.place).images)
         accuracy = [accuracy_on(model, held, runtime)]
         for share in self.neurons:
             trial.load_state_dict(model.state_dict())

@@ -8,6 +8,8 @@ most that a backdoor uses too; they are those that change most when it unlearns 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network, last_linear
+from unbackdoor.models.modes import evaluating
 
 SHORTCUTS = ("shortcut", "downsample")
 """Parts of names of convolutions beside the blocks of residual networks, whose outputs are no neurons of their own."""
@@ -23,8 +26,9 @@ SHORTCUTS = ("shortcut", "downsample")
 def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str, nn.Module]:
     """Return the layers whose outputs are the model's neurons, by name, in order.
 
-    These are its convolutions but those of shortcuts; where most weights are in linear layers, as in transformers,
-    these too, but not the last one, whose outputs are the classes.
+    These are its convolutions but those of shortcuts. Where most weights are in linear layers, these too, but not the
+    last one, whose outputs are the classes, nor beside several convolutions those that read a vector an image, as the
+    classifier of VGG does: in a transformer linear layers do at each position what convolutions do elsewhere.
 
     Args:
         model: any network.
@@ -33,16 +37,13 @@ def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str,
     Raises:
         InputError: there are none.
     """
-    head = last_linear(model, images)
-    found: dict[str, nn.Module] = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear))
-        and module is not head
-        and not any(part in name.lower() for part in SHORTCUTS)
-    }
-    convolutions: dict[str, nn.Module] = {
-        name: module for name, module in found.items() if isinstance(module, nn.Conv2d)
+    named = {name: one for name, one in model.named_modules() if not any(part in name.lower() for part in SHORTCUTS)}
+    convolutions: dict[str, nn.Module] = {name: one for name, one in named.items() if isinstance(one, nn.Conv2d)}
+    head, readers = last_linear(model, images), _vector_readers(model, images) if len(convolutions) > 1 else []
+    found = {
+        name: one
+        for name, one in named.items()
+        if name in convolutions or (isinstance(one, nn.Linear) and one is not head and one not in readers)
     }
     if 2 * _weights(convolutions) >= _weights(found):
         found = convolutions
@@ -52,6 +53,23 @@ def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str,
             " another method"
         )
     return found
+
+
+@torch.no_grad()
+def _vector_readers(model: Network, images: Float[Tensor, "b c h w"]) -> list[nn.Module]:
+    """Return the linear layers that are given one vector an image."""
+    readers: list[nn.Module] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if inputs[0].ndim == 2:
+            readers.append(module)
+
+    with evaluating(model), ExitStack() as hooks:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                hooks.enter_context(module.register_forward_hook(note))
+        model(images)
+    return readers
 
 
 def _weights(layers: Mapping[str, nn.Module]) -> int:
