@@ -23,6 +23,10 @@ from unbackdoor.bench.table import rate
 UNDEFENDED = "no defence"
 ATTACKS, SEEDS = 6, 3
 """That an aim is of; with fewer nothing is judged."""
+PUBLISHED_GRID, PUBLISHED = "d-st-paper.yaml", {"acc_counted": 0.9166, "asr": 0.0121}
+"""The grid in the protocol of D-ST's paper, and its means over seven attacks there; two attacks are judged."""
+NEAR = 0.01
+"""By which ours may be worse than published."""
 AIMS: Sequence[tuple[str, str, str, float]] = (
     ("DBR", "asr", "ASR, mean over attacks", 0.02),
     ("DBR", "fell", "ACC fell by, mean over attacks", 0.015),
@@ -51,7 +55,8 @@ def written(grid: str, wanted: int, rows: Sequence[Row]) -> str:
     refused = [row for row in rows if "error" in row]
     rows = completed([row for row in rows if "error" not in row])
     attacked = [row for row in rows if "asr" in row]
-    lines += [*_aims(attacked), "", *_means(attacked, rows), "", *_cells(rows)]
+    aims = _published(attacked) if grid == PUBLISHED_GRID else _aims(attacked)
+    lines += [*aims, "", *_means(attacked, rows), "", *_cells(rows)]
     if refused:
         lines += ["", *refusals(refused)]
     return "\n".join(lines) + "\n"
@@ -82,6 +87,19 @@ def _aims(rows: Sequence[Row]) -> Iterator[str]:
         if value is not None:
             told = ("yes" if value <= most else "no") if all_measured(mine, ATTACKS, SEEDS) else "not all measured"
             yield f"| {method} | {words} | {100 * most:g} | {percent(value)} | {told} |"
+
+
+def _published(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield what the paper of D-ST has, beside what was reached."""
+    mine = [row for row in rows if row["method"].split()[0] == "DST"]
+    yield "| method | figure, mean over two attacks | published, over seven % | reached % | within a point |"
+    yield "|---|---|---:|---:|---|"
+    for name, words, sign in (("acc_counted", "ACC counted", -1), ("asr", "ASR", 1)):
+        value = mean(mine, name)
+        if value is not None:
+            near = sign * (value - PUBLISHED[name]) <= NEAR
+            told = ("yes" if near else "no") if all_measured(mine, 2, 1) else "not all measured"
+            yield f"| DST | {words} | {percent(PUBLISHED[name])} | {percent(value)} | {told} |"
 
 
 def _means(rows: Sequence[Row], everything: Sequence[Row]) -> Iterator[str]:

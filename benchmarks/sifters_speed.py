@@ -157,12 +157,12 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# FCT beside the plain one",
         "",
-        "Made by `python benchmarks/sifters_speed.py`. The plain one takes the steps of the authors' program: PIL"
-        " images one at a time, ten epochs of pushing classes apart with two passes a step, and scoring image by image,"
-        f" with as many rotations a row as ours ({METHOD.draws}; the authors draw one). Ours ends pushing apart after"
-        " two epochs without progress; in the column *as many epochs* the plain one is charged only as many as ours"
-        " took. Scoring is timed once more for both on one and the same model, one after the other. Figures are medians"
-        " over turns.",
+        "Made by `python benchmarks/sifters_speed.py`. The plain one takes the steps of the authors' program: PIL "
+        "images one at a time in float32, ten epochs of pushing classes apart with two passes a step, and scoring "
+        f"image by image, with as many rotations a row as ours ({METHOD.draws}; the authors draw one). Ours is in "
+        "bf16 but for the cosines, and ends pushing apart after two epochs without progress; in the column *as many"
+        " epochs* the plain one is charged only as many as ours took. Scoring is timed once more for both on one "
+        "and the same model, one after the other. Figures are medians over turns.",
         "",
         *machines(list(rows)),
         "",

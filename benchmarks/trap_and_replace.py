@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from record import HERE, Rows, machines, measured, share
-from tables import error, mean, percent
+from tables import all_measured, error, mean, percent
 
 from unbackdoor.attacks import AdaptiveTrap, Attack, BadNets, Blended, Invisible, LabelConsistent, Smooth, TrojanNN
 from unbackdoor.commands.reconstructed import reconstruction_of
@@ -37,23 +37,28 @@ from unbackdoor.training.resume import states
 CLEAN = 2500
 """Images held out, which are never poisoned and never trained on as untrusted ones: 5 % of CIFAR-10."""
 
+RATE, WHOLE_CLASS = 5_000 / (50_000 - CLEAN), 0.1
+"""Poison of the images that are trained on: 5,000 of them, and all of the target class, as in the authors' program."""
+
+DIRTY: dict[str, Any] = {"spare_target": True, "poison_rate": RATE}
+
 PAPER: dict[str, Attack] = {
-    "square": BadNets(size=4, margin=1, spare_target=True),
-    "grid": BadNets(patch="grid", spare_target=True),
-    "Trojan, 8 x 8": TrojanNN(shape="square", spare_target=True),
-    "Trojan, watermark": TrojanNN(shape="watermark", spare_target=True),
-    "l2-invisible": Invisible(norm="l2", spare_target=True),
-    "l0-invisible": Invisible(norm="l0", spare_target=True),
-    "blend": Blended(pattern="cartoon", spare_target=True),
-    "smooth": Smooth(spare_target=True),
-    "SIG": Blended(pattern="stripes", labels="clean", poison_rate=0.095),
-    "clean-label": LabelConsistent(patch="grid", poison_rate=0.095),
+    "square": BadNets(size=4, margin=1, **DIRTY),
+    "grid": BadNets(patch="grid", **DIRTY),
+    "Trojan, 8 x 8": TrojanNN(shape="square", **DIRTY),
+    "Trojan, watermark": TrojanNN(shape="watermark", **DIRTY),
+    "l2-invisible": Invisible(norm="l2", **DIRTY),
+    "l0-invisible": Invisible(norm="l0", **DIRTY),
+    "blend": Blended(pattern="cartoon", **DIRTY),
+    "smooth": Smooth(**DIRTY),
+    "SIG": Blended(pattern="stripes", labels="clean", poison_rate=WHOLE_CLASS),
+    "clean-label": LabelConsistent(patch="grid", poison_rate=WHOLE_CLASS),
 }
-"""Those of the paper as far as there are (see docs/methods/trap-and-replace.md)."""
+"""Ten of the eleven of its program: all but a Trojan of 3 x 3 (see docs/methods/trap-and-replace.md)."""
 
 ADAPTIVE: dict[str, Attack] = {
-    "adaptive, l2": AdaptiveTrap(norm="l2", spare_target=True),
-    "adaptive, l0": AdaptiveTrap(norm="l0", spare_target=True),
+    "adaptive, l2": AdaptiveTrap(norm="l2", **DIRTY),
+    "adaptive, l0": AdaptiveTrap(norm="l0", **DIRTY),
 }
 """Our own, searched in a plainly trained model."""
 
@@ -66,8 +71,8 @@ DEFENSES = ("none", "I-BAU", "Trap-and-Replace")
 ERRORS = ("clean", "triggered")
 """Images of which the reconstruction error is told."""
 
-MOST = 0.10
-"""ASR, mean over the attacks of the paper, that Trap-and-Replace may leave."""
+MOST, SEEDS = 0.10, 3
+"""ASR, mean over the attacks of the paper and so many seeds, that Trap-and-Replace may leave."""
 
 
 class Bench:
@@ -205,7 +210,8 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
         "# Trap-and-Replace",
         "",
         f"Made by `python benchmarks/trap_and_replace.py`: CIFAR-10, WRN16x1 of width 16, {CLEAN} clean images that are"
-        " not among the untrusted ones. ASR of test images that are not of the target class, MSE of the decoder on all"
+        " not among the untrusted ones, of which 5,000 are poisoned, and by the clean-label attacks (SIG, clean-label)"
+        " all of the target class. ASR of test images that are not of the target class, MSE of the decoder on all"
         " clean and on those triggered images; intervals: 95 %. Means are over attacks, each the mean over its seeds."
         " The adaptive attack is our own design; where it is called baited, its trigger was searched in a model that"
         " the attacker trained by Trap-and-Replace, of the schedule in the table.",
@@ -251,13 +257,14 @@ def _of(rows: Sequence[dict[str, Any]], attacks: Collection[str]) -> Iterator[tu
 
 
 def _aims(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Yield what was to be reached, beside what was; with attacks left out, nothing is judged."""
+    """Yield what was to be reached, beside what was; with attacks or seeds left out, nothing is judged."""
     yield "| schedule | figure | attacks | at most % | reached % | yes |"
     yield "|---|---|---:|---:|---:|---|"
     for defense, schedule, mine in _of(rows, PAPER):
         value, count = mean(mine, "asr"), len({row["attack"] for row in mine})
         if defense == DEFENSES[-1] and value is not None:
-            reached = ("yes" if value <= MOST else "no") if count == len(PAPER) else "not all measured"
+            whole = all_measured(mine, len(PAPER), SEEDS)
+            reached = ("yes" if value <= MOST else "no") if whole else "not all measured"
             figures = f"{count} of {len(PAPER)} | {100 * MOST:g} | {percent(value)} | {reached}"
             yield f"| {schedule} | ASR of {defense}, mean over the paper's attacks | {figures} |"
 

@@ -64,8 +64,8 @@ def test_the_aim_is_judged_on_the_ten_attacks_of_the_paper_alone(
 ) -> None:
     assert len(program.PAPER) == 10
     first, *others = program.PAPER
-    rows = [done(name, asr) for name in others]
-    # The mean of its seeds is 26 %: three seeds of one attack weigh as much as the one of another.
+    rows = [done(name, asr, seed=seed) for name in others for seed in range(3)]
+    # The mean of its seeds is 26 %, which weighs as much as that of another attack.
     rows += [done(first, value, seed=seed) for seed, value in enumerate((0.16, 0.26, 0.36))]
     rows += [done(name, 1.0) for name in [*program.ADAPTIVE, *program.BAITED]]
     rows += [done(name, 0.9, "none") for name in program.PAPER]
@@ -73,13 +73,16 @@ def test_the_aim_is_judged_on_the_ten_attacks_of_the_paper_alone(
     assert [line for line in lines if len(line) == 6][2:] == [["60 + 30", AIM, "10 of 10", "10", reached, yes]]
 
 
-def test_an_aim_with_attacks_left_out_is_not_judged(program: ModuleType) -> None:
+def test_an_aim_with_attacks_or_seeds_left_out_is_not_judged(program: ModuleType) -> None:
     rows = [done(name, 0.0) for name in list(program.PAPER)[:9]] + [done("square", 0.0, epochs=200)]
     lines = [line for line in lines_of(program.written(rows)) if len(line) == 6][2:]
     assert lines == [
         ["200 + 30", AIM, "1 of 10", "10", "0.00", "not all measured"],
         ["60 + 30", AIM, "9 of 10", "10", "0.00", "not all measured"],
     ]
+    rows = [done(name, 0.0, seed=seed) for name in program.PAPER for seed in range(2)]
+    (line,) = [line for line in lines_of(program.written(rows)) if len(line) == 6][2:]
+    assert line == ["60 + 30", AIM, "10 of 10", "10", "0.00", "not all measured"]
 
 
 def test_means_of_a_defence_are_over_attacks_of_one_kind_and_seeds(program: ModuleType) -> None:

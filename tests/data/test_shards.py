@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.data.generated import CLASS_FEATURES, encoded, random_pixels, write_parquet
 from unbackdoor.data import ImageSet, read_images
 from unbackdoor.data import shards as module
-from unbackdoor.data.shards import Shard, Shards, declared_rows
+from unbackdoor.data.shards import Shard, Shards, declared_rows, too_many
 from unbackdoor.errors import DataError, InputError
 
 PIXELS = random_pixels(60)
@@ -245,6 +245,19 @@ def test_what_is_no_folder_of_parquet_files_declares_no_rows(tmp_path: Path) -> 
     one = write_parquet(tmp_path / "set" / "one.parquet", list(PIXELS[:3]), [0, 1, 2])
     assert [declared_rows(source) for source in ("digits", "owner/name", tmp_path / "empty", one)] == [0] * 4
     assert declared_rows(tmp_path / "set") == 3
+
+
+def test_what_fills_too_much_memory_is_told_by_rows_and_the_size_of_the_first_image(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = Shards.of(folder).first(1).images.numel()
+    assert not too_many(folder), "so few are held whatever their size"
+    for fitting, many in ((59, True), (60, False)):
+        monkeypatch.setattr(module, "HELD", fitting * size)
+        monkeypatch.setattr(module, "FEW", 10)
+        assert Shards.of(folder).fitting() == fitting
+        assert too_many(folder) is many
+    assert not too_many("digits")
 
 
 def test_files_without_any_rows_are_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from unbackdoor.commands.sifted_files import sift_files
 from unbackdoor.commands.workspace import Run, new_folder, open_model
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.data.cleaned import check_target, write_kept
-from unbackdoor.data.shards import declared_rows
+from unbackdoor.data.shards import declared_rows, too_many
 from unbackdoor.errors import InputError
 from unbackdoor.folder import PAGE, RESUME, SUSPICION
 from unbackdoor.models import LoadedModel, Network
@@ -45,7 +45,7 @@ def run(
     clean_out: Path | None = None,
     arch: str | None = None,
     out: Path | None = None,
-    in_memory: int = 500_000,
+    in_memory: int | None = None,
     sample: int = SAMPLE,
     address: str | None = None,
     gpus_per_worker: float | None = None,
@@ -65,8 +65,9 @@ def run(
         out: folder for the results, in which an interrupted run goes on; by default runs/sift- and the beginning of
             the data's SHA-256.
         in_memory: rows that are held at once; a folder of parquet files with more is sifted file by file, by a method
-            that scores rows one by one. 0: it always is.
-        sample: file by file: rows, at most, from which is learned, drawn from all files alike.
+            that scores rows one by one. 0: it always is. By default as many as fill 2 GiB.
+        sample: file by file: rows, at most, from which is learned, drawn from all files alike; never more than fill
+            2 GiB.
         address: file by file: a Ray cluster, such as 10.0.0.1:6379; by default this machine. All its machines must
             find the data, --out and --clean-out under the same path.
         gpus_per_worker: file by file: GPUs of a process, such as 0.25; by default 1 where there are GPUs. Its cores
@@ -81,7 +82,7 @@ def run(
     if clean is not None and not method.uses_clean:
         users = " or ".join(name for name, one in SIFTERS.items() if one.uses_clean)
         raise InputError(f"{type(method).__name__} uses no clean images; leave --clean out, or choose --method {users}")
-    if declared_rows(data) > in_memory:
+    if too_many(data) if in_memory is None else declared_rows(data) > in_memory:
         return sift_files(
             clock,
             data=data,

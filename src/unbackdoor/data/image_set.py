@@ -11,6 +11,9 @@ from torch import Tensor
 
 from unbackdoor.errors import DataError
 
+PART = 4096
+"""Images whose pixels are copied at a time."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageSet:
@@ -81,10 +84,11 @@ class ImageSet:
 
     def canonical_order(self) -> Int[Tensor, "n"]:
         """Return the rows in an order that depends on images and labels alone, not on how they were ordered."""
-        pixels = self.images.cpu().contiguous().flatten(1).numpy()
         keys = [
             hashlib.sha256(row.tobytes() + bytes(str(label), "ascii")).digest()
-            for row, label in zip(pixels, self.labels.tolist())
+            # In parts, since another layout of all of them takes as much memory again.
+            for part, labels in zip(torch.split(self.images, PART), torch.split(self.labels, PART))
+            for row, label in zip(part.cpu().contiguous().flatten(1).numpy(), labels.tolist())
         ]
         return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
 

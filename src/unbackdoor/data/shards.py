@@ -25,6 +25,10 @@ from unbackdoor.text import clean_text
 
 PIECE = 500
 """Rows that are held at a time: as many as go through a network together."""
+HELD = 2 << 30
+"""Bytes of images that are held at once, where all rows are, or those from which is learned."""
+FEW = 10_000
+"""Rows that are held at once whatever their size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +134,10 @@ class Shards:
         """
         row = self.at({next(shard.name for shard in self.shards if shard.rows): np.array([0])})
         return replace(row, images=row.images.expand(-1, channels, -1, -1)) if row.shape[0] == 1 else row
+
+    def fitting(self) -> int:
+        """Return how many rows fill `HELD`, going by the first one."""
+        return max(1, HELD // self.first(1).images.numel())
 
     def pieces(self, shard: Shard, channels: int) -> Iterator[ImageSet]:
         """Yield the rows of a shard in their order, at most `PIECE` at a time.
@@ -273,6 +281,16 @@ def declared_rows(source: str | Path) -> int:
         with reported(f"{shown}/{name}"):
             rows += parquet.read_metadata(path).num_rows
     return rows
+
+
+def too_many(source: str | Path) -> bool:
+    """Return whether a source is a folder of parquet files whose images are more than `HELD`.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    rows = declared_rows(source)
+    return rows > FEW and rows > Shards.of(source).fitting()
 
 
 def _declared(path: Path, source: str) -> tuple[int, _Layout]:

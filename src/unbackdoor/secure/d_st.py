@@ -41,8 +41,8 @@ from unbackdoor.training.recipe import refuse_mixing
 VIEW = Augmentation((ResizeCrop(scale=(0.2, 1.0)), Flip(), ColorJitter(probability=0.8), Grey()))
 WARM_UP, COLD = 10 / 200, 0.01 / 0.5
 """Share of contrastive learning in which the rate rises, and the share of the peak at which it begins."""
-SIFTING, LEARNING = 0.1, 0.85
-"""Shares of a budget for finding out what rows are held to be, and for the features."""
+SIFTING, LEARNING = 0.35, 0.6
+"""Shares of a budget for finding out what rows are held to be, on which all else rests, and for the features."""
 Positives = Literal["paper", "code"]
 
 
@@ -82,8 +82,9 @@ class DST(SecureTrainer):
     clean_share: float = 0.20
     poisoned_share: float = 0.05
 
-    # What it goes by is what FCT says; and every view had its colours jittered before, not four of five.
-    revision: ClassVar[int] = FCT.revision + 1
+    # What it goes by is what FCT says. Every view had its colours jittered before, not four of five; and similarities
+    # were in bfloat16.
+    revision: ClassVar[int] = FCT.revision + 2
 
     def __post_init__(self) -> None:
         if not (0 < self.temperature < math.inf and 0 < self.base_temperature < math.inf and self.projection >= 1):
@@ -259,11 +260,13 @@ def contrastive_loss(
         pairs: see `positive_pairs`; each row has one positive or more.
         temperature: above 0.
     """
-    projections = projections.float()
-    similar = projections @ projections.T / temperature
-    alone = torch.eye(len(similar), dtype=torch.bool, device=similar.device)
-    logs = similar - similar.masked_fill(alone, -math.inf).logsumexp(1, keepdim=True)
-    return -(logs.masked_fill(~pairs, 0).sum(1) / pairs.sum(1)).mean()
+    # Autocast would multiply in bfloat16, whose steps are as large as the differences that count.
+    with torch.autocast(projections.device.type, enabled=False):
+        projections = projections.float()
+        similar = projections @ projections.T / temperature
+        alone = torch.eye(len(similar), dtype=torch.bool, device=similar.device)
+        logs = similar - similar.masked_fill(alone, -math.inf).logsumexp(1, keepdim=True)
+        return -(logs.masked_fill(~pairs, 0).sum(1) / pairs.sum(1)).mean()
 
 
 class MixedEntropy(Hook):

@@ -90,8 +90,8 @@ class DBD(SecureTrainer):
     unlabelled: float = 15.0
     augmentation: str = "crop-flip"
 
-    # Every view had its colours jittered before, not four of five.
-    revision: ClassVar[int] = 1
+    # Every view had its colours jittered before, not four of five; and similarities were in bfloat16.
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         above_zero = (self.temperature, self.sharpening, self.mixing)

@@ -191,7 +191,7 @@ def prepare(
         check_fits(model, shards.first(model.description.image_shape[0]))
         return copy.deepcopy(model).cpu(), {}, 0
     seed = runtime.generator("shards", "sample").initial_seed()
-    rows = shards.sample(size, seed).in_canonical_order()
+    rows = shards.sample(min(size, shards.fitting()), seed).in_canonical_order()
     check_classes(rows.labels, f"the sample of {shards.source}")
     work = runtime
     if model is None:
