@@ -106,8 +106,9 @@ def calibrate(name: str, lines: Sequence[dict[str, Any]], clean_size: int) -> tu
         Scanned.of(line["row"], [of[scan_key(line["row"], one, clean_size)] for one in detectors])
         for line, of in zip(some, keys)
     ]
-    told, classes, shape = told_of(some[0]["row"]["made"]), len(some[0]["classes"]), some[0]["shape"]
-    return tables_of(told, name, classes, (shape[0], shape[1], shape[2]), NETWORKS, clean_size, detectors, models)
+    made, classes, shape = some[0]["row"]["made"], len(some[0]["classes"]), some[0]["shape"]
+    sides = (shape[0], shape[1], shape[2])
+    return tables_of(told_of(made), name, classes, sides, NETWORKS, clean_size, made["precision"], detectors, models)
 
 
 def main() -> None:
@@ -154,9 +155,10 @@ Made by `python benchmarks/zoo.py`. Half of the attacks (by the hash of their na
 out: no weight and no threshold has seen them. The options of the detectors themselves were set before, looking at
 planted models and at a few models of digits; whether some of those are held out here was not recorded. An attack
 counts as backdoored from an ASR of 50 % on. What is usual, and the clean models to rank among, are those of the
-model's own network; the weights are those of all. "Verdict" weighs all numbers; each of the other lines ranks one
-number alone, so that all have the same rate of false alarms; "NeuralCleanse" is the verdict's own short search (90
-steps of 16 images), not the scanner's 800 of 32. Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the
+model's own network; the weights are those of all. "Verdict" weighs all numbers; each of the next lines ranks one
+number alone, so that all have the same rate of false alarms, and of a number of the whole model names the class of its
+detector's highest anomaly; the last lines are what each detector says by its own threshold, at whatever rate that has.
+"NeuralCleanse" is the verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32. Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the
 held-out models of both networks together. The way in which weights are found was changed once after a look at the
 held-out models of digits, see docs/methods/verdict.md."""
 

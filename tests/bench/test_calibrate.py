@@ -19,7 +19,7 @@ from tests.planted import planted, runtime
 from tests.scan.tables import finding
 from unbackdoor.bench import zoo_scans as module
 from unbackdoor.bench.calibrate import PENALTY, check_plan, conditional_logit, logistic, measures_of, tables_of, told_of
-from unbackdoor.bench.judge import Judged, judged, rate_of, score
+from unbackdoor.bench.judge import Judged, judged, judged_alone, rate_of, score
 from unbackdoor.bench.zoo import plan
 from unbackdoor.bench.zoo_scans import Scanned, scan_zoo
 from unbackdoor.data import ImageSet
@@ -194,6 +194,39 @@ def test_held_out_models_are_counted_as_by_hand() -> None:
     assert found.auroc == pytest.approx(np.mean([bad > good for bad, good in pairs]))
 
 
+def test_a_number_of_the_whole_model_suspects_the_class_that_its_detector_names() -> None:
+    """It is the same for every class, of which the first is no answer."""
+
+    def certain(one: Scanned) -> Scanned:
+        sees = replace(one.findings["Sees"], statistics={"lead": 90.0 if one.backdoored else 0.0})
+        return replace(one, findings={"Sees": sees})
+
+    measures = {"PreActResNet18": [Measure(detector="Sees", number="lead", center=0.0, scale=1.0, weight=1.0)]}
+    models = [certain(one) for one in zoo()]
+    found = judged("lead", measures, models, 0.2).held_out
+    named = judged("Sees", {"PreActResNet18": [replace(measures["PreActResNet18"][0], number="anomaly")]}, models, 0.2)
+    assert found.found == found.single_target == 10
+    assert found.right_target >= named.held_out.right_target > 5
+
+
+def test_a_detector_is_judged_by_its_own_threshold_and_the_class_that_it_names() -> None:
+    def decides(one: Scanned) -> Scanned:
+        numbers = one.findings["Sees"].anomaly
+        flagged = bool(numbers.max() > 3.5)
+        suspected = (int(numbers.argmax()),) if flagged else ()
+        return replace(one, findings={"Sees": replace(one.findings["Sees"], backdoored=flagged, suspected=suspected)})
+
+    models = [decides(one) for one in zoo()]
+    found = judged_alone("Sees", models)
+    held = [one for one in models if one.part == "held-out"]
+    accused = [one for one in held if one.findings["Sees"].backdoored]
+    assert found.name == "Sees, by its own threshold"
+    assert found.held_out.alarms == sum(not one.backdoored for one in accused)
+    assert found.held_out.found == sum(one.backdoored for one in accused) > 0
+    right = sum(one.backdoored and one.findings["Sees"].suspected[0] == one.target for one in accused)
+    assert found.held_out.right_target == right > 0
+
+
 @pytest.mark.parametrize(("count", "of"), [(0, 60), (2, 60), (60, 60), (7, 8)])
 def test_bounds_are_those_of_clopper_and_pearson(count: int, of: int) -> None:
     held = HeldOut(clean=of, alarms=count, backdoored=of, found=count, single_target=0, right_target=0)
@@ -224,7 +257,7 @@ def test_the_table_has_the_scores_of_the_models_that_rank_and_how_it_did() -> No
 
 
 def tables(models: list[Scanned], *networks: partial[Any]) -> tuple[list[Table], list[Judged]]:
-    return tables_of("made up", "pictures", CLASSES, (3, 12, 12), networks, 60, (WeightStatistics(),), models)
+    return tables_of("made up", "pictures", CLASSES, (3, 12, 12), networks, 60, "fp32", (WeightStatistics(),), models)
 
 
 def test_what_is_usual_and_the_models_to_rank_among_are_those_of_the_own_network() -> None:

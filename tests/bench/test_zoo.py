@@ -27,9 +27,9 @@ from unbackdoor.bench.zoo import (
     rows_of,
     target_of,
 )
-from unbackdoor.bench.zoo_scans import scan_zoo, sizes_for
+from unbackdoor.bench.zoo_scans import scan_zoo, sizes_for, usable_of
 from unbackdoor.data import DefenderData, ImageSet, read_images
-from unbackdoor.errors import InputError
+from unbackdoor.errors import DivergedError, InputError
 from unbackdoor.models import Network, PreActResNet18, WRN16x1, load_model
 from unbackdoor.scan import Finding, Scanner
 from unbackdoor.training import Recipe, Runtime, UserNetwork
@@ -236,6 +236,54 @@ def test_an_interrupted_model_goes_on_and_ends_as_it_would_have(
     assert len(states) == 1
     rest = fill(tmp_path / "cut", [entry("BadNets")], train, test, 100, recipe, RUNTIME)
     assert rest[0]["sha256"] == whole[0]["sha256"]
+
+
+def test_a_state_of_another_recipe_is_no_refusal_and_training_begins_anew(
+    tmp_path: Path, digits: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = digits
+
+    def stops(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "evaluate", stops)
+        with pytest.raises(KeyboardInterrupt):
+            fill(tmp_path / "cut", [entry("BadNets")], train, test, 100, RECIPE, RUNTIME)
+    other = dataclasses.replace(RECIPE, learning_rate=0.02)
+    (row,) = fill(tmp_path / "cut", [entry("BadNets")], train, test, 100, other, RUNTIME)
+    (fresh,) = fill(tmp_path / "fresh", [entry("BadNets")], train, test, 100, other, RUNTIME)
+    assert row["sha256"] == fresh["sha256"]
+
+
+@pytest.mark.parametrize(("attack", "stage"), [("BadNets", "fit"), ("BadNets", "evaluate"), (None, "fit")])
+def test_a_model_that_cannot_be_made_has_a_row_that_says_why(
+    attack: str | None,
+    stage: str,
+    tmp_path: Path,
+    digits: tuple[ImageSet, ImageSet],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A loss that is no number, or a trigger that changes no pixel of the test images."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise DivergedError("no number")
+
+    monkeypatch.setattr(module, stage, fails)
+    (row,) = fill(tmp_path, [entry(attack)], *digits, 100, RECIPE, RUNTIME)
+    assert row["refused"] == "no number"
+    assert usable_of([row]) == []
+
+
+def test_what_no_clean_model_can_be_made_of_is_refused_at_once(
+    tmp_path: Path, digits: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise InputError("images of this size")
+
+    monkeypatch.setattr(module, "fit", fails)
+    with pytest.raises(InputError, match="of this size"):
+        fill(tmp_path, [entry(None)], *digits, 100, RECIPE, RUNTIME)
 
 
 def test_what_another_process_is_at_is_left_to_it(tmp_path: Path, digits: tuple[ImageSet, ImageSet]) -> None:

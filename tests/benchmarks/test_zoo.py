@@ -38,7 +38,7 @@ def lines(clean_size: int, detectors: tuple[Any, ...], rounds: int = 52) -> list
         row = {"key": entry.key, **vars(entry), "part": "weights", "sha256": "0"}
         row["backdoored"] = entry.attack is not None
         row |= {"target": entry.attack and 3, "acc": 0.99, "asr": entry.attack and 1.0}
-        row["made"] = {"size": 1400, "recipe": {"epochs": 8}}
+        row["made"] = {"size": 1400, "recipe": {"epochs": 8}, "precision": "bf16"}
         plain = {"anomaly": anomaly.tolist(), "statistics": {}, "threshold": 3.5, "flagged": False, "suspected": []}
         scans = [
             {**plain, "key": scan_key(row, one, clean_size), "detector": type(one).__name__, "seconds": 1.0}

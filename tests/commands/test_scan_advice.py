@@ -25,7 +25,7 @@ def advice(*misfits: str, **more: object) -> list[str]:
 
 
 def test_too_few_clean_images_ask_for_more() -> None:
-    misfits = TABLE.misfits(network(0).description, 5)
+    misfits = TABLE.misfits(network(0).description, 5, "fp32")
     (step,) = advice(*misfits)
     assert "more clean images" in step
     assert "5 clean images instead of 60" in step
@@ -33,7 +33,7 @@ def test_too_few_clean_images_ask_for_more() -> None:
 
 
 def test_where_no_table_fits_the_model_nobody_is_sent_for_images_or_time() -> None:
-    misfits = replace(TABLE, classes=CLASSES + 1).misfits(network(0).description, 60)
+    misfits = replace(TABLE, classes=CLASSES + 1).misfits(network(0).description, 60, "fp32")
     (step,) = advice(*misfits)
     assert f"{CLASSES} classes instead of {CLASSES + 1}" in step
     assert "--scanner.table" in step
@@ -54,7 +54,7 @@ def plain(**more: object) -> list[str]:
 
 
 def test_several_reasons_have_a_step_each_and_the_one_without_which_the_others_are_in_vain_comes_first() -> None:
-    misfits = replace(TABLE, classes=CLASSES + 1).misfits(network(0).description, 5)
+    misfits = replace(TABLE, classes=CLASSES + 1).misfits(network(0).description, 5, "fp32")
     steps = advice(*misfits, "searches that the budget cut short", shortened=True)
     assert len(steps) == 3
     assert [word in step for step, word in zip(steps, ("--scanner.table", "more clean", "--budget"))] == [True] * 3

@@ -21,6 +21,7 @@ TABLE = Table(
     architecture="planted",
     arguments={},
     clean_size=60,
+    precision="fp32",
     rate=0.05,
     detectors=(WeightStatistics(), UniversalPerturbations(steps=8, batch_size=8)),
     measures=(

@@ -70,12 +70,12 @@ def test_a_table_of_before_a_detector_changed_fits_no_model(tmp_path: Path) -> N
     description = network(0).description
     (same,) = read_tables(written(tmp_path / "now.json", table))
     assert same == table
-    assert same.misfits(description, 60) == []
+    assert same.misfits(description, 60, "fp32") == []
     content = json.loads((tmp_path / "now.json").read_text())
     content["tables"][0]["detectors"][-1]["revision"] -= 1
     (tmp_path / "before.json").write_text(json.dumps(content))
     (old,) = read_tables(tmp_path / "before.json")
-    assert old.misfits(description, 60) == ["numbers of TSBDSignals that are others since the table was made"]
+    assert old.misfits(description, 60, "fp32") == ["numbers of TSBDSignals that are others since the table was made"]
 
 
 def test_tables_that_could_not_be_read_back_are_not_written(tmp_path: Path) -> None:
@@ -138,34 +138,35 @@ def test_the_tables_that_are_shipped_can_be_read() -> None:
 
 def test_a_table_fits_models_of_its_own_kind_only() -> None:
     description = network(0).description
-    assert TABLE.misfits(description, 60) == []
-    assert TABLE.misfits(replace(description, class_names=("a", "b", "c")), 60) == ["3 classes instead of 8"]
-    assert TABLE.misfits(replace(description, image_shape=(1, 12, 12)), 60) == [
+    assert TABLE.misfits(description, 60, "fp32") == []
+    assert TABLE.misfits(replace(description, class_names=("a", "b", "c")), 60, "fp32") == ["3 classes instead of 8"]
+    assert TABLE.misfits(replace(description, image_shape=(1, 12, 12)), 60, "fp32") == [
         "images of 1 x 12 x 12 instead of 3 x 12 x 12"
     ]
-    assert TABLE.misfits(replace(description, architecture="other"), 60) == ["the network other"]
-    assert TABLE.misfits(replace(description, arguments={"width": 64}), 60) == ["the network planted width=64"]
-    assert TABLE.misfits(description, 59) == ["59 clean images instead of 60"]
+    assert TABLE.misfits(replace(description, architecture="other"), 60, "fp32") == ["the network other"]
+    assert TABLE.misfits(replace(description, arguments={"width": 64}), 60, "fp32") == ["the network planted width=64"]
+    assert TABLE.misfits(description, 59, "fp32") == ["59 clean images instead of 60"]
+    assert TABLE.misfits(description, 60, "bf16") == ["a precision of bf16 instead of fp32"]
 
 
 def test_a_width_that_is_not_told_is_the_networks_own() -> None:
     description = replace(network(0).description, architecture="PreActResNet18", arguments={})
     wide, narrow = (replace(TABLE, architecture="PreActResNet18", arguments={"width": width}) for width in (64, 8))
-    assert wide.misfits(description, 60) == []
-    assert narrow.misfits(description, 60) == ["the network PreActResNet18"]
-    assert narrow.misfits(replace(description, arguments={"width": 8}), 60) == []
+    assert wide.misfits(description, 60, "fp32") == []
+    assert narrow.misfits(description, 60, "fp32") == ["the network PreActResNet18"]
+    assert narrow.misfits(replace(description, arguments={"width": 8}), 60, "fp32") == []
 
 
 def test_a_hugging_face_network_of_another_configuration_is_another_network() -> None:
     description = replace(network(0).description, architecture="HuggingFace", arguments={"config": {"depth": 2}})
     table = replace(TABLE, architecture="HuggingFace", arguments={"config": {"depth": 2}})
-    assert table.misfits(description, 60) == []
-    assert len(table.misfits(replace(description, arguments={"config": {"depth": 3}}), 60)) == 1
+    assert table.misfits(description, 60, "fp32") == []
+    assert len(table.misfits(replace(description, arguments={"config": {"depth": 3}}), 60, "fp32")) == 1
 
 
 def test_a_network_into_which_a_repair_put_layers_is_another_network() -> None:
     edited = replace(network(0).description, edits=(Edit(kind="convbn", before="0"),))
-    assert TABLE.misfits(edited, 60) == ["layers that were put in after training"]
+    assert TABLE.misfits(edited, 60, "fp32") == ["layers that were put in after training"]
 
 
 def test_innocent_classes_are_not_suspected_because_the_whole_model_is_unusual() -> None:
@@ -189,11 +190,11 @@ def test_of_several_tables_the_one_that_fits_is_taken_and_else_the_least_unlike(
     other = replace(TABLE, name="other", architecture="other", clean_size=200)
     wide = replace(TABLE, name="wide", arguments={"width": 64}, clean_size=200)
     tables = (far, few, other, wide, many)
-    assert nearest(tables, description, 500).name == "many"
-    assert nearest(tables, description, 100).name == "few"
+    assert nearest(tables, description, 500, "fp32").name == "many"
+    assert nearest(tables, description, 100, "fp32").name == "few"
     unknown = replace(description, class_names=tuple(map(str, range(40))), image_shape=(3, 32, 32))
-    assert nearest(tables, unknown, 500).name == "far"
-    assert nearest((far, other, wide), description, 500).name == "wide", "the same architecture is less unlike"
+    assert nearest(tables, unknown, 500, "fp32").name == "far"
+    assert nearest((far, other, wide), description, 500, "fp32").name == "wide", "the same architecture is less unlike"
 
 
 Change = Callable[[dict[str, Any]], object]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +36,16 @@ def test_all_targets_together_take_the_steps_of_sgd_with_momentum_on_each_alone(
             with torch.no_grad():
                 patch.clamp_(0, 1)
         torch.testing.assert_close(found[number], patch.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_budget_that_is_large_enough_changes_nothing() -> None:
+    model, clean = network(0).eval().requires_grad_(False), pictures(40, 5)
+    free, limited = (
+        search_patches(model, clean, torch.tensor([1]), starts(1), some, steps=3, batch_size=8)
+        for some in (runtime(), replace(runtime(), budget=10.0))
+    )
+    assert torch.equal(free[0], limited[0])
+    assert (free[2], limited[2]) == (3, 3)
 
 
 def test_a_backdoor_is_found_and_the_other_classes_have_no_such_patch() -> None:

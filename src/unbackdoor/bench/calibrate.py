@@ -220,6 +220,7 @@ def tables_of(
     image_shape: tuple[int, int, int],
     networks: Sequence[partial[Any]],
     clean_size: int,
+    precision: str,
     detectors: Sequence[Scanner],
     models: Sequence[Scanned],
 ) -> tuple[list[Table], list[Judged]]:
@@ -232,6 +233,7 @@ def tables_of(
         image_shape: channels, height, width.
         networks: of the models; each gets a table.
         clean_size: clean images that the detectors were given.
+        precision: in which they ran.
         detectors: that looked.
         models: see `scan_zoo`; those that no detector could look at are left out.
 
@@ -259,6 +261,7 @@ def tables_of(
             architecture=name,
             arguments=dict(network.keywords),
             clean_size=clean_size,
+            precision=precision,
             rate=rate,
             detectors=tuple(detectors),
             measures=measures[name],

@@ -131,7 +131,9 @@ def calibrated(
         if others:
             return [], [], others
         models = [Scanned.of(row, scans) for row, scans in looked]
-        made, (verdict, *_) = tables_of(told, data, train.classes, train.shape, networks, size, DETECTORS, models)
+        made, (verdict, *_) = tables_of(
+            told, data, train.classes, train.shape, networks, size, runtime.precision, DETECTORS, models
+        )
         tables += made
         judgements.append(verdict)
     return tables, judgements, 0

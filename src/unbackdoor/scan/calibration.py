@@ -93,6 +93,7 @@ class Table:
         architecture: of the models.
         arguments: the architecture's own options, JSON values.
         clean_size: clean images that the detectors were given.
+        precision: in which they ran, "bf16" or "fp32".
         rate: share of clean models that may be called backdoored, as `held_out` counts them, 0 to 1.
         detectors: with their options.
         measures: what is weighed.
@@ -109,6 +110,7 @@ class Table:
     architecture: str
     arguments: Mapping[str, Any]
     clean_size: int
+    precision: str
     rate: float
     detectors: tuple[Scanner, ...]
     measures: tuple[Measure, ...]
@@ -142,8 +144,8 @@ class Table:
         order = [int(c) for c in scores.argsort(descending=True) if float(scores[c]) > self.threshold(rate)]
         return tuple(c for place, c in enumerate(order) if place == 0 or float(own[c]) > unusual)
 
-    def misfits(self, description: Description, images: int) -> list[str]:
-        """Return what of a model, and of the clean images for it, is not as in the table; nothing if it fits."""
+    def misfits(self, description: Description, images: int, precision: str) -> list[str]:
+        """Return what of a model, the clean images for it, and a scan is not as in the table; nothing if it fits."""
         classes = len(description.class_names)
         found = []
         if classes != self.classes:
@@ -157,6 +159,8 @@ class Table:
             found.append("layers that were put in after training")
         if self.changed:
             found.append(f"numbers of {' and '.join(self.changed)} that are others since the table was made")
+        if precision != self.precision:
+            found.append(f"a precision of {precision} instead of {self.precision}")
         if images < self.clean_size:
             found.append(f"{images} clean images instead of {self.clean_size}")
         return found
@@ -171,6 +175,7 @@ class Table:
             "architecture": self.architecture,
             "arguments": dict(self.arguments),
             "clean_size": self.clean_size,
+            "precision": self.precision,
             "rate": self.rate,
             "detectors": [{**revision_of(detector), **options_of(detector)} for detector in self.detectors],
             "measures": [vars(measure) for measure in self.measures],
@@ -229,19 +234,20 @@ def class_scores(measures: Sequence[Measure], findings: Mapping[str, Finding]) -
     return total
 
 
-def nearest(tables: Sequence[Table], description: Description, images: int) -> Table:
+def nearest(tables: Sequence[Table], description: Description, images: int, precision: str) -> Table:
     """Return the table for a model: one that fits, with the most clean images, or else one that is least unlike.
 
     Args:
         tables: one or more.
         description: of the model.
         images: clean images that there are.
+        precision: of the scan.
     """
 
     def distance(table: Table) -> tuple[bool, float, bool, int]:
         pairs = zip((*description.image_shape, len(description.class_names)), (*table.image_shape, table.classes))
         far = sum(abs(math.log(ours / theirs)) for ours, theirs in pairs) + (images < table.clean_size)
         other = description.architecture != table.architecture
-        return bool(table.misfits(description, images)), far, other, -table.clean_size
+        return bool(table.misfits(description, images, precision)), far, other, -table.clean_size
 
     return min(tables, key=distance)

@@ -17,7 +17,7 @@ from unbackdoor.text import clean_text
 
 SHIPPED = Path(__file__).with_name("calibration.json")
 """The tables that come with the package."""
-FORMAT = 2
+FORMAT = 3
 MOST_BYTES = 1 << 22
 MOST_ENTRIES = 100_000
 """Of any list in a file of tables."""
@@ -99,6 +99,7 @@ def _table(content: Any) -> Table:
         architecture=_text(of.get("architecture"), "architecture"),
         arguments=_object(of.get("arguments"), "arguments"),
         clean_size=_whole(of.get("clean_size"), "clean_size"),
+        precision=_text(of.get("precision"), "precision"),
         rate=_number(of.get("rate"), "rate", least=0.0, most=1.0),
         detectors=detectors,
         measures=measures,

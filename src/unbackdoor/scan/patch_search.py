@@ -46,12 +46,12 @@ def search_patches(
     draws, size = runtime.generator("patch search", starts.shape[-1]), starts.shape[-1]
     targets = targets.to(runtime.place)
 
-    def draw(count: int) -> tuple[Tensor, Tensor]:
+    def draw(count: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
         rows = torch.randint(len(clean), (count,), generator=draws)
         return rows.to(runtime.place), draw_places(count, clean.shape, size, draws).to(runtime.place)
 
-    def gradient(patches: Tensor) -> Tensor:
-        rows, places = draw(batch_size)
+    def gradient(patches: Tensor, draws: torch.Generator) -> Tensor:
+        rows, places = draw(batch_size, draws)
 
         def loss(logits: Tensor, numbers: Tensor) -> Tensor:
             return F.cross_entropy(logits, targets[numbers // batch_size], reduction="none")
@@ -61,13 +61,14 @@ def search_patches(
 
     patches = starts.to(runtime.place)
     speed = torch.zeros_like(patches)
-    count = affordable(steps, 1, lambda: gradient(patches), runtime)
+    trial = runtime.generator("patch search, timed")
+    count = affordable(steps, 1, lambda: gradient(patches, trial), runtime)
     with runtime.progress.bar("searching patches", count) as advance:
         for _ in range(count):
-            speed = MOMENTUM * speed + gradient(patches)
+            speed = MOMENTUM * speed + gradient(patches, draws)
             patches = (patches - RATE * speed).clamp(0, 1)
             advance()
-    rows, places = draw(JUDGED)
+    rows, places = draw(JUDGED, draws)
     spread = patches[:, None].expand(-1, JUDGED, -1, -1, -1)
     answers = answers_to(model, clean.images[rows], spread, places, runtime)
     return patches, success(answers, targets, clean.labels[rows]), count

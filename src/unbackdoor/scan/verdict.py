@@ -82,7 +82,7 @@ class Verdict(Scanner):
         The clean images are taken to be new to the model, as those of the table were.
         """
         clean = data.need_clean("Verdict")
-        table = nearest(read_tables(self.table or SHIPPED), model.description, len(clean))
+        table = nearest(read_tables(self.table or SHIPPED), model.description, len(clean), runtime.precision)
         rate = table.rate if self.false_alarms is None else self.false_alarms
         count = len(table.clean_scores)
         if not math.isfinite(table.threshold(rate)):
@@ -90,7 +90,7 @@ class Verdict(Scanner):
                 f"the table for this model has {count} clean models, which allow a share of false alarms of"
                 f" {1 / (1 + count):.3g} or more, found {rate:g}; raise it, or name a larger table"
             )
-        misfits = table.misfits(model.description, len(clean))
+        misfits = table.misfits(model.description, len(clean), runtime.precision)
         given = replace(data, clean=draw_clean(clean, min(table.clean_size, len(clean)), runtime.seed))
         seconds: dict[str, float] = {}
         findings, told = _hear(table.detectors, model, given, runtime, seconds)
