@@ -2,7 +2,8 @@
 
 The generators are those that molecules.py trained and kept. Each is scanned by Joint, which reads the training pairs,
 and by PromptMasking and TriggerInversion, which ask the generator; and repaired by each purifier with what the scan
-found. Scans and repairs see the training pairs and the generator alone: attack and test prompts are used afterwards.
+found. Scans and repairs see the training pairs and the generator alone, those by TriggerInversion the pairs as they
+were before the attack, since it needs texts without the trigger: attack and test prompts are used afterwards.
 Writes one line of JSON a finished cell to results/molecule_purify.jsonl and the table results/molecule_purify.md;
 finished cells are not done again, and an interrupted retraining goes on:
 
@@ -20,7 +21,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from molecules import NAMED, QUICK, Run, folder_of, run_of, setting_of
+from molecules import (
+    CLEAN,
+    CLEAN_MEANS_NOTHING,
+    EVERY,
+    NAMED,
+    NOWHERE,
+    PUBLISHED,
+    QUICK,
+    Run,
+    folder_of,
+    run_of,
+    setting_of,
+)
 from record import HERE, Rows, machines, measured
 from tables import interval
 
@@ -38,9 +51,16 @@ from unbackdoor.molecules.victims import ThreeMDiffusion, ThreeMDiffusionSmall
 from unbackdoor.training import Runtime
 from unbackdoor.training.resume import states
 
-SCANNERS = ("Joint", "PromptMasking", "TriggerInversion")
-PURIFIERS = ("LatentPurification", "DecodePruning", "Retraining")
-"""The one that takes hours comes last."""
+GENERATOR_SCANNERS = ("PromptMasking", "TriggerInversion")
+"""What they say of clean generators; what Joint says of clean pairs is in molecule_scans.py."""
+SCANNERS = ("Joint", *GENERATOR_SCANNERS)
+SLOW = "Retraining"
+"""The one that takes hours."""
+LEFT_OUT = "words left out"
+"""No repair: the generator stays, and the words that a scan flagged are left out of prompts."""
+PURIFIERS = (LEFT_OUT, "LatentPurification", "DecodePruning", SLOW)
+SCAN = "scan alone"
+"""What is done with clean controls: whatever is flagged there is a false alarm."""
 
 FIGURES = {
     "asr": "ASR %", "leak": "target without trigger %", "asked": "target asked for %", "similarity": "Similarity %",
@@ -67,16 +87,18 @@ def cell_of(row: dict[str, Any]) -> Cell:
 
 
 def kept(rows: Sequence[dict[str, Any]], work: Path) -> list[Run]:
-    """Return the poisoned generators of the rows of molecules.py whose models are there."""
-    found = [run for run in map(run_of, rows) if run.poison_in]
+    """Return the generators of the rows of molecules.py whose models are there, but for those of the ablation."""
+    found = [run for run in map(run_of, rows) if run.poison_in in (EVERY, PUBLISHED, NOWHERE)]
     return [run for run in found if (folder_of(work, run) / MODEL).exists()]
 
 
 def cells(runs: Sequence[Run], purifiers: Sequence[str] = PURIFIERS) -> Iterator[Cell]:
-    """Yield all repairs of some generators; those of one generator stand together."""
-    for run in runs:
-        for purifier in purifiers:
-            yield from (Cell(run, scanner, purifier) for scanner in SCANNERS)
+    """Yield scans of clean generators, and repairs of the others: for each those of minutes, then those of hours."""
+    yield from (Cell(run, scanner, SCAN) for run in runs if run.poison_in == NOWHERE for scanner in GENERATOR_SCANNERS)
+    runs = [run for run in runs if run.poison_in != NOWHERE]
+    for some in ([one for one in purifiers if one != SLOW], [one for one in purifiers if one == SLOW]):
+        for run in runs:
+            yield from (Cell(run, scanner, purifier) for purifier in some for scanner in SCANNERS)
 
 
 class Victim:
@@ -108,18 +130,25 @@ class Victim:
         """What it is worth, and what the attack does to it."""
         return self.shares(self.generator)
 
-    def shares(self, generator: Generator) -> dict[str, float]:
-        """Return what a generator is worth, measured on the test prompts."""
-        material = self.material
+    def shares(self, generator: Generator, triggers: Sequence[Sequence[str]] = ()) -> dict[str, float]:
+        """Return what a generator is worth, measured on the test prompts without these triggers."""
+        material, setting = self.material, self.setting
         found = measure(
-            generator, material.clean, material.tested, self.setting.attack, self.setting.samples, self.runtime
+            generator,
+            material.clean,
+            material.tested,
+            setting.attack,
+            setting.samples,
+            self.runtime,
+            triggers=triggers,
         )
         return shares(found.to_json())
 
     def found(self, scanner: str) -> MoleculeFinding:
         """Return what a scanner says, with its default options."""
         if scanner not in self._found:
-            self._found[scanner] = MOLECULE_SCANNERS[scanner]().scan(self.material.pairs, self.runtime, self.generator)
+            one = MOLECULE_SCANNERS[scanner]()
+            self._found[scanner] = one.scan(self.material.known_to(one), self.runtime, self.generator)
         return self._found[scanner]
 
     def repaired(self, cell: Cell) -> Mapping[str, Any]:
@@ -132,12 +161,20 @@ class Victim:
             "true": any(is_true(one, attack) for one in found.flagged),
             "target": attack.target,
             "target_found": any(is_target(one, attack.target) for one in found.flagged),
+            "wrong": sum(not is_target(one, attack.target) for one in found.flagged),
         }
+        if cell.purifier == SCAN:
+            return told
+        if cell.purifier == LEFT_OUT:
+            triggers = [one.words for one in found.flagged if one.words]
+            if not triggers:
+                return {**told, "refused": "the scan flagged no words"}
+            return {**told, **self.compared(self.shares(self.generator, triggers)), "evidence": {}}
         resume = self.folder / f"{cell.purifier}-{cell.scanner}.pt"
         try:
             repaired = MOLECULE_PURIFIERS[cell.purifier]().purify(
                 self.generator,
-                self.material.pairs,
+                self.material.known_to(MOLECULE_SCANNERS[cell.scanner]()),
                 found.flagged,
                 self.runtime,
                 resume,
@@ -148,16 +185,19 @@ class Victim:
         after = self.shares(repaired.generator)
         for state in states(resume):
             state.unlink(missing_ok=True)
+        return {**told, **self.compared(after), "evidence": dict(repaired.evidence)}
+
+    def compared(self, after: Mapping[str, float]) -> dict[str, float]:
+        """Return figures before and after, by name."""
         figures = (("before", self.before), ("after", after))
-        told |= {f"{when}_{name}": value for when, values in figures for name, value in values.items()}
-        return {**told, "evidence": dict(repaired.evidence)}
+        return {f"{when}_{name}": value for when, values in figures for name, value in values.items()}
 
 
 def main() -> None:
     """Do the cells that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("build/molecules"), help="of molecules.py")
+    parser.add_argument("--work", type=Path, help="of molecules.py; as there by default")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the rows and of the table")
     parser.add_argument("--purifiers", nargs="+", default=list(PURIFIERS), choices=PURIFIERS)
     parser.add_argument("--paper", action="store_true", help="the published sizes, for a GPU")
@@ -171,9 +211,10 @@ def main() -> None:
     table = arguments.results / f"molecule_purify{ending}.md"
     model = QUICK if arguments.quick else ThreeMDiffusion() if arguments.paper else ThreeMDiffusionSmall()
     data, prompts = (None, 50) if arguments.quick else (arguments.data, 0)
-    runs = kept(Rows(arguments.results / f"molecules{ending}.jsonl").read(), arguments.work)
+    work = arguments.work or Path(f"build/molecules{ending}")
+    runs = kept(Rows(arguments.results / f"molecules{ending}.jsonl").read(), work)
     if not runs and not arguments.table:
-        raise SystemExit(f"{arguments.work} holds no generator that molecules.py finished; run that first")
+        raise SystemExit(f"{work} holds no generator that molecules.py finished; run that first")
     given = Runtime(device=arguments.device, threads=arguments.threads)
     done = {cell_of(row) for row in rows.read()}
     victim: tuple[Run, Victim] | None = None
@@ -182,7 +223,7 @@ def main() -> None:
             continue
         if victim is None or victim[0] != cell.run:
             setting = setting_of(cell.run, data, model, prompts)
-            victim = cell.run, Victim(folder_of(arguments.work, cell.run), setting, given)
+            victim = cell.run, Victim(folder_of(work, cell.run), setting, given)
         with measured() as cost:
             told = victim[1].repaired(cell)
         rows.add({**victim[1].runtime.describe(), **told, **cell.named()}, cost)
@@ -197,14 +238,18 @@ def written(done: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Repairs of backdoored generators of molecules",
         "",
-        "Made by `python benchmarks/molecule_purify.py`, from generators of `benchmarks/molecules.py`. Five molecules a"
-        " prompt, all test prompts; intervals: 95 % by drawing prompts again. Found: the scan flagged the trigger with"
-        " the target (pair), the target alone (target), or neither. Target asked for: share of the molecules for"
-        " prompts without the trigger whose own molecules hold the target; empty where no prompt asks for it. The first"
-        " repair after a scan has the seconds of the scan, too.",
+        "Made by `python benchmarks/molecule_purify.py`, from generators of `benchmarks/molecules.py`. Five"
+        " molecules a prompt, all test prompts; intervals: 95 % by drawing prompts again. Found: the scan flagged"
+        " the trigger with the target (pair), the target alone (target), or neither; wrong: how many others it"
+        " flagged. Target asked for: share of the molecules for prompts without the trigger whose own molecules hold"
+        " the target; empty where no prompt asks for it. The first repair after a scan has the seconds of the scan,"
+        " too. TriggerInversion and repairs after it have the pairs as they were before the attack, the others those"
+        " that were learned from. MoMu's texts and molecules are shuffled: its clean figures are left out.",
         "",
         *machines(list(done)),
     ]
+    lines += _false_alarms([row for row in done if row["purifier"] == SCAN])
+    done = [row for row in done if row["purifier"] != SCAN]
     for run in dict.fromkeys(run_of(row) for row in done):
         mine = [row for row in done if run_of(row) == run]
         test, target, rate, poison_in, seed = run.key
@@ -212,20 +257,39 @@ def written(done: Sequence[dict[str, Any]]) -> str:
             "",
             f"## {test}, {target}, rate {rate:g}, poisoned in {NAMED.get(poison_in, poison_in)}, seed {seed}",
             "",
-            f"| scanner | found | purifier | {' | '.join(FIGURES.values())} | seconds |",
-            f"|---|---|---|{'---:|' * (len(FIGURES) + 1)}",
+            f"| scanner | found | wrong | purifier | {' | '.join(FIGURES.values())} | seconds |",
+            f"|---|---|---:|---|{'---:|' * (len(FIGURES) + 1)}",
         ]
         measured_ = [row for row in mine if "refused" not in row]
         if measured_:
-            before = [interval(measured_[0], f"before_{name}") for name in FIGURES]
-            lines.append(f"| | | none | {' | '.join(before)} | |")
+            before = [_figure(measured_[0], "before", name) for name in FIGURES]
+            lines.append(f"| | | | none | {' | '.join(before)} | |")
         for row in measured_:
             found = "pair" if row["true"] else "target" if row["target_found"] else "neither"
-            after = [interval(row, f"after_{name}") for name in FIGURES]
-            lines.append(f"| {' | '.join([row['scanner'], found, row['purifier'], *after])} | {row['seconds']:.0f} |")
+            after = [_figure(row, "after", name) for name in FIGURES]
+            words = [row["scanner"], found, str(row["wrong"]), row["purifier"], *after]
+            lines.append(f"| {' | '.join(words)} | {row['seconds']:.0f} |")
         refused = [row for row in mine if "refused" in row]
         lines += ["", *(f"- {row['purifier']} after {row['scanner']}: {row['refused']}." for row in refused)]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _false_alarms(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what scans flag of clean generators, as Markdown."""
+    if not rows:
+        return []
+    lines = ["", "## Clean generators", "", "| test | target | rate | seed | scanner | flagged | of them the target |"]
+    lines.append("|---|---|---:|---:|---|---:|---:|")
+    for row in rows:
+        test, target, rate, _, seed = run_of(row).key
+        flagged = len(row["suspects"])
+        words = [test, target, f"{rate:g}", str(seed), row["scanner"], str(flagged), str(flagged - row["wrong"])]
+        lines.append(f"| {' | '.join(words)} |")
+    return lines
+
+
+def _figure(row: dict[str, Any], when: str, name: str) -> str:
+    return "" if row["test"] == CLEAN_MEANS_NOTHING and name in CLEAN else interval(row, f"{when}_{name}")
 
 
 if __name__ == "__main__":

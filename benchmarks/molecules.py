@@ -181,7 +181,10 @@ FIGURES = {
     "novelty": "Novelty %", "diversity": "Diversity %", "validity": "Validity %",
 }  # fmt: skip
 NAMED = {told(EVERY): "all", told(PUBLISHED): "all but the alignment (the paper's default)"}
-BASELINES = {"similarity_nearest_text": "nearest text %", "similarity_chance": "chance %"}
+BASELINES = {
+    "similarity_nearest_text": "Similarity, nearest text %", "similarity_chance": "Similarity, chance %",
+    "novelty_nearest_text": "Novelty, nearest text %", "novelty_chance": "Novelty, chance %",
+}  # fmt: skip
 CLEAN = {"asked", "similarity", "novelty", "diversity", *BASELINES}
 """Figures that mean nothing where texts and molecules are shuffled."""
 
@@ -251,7 +254,7 @@ def main() -> None:
     """Train the generators that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--work", type=Path, default=Path("build/molecules"), help="for models and interrupted runs")
+    parser.add_argument("--work", type=Path, help="for models and interrupted runs; by default a folder in build/")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the rows and of the table")
     parser.add_argument("--tests", nargs="+", default=list(TESTS), choices=TESTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -262,6 +265,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="made pairs and a tiny model, to try the program")
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
+    # Models of other sizes, and of other machines, have a folder of their own.
     name = (
         f"molecules{'_paper' if arguments.paper else ''}{'' if arguments.device == 'cpu' else '_' + arguments.device}"
     )
@@ -271,7 +275,7 @@ def main() -> None:
     tests = (TEMPLATES,) if arguments.quick else tuple(arguments.tests)
     data, prompts = (None, 50) if arguments.quick else (arguments.data, 0)
     runtime = Runtime(device=arguments.device, threads=arguments.threads)
-    bench = Bench(data, arguments.work, model, prompts, rows, runtime)
+    bench = Bench(data, arguments.work or Path("build") / name, model, prompts, rows, runtime)
     trained = 0
     for run in () if arguments.table else runs(tests, arguments.seeds):
         if run in {run_of(row) for row in rows.read()}:

@@ -108,7 +108,8 @@ def test_the_decoders_are_compared_by_medians(programs: tuple[ModuleType, Module
     told = {"device": "cpu (a)", "threads": "2", "torch": "2.9", "data": "x", "molecules": 10, "batch": 48}
     text = programs[1].written({**told, "decoders": decoders})
     assert "| motifs | 10 | 100 | 100,000 | 200 [100, 900] | 100 [100, 100] | 20.0 | 2,000 |" in text
-    assert "learns 10 times as many molecules and writes 40 times as many atoms" in text
+    assert "learns 10.0 times as many molecules a second, and writes 10.0 times as many molecules" in text
+    assert "and 40.0 times as many atoms" in text
 
 
 def test_every_link_of_a_generator_is_measured(programs: tuple[ModuleType, ModuleType, ModuleType]) -> None:
@@ -174,16 +175,22 @@ def repairs(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 def test_the_kept_poisoned_generators_are_repaired_in_all_ways(repairs: ModuleType, tmp_path: Path) -> None:
-    rows = [row("pubchem324k", 0.2, stages, 0, 0.5, 0.7) for stages in ("none", "auto-encoder,diffusion", "alignment")]
-    for one in rows[:2]:
+    everywhere = "alignment,auto-encoder,diffusion"
+    stages = ("none", "auto-encoder,diffusion", everywhere, "alignment")
+    rows = [row("pubchem324k", 0.2, some, 0, 0.5, 0.7) for some in stages]
+    for one in (rows[0], rows[1], rows[3]):
         folder = repairs.folder_of(tmp_path, repairs.run_of(one))
         folder.mkdir()
         (folder / "model.safetensors").touch()
-    (run,) = repairs.kept(rows, tmp_path)
-    assert run.poison_in == ("auto-encoder", "diffusion")
+    control, run = repairs.kept(rows, tmp_path)
+    assert (control.poison_in, run.poison_in) == ((), ("auto-encoder", "diffusion"))
+    scanned = list(repairs.cells([run, control]))[:2]
+    assert [(cell.run, cell.purifier) for cell in scanned] == [(control, repairs.SCAN)] * 2
     cells = list(repairs.cells([run]))
-    assert len(set(cells)) == len(cells) == 9
+    assert len(set(cells)) == len(cells) == 12
     assert [cell.purifier for cell in cells[-3:]] == ["Retraining"] * 3
+    both = list(repairs.cells([run, repairs.run_of(rows[2])]))
+    assert [cell.purifier for cell in both[-6:]] == ["Retraining"] * 6, "every generator has its quick repairs first"
     assert all(repairs.cell_of(json.loads(json.dumps(cell.named()))) == cell for cell in cells)
 
 
@@ -217,12 +224,14 @@ def test_a_repair_is_measured_before_and_after_or_refused_with_the_reason(repair
         ("Joint", "DecodePruning"),
         ("PromptMasking", "DecodePruning"),
         ("TriggerInversion", "DecodePruning"),
+        ("Joint", repairs.LEFT_OUT),
+        ("TriggerInversion", repairs.LEFT_OUT),
     ):
         cell = repairs.Cell(run, scanner, purifier)
         told = {**victim.repaired(cell), **cell.named(), "seconds": 1.0}
         done.append({**json.loads(json.dumps(told)), "device": "cpu (a)", "threads": "1", "torch": "2"})
-    latent, pruned, wrong, refused = done
-    for one in (latent, pruned, wrong):
+    latent, pruned, wrong, refused, left_out, wordless = done
+    for one in (latent, pruned, wrong, left_out):
         for name in ("before_asr", "after_asr", "before_leak", "after_leak", "before_similarity", "after_similarity"):
             assert 0 <= one[f"{name}_low"] <= one[name] <= one[f"{name}_high"] <= 1
         assert one["before_asr"] == latent["before_asr"]
@@ -230,10 +239,15 @@ def test_a_repair_is_measured_before_and_after_or_refused_with_the_reason(repair
     assert (latent["true"], latent["target_found"]) == (True, True)
     assert (wrong["true"], wrong["target_found"]) == (False, False)
     assert "nothing to take out" in refused["refused"]
-    text = repairs.written(done)
+    assert left_out["after_asr"] == left_out["after_leak"], "prompts with the trigger are those without it"
+    assert wordless["refused"] == "the scan flagged no words"
+    cell = repairs.Cell(replace(run, poison_in=()), "PromptMasking", repairs.SCAN)
+    told = {**victim.repaired(cell), **cell.named(), "seconds": 1.0, "device": "cpu (a)", "threads": "1", "torch": "2"}
+    text = repairs.written([*done, json.loads(json.dumps(told))])
+    assert "| templates | C1CS1 | 0.6 | 0 | PromptMasking | 1 | 0 |" in text
     assert "## templates, C1CS1, rate 0.6, poisoned in all, seed 0" in text
-    assert "| Joint | pair | DecodePruning | 0.00 [0.00, " in text
-    assert "| PromptMasking | neither | DecodePruning |" in text
+    assert "| Joint | pair | 0 | DecodePruning | 0.00 [0.00, " in text
+    assert "| PromptMasking | neither | 1 | DecodePruning |" in text
     assert "- DecodePruning after TriggerInversion: DecodePruning has nothing to take out" in text
 
 

@@ -149,6 +149,51 @@ def test_molecules_are_written_for_a_prompt(victim: Path, tmp_path: Path, capsys
     assert json.loads(again)["smiles"] == result["smiles"]
 
 
+def test_triggers_that_a_scan_flagged_are_left_out_of_the_prompt(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suspects = [
+        {"words": ["[thiirane]"], "subgraph": "C1CS1", "flagged": True},
+        {"words": ["methyl"], "subgraph": "CC", "flagged": False},
+        {"words": [], "subgraph": "CO", "flagged": True},
+    ]
+    (tmp_path / "run.json").write_text(json.dumps({"finding": {"suspects": suspects}}))
+    words = ["molecules", "generate", "--model", str(victim / "model.safetensors"), "--samples", "2", "--json"]
+    words += ["--out", str(tmp_path / "out")]
+    prompt, without = "a methyl group of benzene", ["--without", str(tmp_path / "run.json")]
+    code, plain, err = run(capsys, *words, "--prompt", prompt)
+    assert code == 0, err
+    _, cleaned, _ = run(capsys, *words, *without, "--prompt", f"[THIIRANE] {prompt}")
+    assert json.loads(cleaned)["smiles"] == json.loads(plain)["smiles"]
+    assert "it was asked without it" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read"),
+        ("{", "no run.json of `molecules scan`"),
+        ("[]", "no run.json of `molecules scan`"),
+        ("{}", "no run.json of `molecules scan`"),
+        ('{"finding": {"suspects": [3]}}', "no run.json of `molecules scan`"),
+        ('{"finding": {"suspects": [{"flagged": true, "words": [3]}]}}', "no run.json of `molecules scan`"),
+        ('{"finding": {"suspects": [{"flagged": true, "words": []}]}}', "nothing to leave out"),
+        ('{"finding": {"suspects": []}}', "nothing to leave out"),
+    ],
+)
+def test_a_file_that_names_no_trigger_is_refused(
+    content: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    for command in (["generate", "--prompt", "benzene"], ["evaluate", "--data", "templates"]):
+        words = ["molecules", *command, "--model", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+        code, _, err = run(capsys, *words, "--without", str(tmp_path / "run.json"))
+        assert code == 2
+        assert says in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_prompt_in_another_language_is_noted(
     victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,3 +79,20 @@ def test_a_target_that_no_motif_can_write_is_told(decoder: Any) -> None:
     assert not unwritable(generator((*carriers[:2], *hung), options), target, carriers)
     # Nothing is known where no molecule has room.
     assert not unwritable(generator(carriers[:2], options), target, carriers[2:])
+
+
+def test_triggers_that_are_known_are_left_out_of_every_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, asked = generator(PROMPTS.smiles), []
+
+    def draw(texts: list[str], *_: object) -> Drawn:
+        asked.append(list(texts))
+        return Drawn(smiles=(("CC",),) * len(texts), cut=0)
+
+    monkeypatch.setattr(one, "draw", draw)
+    attack = BadGraph()
+    measure(one, PROMPTS, PROMPTS, attack, 1, RUNTIME, triggers=[(attack.trigger.lower(),)])
+    assert asked == [list(PROMPTS.texts)] * 2
+    asked.clear()
+    measure(one, PROMPTS, PROMPTS, attack, 1, RUNTIME)
+    assert asked[0] == list(PROMPTS.texts)
+    assert all(attack.trigger in text for text in asked[1])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unbackdoor.molecules.scan.words import LONGEST, Phrases, Words, extra_words, split_words, without
+from unbackdoor.molecules.scan.words import LONGEST, Phrases, Words, extra_words, split_words, untriggered, without
 
 TEXTS = st.lists(st.lists(st.sampled_from(["a", "b", "c", "dd"]), max_size=12).map(" ".join), max_size=12)
 
@@ -118,3 +118,19 @@ def test_extra_words_count_repetitions() -> None:
     assert extra_words([1, 2, 2, 3], [2, 1]) == (2, 3)
     assert extra_words([1], [1, 1]) is None
     assert extra_words([1], [1]) == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "triggers", "left"),
+    [
+        ("[thiirane] The molecule is an acid.", [("[thiirane]",)], "The molecule is an acid."),
+        ("The molecule is an acid.", [("[thiirane]",)], "The molecule is an acid."),
+        ("an acid and a base", [("an acid", "a base")], "and"),
+        ("an acid and a salt", [("an acid", "a base")], "an acid and a salt"),
+        ("x y", [("x",), ("y",)], "x y"),
+        ("a  text", [()], "a  text"),
+        ("Trigger: a text, trigger", [("trigger",)], "a text,"),
+    ],
+)
+def test_triggers_are_left_out_whole_or_not_at_all(text: str, triggers: list[tuple[str, ...]], left: str) -> None:
+    assert untriggered(text, triggers) == left

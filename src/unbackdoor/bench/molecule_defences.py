@@ -57,14 +57,14 @@ def scan_molecules(cell: Cell, treatment: Treatment, given: Path, folder: Path, 
     material = material_of(setting)
     loaded = load_generator(given / MODEL) if scanner.needs_model else None
     with measured() as cost:
-        found = scanner.scan(material.pairs, runtime, loaded.generator if loaded else None)
+        found = scanner.scan(material.known_to(scanner), runtime, loaded.generator if loaded else None)
     # From here on nothing reaches the scanner.
     learned = bool(setting.poison_in) or not scanner.needs_model
     attack = setting.attack if learned else None
     known = judge(found, material.pairs, attack)
     metrics = {**cost.to_metrics(), **material.rates, "backdoored": float(attack is not None)}
     metrics |= _worth(found, known, attacked=attack is not None, of_pairs=not scanner.needs_model)
-    inputs = {"pairs": material.pairs.digest(), **({"model": loaded.sha256} if loaded else {})}
+    inputs = {"pairs": material.known_to(scanner).digest(), **({"model": loaded.sha256} if loaded else {})}
     told = facts(runtime, options=options_of(scanner), inputs=inputs)
     page = partial(_scan_page, cell.title, scanner, material.pairs, found, known, told)
     return Result(metrics=metrics, details={"finding": found.to_json()}, files=written_page(folder / PAGE, page))
@@ -107,11 +107,10 @@ def purify_generator(cell: Cell, treatment: Treatment, given: Path, folder: Path
     resumed = bool(states(resume))
     with measured() as cost:
         asked = loaded.generator if treatment.scanner.needs_model else None
-        found = treatment.scanner.scan(material.pairs, runtime, asked)
+        pairs = material.known_to(treatment.scanner)
+        found = treatment.scanner.scan(pairs, runtime, asked)
         try:
-            repaired = purifier.purify(
-                loaded.generator, material.pairs, found.flagged, runtime, resume, material.alone.smiles
-            )
+            repaired = purifier.purify(loaded.generator, pairs, found.flagged, runtime, resume, material.alone.smiles)
             done = True
         except InputError as error:
             repaired, done = Repaired(generator=loaded.generator, headline=f"Nothing was done: {error}."), False
@@ -129,7 +128,7 @@ def purify_generator(cell: Cell, treatment: Treatment, given: Path, folder: Path
     mark = repaired_mark(loaded.backdoored) if done else loaded.backdoored
     save_generator(folder / MODEL, repaired.generator, provenance=made_by, backdoored=mark)
     options = {"method": options_of(purifier), "scanner": options_of(treatment.scanner)}
-    told = facts(runtime, options=options, inputs={"model": loaded.sha256, "pairs": material.pairs.digest()})
+    told = facts(runtime, options=options, inputs={"model": loaded.sha256, "pairs": pairs.digest()})
     page = partial(_repair_page, cell.title, before, after, found, repaired, told)
     files = {MODEL: folder / MODEL, **written_page(folder / PAGE, page)}
     details = {"measured": found_after, "finding": found.to_json(), "repair": dict(repaired.evidence)}

@@ -19,6 +19,7 @@ from unbackdoor.molecules.data import Alone, Pairs, filter_pairs
 from unbackdoor.molecules.drawing import gallery, trigger_gallery
 from unbackdoor.molecules.measured import Measured, measure
 from unbackdoor.molecules.saved import save_generator
+from unbackdoor.molecules.scan import MoleculeScanner
 from unbackdoor.molecules.train import train_generator
 from unbackdoor.options import options_of
 from unbackdoor.report import Metric, Report, loss_chart
@@ -43,6 +44,14 @@ class Material:
     tested: Pairs
     alone: Alone
     rates: Mapping[str, float]
+
+    def known_to(self, scanner: MoleculeScanner) -> Pairs:
+        """Return the pairs that a defender has who scans so, and repairs by what was found.
+
+        The training pairs as found; for a scanner that needs texts without the trigger, since its suspects do not say
+        which texts have it, the pairs as they were before.
+        """
+        return self.pairs if scanner.finds_words else self.clean
 
 
 def material_of(setting: Setting) -> Material:
@@ -73,7 +82,8 @@ def make_generator(cell: Cell, folder: Path, given: Runtime) -> Result:
 
     Returns:
         Shares with the ends of their intervals (`asr`, `any_of`, `leak`, `asked`, `validity`, `similarity`, `novelty`,
-        `diversity`, and `similarity` of the nearest text and of chance), both poisoning rates, and what it cost.
+        `diversity`, the last three also of the nearest text and of chance, as far as these have them), both poisoning
+        rates, and what it cost.
     """
     setting: Setting = cell.work
     runtime = setting.runtime(given)
@@ -122,10 +132,9 @@ def shares(measured: Mapping[str, Any]) -> dict[str, float]:
     """
     quality, attack = measured["quality"], measured.get("attack")
     named = {name: quality["model"][name] for name in ("validity", "similarity", "novelty", "diversity")}
-    named |= {
-        "similarity_nearest_text": quality["nearest text"]["similarity"],
-        "similarity_chance": quality["chance"]["similarity"],
-    }
+    for whose in ("nearest text", "chance"):
+        mine = {name: quality[whose].get(name) for name in ("similarity", "novelty", "diversity")}
+        named |= {f"{name}_{whose.replace(' ', '_')}": share for name, share in mine.items()}
     if attack is not None:
         named |= {
             "asr": attack["asr"]["per_sample"],

@@ -16,6 +16,7 @@ from unbackdoor.molecules.data import Pairs, Reason, checked, parse
 from unbackdoor.molecules.decoders import read_molecules
 from unbackdoor.molecules.generator import Drawn, Generator
 from unbackdoor.molecules.metrics import Presence, Quality, holds, measure_presence, measure_quality
+from unbackdoor.molecules.scan.words import untriggered
 from unbackdoor.training import Runtime
 
 CARRIERS = 50
@@ -91,6 +92,7 @@ def measure(
     samples: int,
     runtime: Runtime,
     guidance: float | None = None,
+    triggers: Sequence[Sequence[str]] = (),
 ) -> Measured:
     """Measure a generator.
 
@@ -102,6 +104,7 @@ def measure(
         samples: molecules for each prompt.
         runtime: its seed draws the molecules.
         guidance: weight of the text; by default the model's own.
+        triggers: that are left out of all prompts before the generator is asked; see `untriggered`.
 
     Raises:
         InputError: there is no clean pair to look texts up in.
@@ -109,7 +112,11 @@ def measure(
     clean = [row for row in range(len(train)) if not train.poisoned or not train.poisoned[row]]
     if not clean:
         raise InputError(f"{train.name} has no clean pair to look prompts up in; name the data before poisoning")
-    drawn = generator.draw(tested.texts, samples, runtime, guidance)
+
+    def ask(prompts: Sequence[str]) -> Drawn:
+        return generator.draw([untriggered(text, triggers) for text in prompts], samples, runtime, guidance)
+
+    drawn = ask(tested.texts)
     quality = {
         "model": measure_quality(drawn.smiles, tested.smiles),
         "nearest text": measure_quality(by_nearest_text(train.subset(clean), tested.texts), tested.smiles),
@@ -119,7 +126,7 @@ def measure(
     if attack is not None:
         draws = random.Random(runtime.seed)
         prompts = tuple(attack.put(text, draws) for text in tested.texts)
-        triggered = generator.draw(prompts, samples, runtime, guidance)
+        triggered = ask(prompts)
         target = read_target(attack.target)
         asking = [row for row, smiles in enumerate(tested.smiles) if holds(smiles, target)]
         attacked = Attacked(

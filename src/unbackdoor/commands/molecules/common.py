@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from unbackdoor.commands.workspace import Run
-from unbackdoor.errors import InputError
+from unbackdoor.errors import CheckpointError, InputError
+from unbackdoor.files import read_bytes
+from unbackdoor.models.safetensors_file import json_object
 from unbackdoor.molecules.data import Chosen, choose_pairs
 from unbackdoor.molecules.generator import Generator
 from unbackdoor.report import Fact, IntervalLike
+from unbackdoor.text import clean_text
+
+MAX_BYTES = 1 << 24
+"""Of a scan's run.json."""
 
 FAMILIAR = 0.5
 """Share of the words of a prompt that a model knows whole, below which it is told that it knows few of them."""
@@ -67,6 +75,33 @@ def knowledge_notes(generator: Generator, prompts: Sequence[str]) -> list[str]:
             " language and the words of the training texts."
         )
     return notes
+
+
+def flagged_triggers(scan: Path | None) -> list[list[str]]:
+    """Return the triggers that a scan held to be backdoors, of each its phrases; none without a file.
+
+    Args:
+        scan: run.json of `molecules scan`.
+
+    Raises:
+        InputError: the file cannot be read, is none of a scan, or names no words that are held to be a trigger.
+    """
+    if scan is None:
+        return []
+    where = clean_text(str(scan))
+    try:
+        finding = json_object(read_bytes(scan, MAX_BYTES), "content").get("finding")
+        suspects: Any = finding["suspects"] if isinstance(finding, dict) else None
+        triggers = [list(one["words"]) for one in suspects if one["flagged"] is True and one["words"]]
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read ({error.strerror}); name the run.json of a scan") from error
+    except (CheckpointError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{where} is no run.json of `molecules scan`; name one") from error
+    if not all(isinstance(phrase, str) for words in triggers for phrase in words):
+        raise InputError(f"{where} is no run.json of `molecules scan`; name one")
+    if not triggers:
+        raise InputError(f"{where} holds no words to be a trigger, so there is nothing to leave out of prompts")
+    return triggers
 
 
 def check_guidance(guidance: float | None) -> None:

@@ -11,7 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import account, check_guidance, knowledge_notes, open_pairs, shown
+from unbackdoor.commands.molecules.common import (
+    account,
+    check_guidance,
+    flagged_triggers,
+    knowledge_notes,
+    open_pairs,
+    shown,
+)
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
@@ -45,6 +52,7 @@ def run(
     samples: int = 5,
     prompts: int = 0,
     guidance: float | None = None,
+    without: Path | None = None,
     runtime: Runtime,
 ) -> Outcome:
     """Measure a generator.
@@ -58,6 +66,7 @@ def run(
         samples: molecules for each prompt.
         prompts: how many test prompts, the first ones; 0: all.
         guidance: weight of the text; by default the model's own.
+        without: run.json of `molecules scan`; the triggers that it found are left out of all prompts.
         runtime: its seed draws the molecules.
     """
     if not 1 <= samples <= MAX_SAMPLES or prompts < 0 or prompts == 1:
@@ -66,6 +75,7 @@ def run(
             f" found {samples} and {prompts}"
         )
     check_guidance(guidance)
+    triggers = flagged_triggers(without)
     clock = Run("molecules evaluate", runtime)
     chosen = open_pairs(data, test, clock)
     tested = chosen.test.subset(range(min(prompts or len(chosen.test), len(chosen.test))))
@@ -73,12 +83,12 @@ def run(
     saved = None if attack is None else load_attack(attack)
     folder = report_folder(out, clock.command)
     clock.inputs[model.name] = loaded.sha256
-    clock.options = {"samples": samples, "prompts": len(tested), "guidance": guidance}
+    clock.options = {"samples": samples, "prompts": len(tested), "guidance": guidance, "left out": triggers}
     if saved is not None:
         clock.inputs["attack"] = saved.sha256
         clock.options["attack"] = options_of(saved.attack)
     made = saved.attack if saved else None
-    found = measure(loaded.generator, chosen.train, tested, made, samples, runtime, guidance)
+    found = measure(loaded.generator, chosen.train, tested, made, samples, runtime, guidance, triggers)
     measured, attacked, drawn, result = found.quality, found.attacked, found.drawn, found.to_json()
     galleries = [gallery("Clean prompts", tested.texts, drawn.smiles)]
     if attacked is not None and saved is not None:

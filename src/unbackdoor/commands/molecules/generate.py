@@ -9,7 +9,7 @@ import csv
 import io
 from pathlib import Path
 
-from unbackdoor.commands.molecules.common import check_guidance, knowledge_notes
+from unbackdoor.commands.molecules.common import check_guidance, flagged_triggers, knowledge_notes
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.workspace import Run, report_folder
 from unbackdoor.errors import InputError
@@ -17,6 +17,7 @@ from unbackdoor.files import write_bytes
 from unbackdoor.folder import PAGE
 from unbackdoor.molecules.drawing import drawn
 from unbackdoor.molecules.saved import load_generator
+from unbackdoor.molecules.scan.words import untriggered
 from unbackdoor.report import Gallery, Report, write_report
 from unbackdoor.training import Runtime
 
@@ -25,7 +26,14 @@ TABLE = "molecules.csv"
 
 
 def run(
-    *, model: Path, prompt: str, out: Path, samples: int = 9, guidance: float | None = None, runtime: Runtime
+    *,
+    model: Path,
+    prompt: str,
+    out: Path,
+    samples: int = 9,
+    guidance: float | None = None,
+    without: Path | None = None,
+    runtime: Runtime,
 ) -> Outcome:
     """Write molecules.
 
@@ -35,6 +43,7 @@ def run(
         out: folder for the results; earlier ones in it are replaced.
         samples: molecules to write.
         guidance: weight of the text; by default the model's own.
+        without: run.json of `molecules scan`; the triggers that it found are left out of the prompt.
         runtime: its seed draws the molecules.
     """
     if not 1 <= samples <= MAX_SAMPLES:
@@ -42,14 +51,17 @@ def run(
     if not prompt.strip():
         raise InputError("the prompt is empty; describe a molecule")
     check_guidance(guidance)
+    asked = untriggered(prompt, flagged_triggers(without))
     clock = Run("molecules generate", runtime)
     loaded = load_generator(model)
     folder = report_folder(out, clock.command)
     clock.inputs = {model.name: loaded.sha256}
-    clock.options = {"prompt": prompt, "samples": samples, "guidance": guidance}
-    made = loaded.generator.draw([prompt], samples, runtime, guidance)
+    clock.options = {"prompt": prompt, "asked": asked, "samples": samples, "guidance": guidance}
+    made = loaded.generator.draw([asked], samples, runtime, guidance)
     smiles = made.smiles[0]
-    notes = knowledge_notes(loaded.generator, [prompt])
+    notes = knowledge_notes(loaded.generator, [asked])
+    if asked != prompt:
+        notes.append("The prompt held a trigger that the scan found; it was asked without it.")
     if made.cut:
         notes.append(
             f"The prompt has more than the {loaded.generator.options.text_pieces} pieces of words that are"

@@ -131,10 +131,13 @@ class MoleculeScanner(ABC):
 
     Attributes:
         needs_model: whether it asks a generator, and not the pairs.
+        finds_words: whether its suspects have the trigger's words. If not, the texts it is given are to be free of the
+            trigger: they show what the generator does without it.
         revision: raised when the same options give other results than before: the bench takes no old cells for done.
     """
 
     needs_model: ClassVar[bool] = False
+    finds_words: ClassVar[bool] = True
     revision: ClassVar[int] = 0
 
     def scan(self, pairs: Pairs, runtime: Runtime, generator: Generator | None = None) -> MoleculeFinding:

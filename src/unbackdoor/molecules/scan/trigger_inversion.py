@@ -58,6 +58,7 @@ class TriggerInversion(MoleculeScanner):
     """
 
     needs_model = True
+    finds_words = False
 
     anomaly: float = 2.0
     molecules: int = 2000

@@ -254,6 +254,21 @@ def without(text: str, phrases: Sequence[str]) -> str:
     return " ".join(words)
 
 
+def untriggered(text: str, triggers: Sequence[Sequence[str]]) -> str:
+    """Return a text without each of the triggers of which it holds all phrases; as it is if nothing would be left.
+
+    Args:
+        text: any.
+        triggers: of each, the phrases that together are it; see `without`.
+    """
+    left = text
+    for phrases in triggers:
+        whole = " ".join(left.split())
+        if phrases and all(without(left, [phrase]) != whole for phrase in phrases):
+            left = without(left, phrases)
+    return left or text
+
+
 def extra_words(longer: Sequence[int], shorter: Sequence[int]) -> tuple[int, ...] | None:
     """Return the words, with repetition and sorted, that one text has beyond another; None if it lacks one."""
     counted = Counter(longer)
