@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 
 import torch
@@ -102,7 +103,8 @@ def fine_tune(method: TSBD, model: nn.Module, samples: Samples) -> None:
     """Fine-tune so that gradients stay small."""
     optimizer = torch.optim.SGD(model.parameters(), method.learning_rate, momentum=0.9)
     model.train()
-    for _ in range(method.epochs):
+    epochs = max(method.epochs, math.ceil(method.least_steps / math.ceil(len(samples) / method.batch_size)))
+    for _ in range(epochs):
         for images, labels in samples.batches(method.batch_size, shuffle=False):
             for parameter, gradient in zip(model.parameters(), gradients(method, model, images, labels)):
                 parameter.grad = gradient

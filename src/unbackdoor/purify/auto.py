@@ -2,16 +2,21 @@
 
 Which purifier works depends on an attack that nobody knows. Purifiers are tried one after the other, each from the
 suspect and on four fifths of the clean samples. The last fifth judges. After each, weak spots of the suspect are sought
-that it took out (see `weak_spots`), and put to the others. Of the candidates whose cost in accuracy is allowed the best
-has the least
+that it took out (see `weak_spots`), and put to the others. The best candidate has the least
 
-    weak spots left = sum of S(candidate, Y) / sum of S(suspect, Y), both over the other candidates Y,
+    weak spots left + accuracy lost beyond what is allowed,
+    weak spots left = mean of S(candidate, Y) over the other candidates Y / mean of S(suspect, Y) over all of them,
 
-S(model, Y) being the mean success over classes, on held-out images, of changes that lead the suspect to a class and Y
-not. Those that took little out weigh little. A repair that left the backdoor in is moved by what moved the suspect,
-whether the trigger is small, so that one class stands out, or not. Candidates that cost too much accuracy have no vote,
-as a broken model resists everything. Nothing further is tried once a candidate, judged by two others at least, has no
-more than `enough` left.
+S(model, Y) being the success, on held-out images, of changes that lead the suspect to a class and Y not. A repair that
+left the backdoor in is moved by what moved the suspect. If one class stands out, to which small changes lead the
+suspect far more often than to the others, it is that of the backdoor, and S is the success of small changes there: what
+a repair did to the other classes' weak spots, which every network has, is no matter. If none does, S is the mean over
+classes, of changes made longer. Of candidates that are about as good the one that cost least wins.
+
+A candidate that cost half of the accuracy has no vote and cannot win, as a broken model resists everything. One that
+cost less, but more than is allowed, may be the only one that took the backdoor out: with few clean samples such repairs
+are dear, and the cheap ones leave it in. Nothing further is tried once a candidate, judged by two others at least, has
+no more than `enough` of both together.
 
 Of a budget each purifier may take what those before it have left, but for the time of judging: a short schedule of one
 is worth more than shreds of several.
@@ -26,6 +31,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -41,8 +47,9 @@ from unbackdoor.purify.npd import NPD
 from unbackdoor.purify.pruning import check_allowance
 from unbackdoor.purify.sau import SAU
 from unbackdoor.purify.tsbd import TSBD
-from unbackdoor.purify.weak_spots import successes, weak_spots
+from unbackdoor.purify.weak_spots import longer, successes, weak_spots
 from unbackdoor.scan.screening import worth_searching
+from unbackdoor.text import clean_text
 from unbackdoor.training import Candidate, History, Runtime, logits_of, stage
 from unbackdoor.training.resume import states
 
@@ -56,16 +63,24 @@ MOST_CLASSES = 16
 """Whose weak spots are sought: all are sought in one batch, whose memory grows with them."""
 MOST_IMAGES = 128
 """Held-out images, at most, that are changed for each class."""
+BROKEN = 0.5
+"""Share of the suspect's accuracy below which a candidate has no vote and cannot win."""
+STANDS_OUT = 0.3
+"""By which success of small changes in one class must exceed the median of the classes, for the suspect."""
+ALIKE = 0.1
+"""Difference up to which candidates are about as good."""
+DOUBTFUL = 0.5
+"""Share of weak spots left, of the best candidate, from which on its report says that the backdoor may be left in."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Auto(Purifier):
-    """Try several purifiers, and keep the one that leaves the fewest of the weak spots that others took out.
+    """Try several purifiers, and keep the one that leaves the fewest of the weak spots that others took out, cheaply.
 
     Attributes:
         methods: tried, in this order, each at its defaults: "CLP", "TSBD", "NPD", "FTSAM", "SAU".
-        allowance: accuracy on held-out clean samples that a repair may cost, 0 to 1.
-        enough: share of weak spots left at which nothing further is tried, 0 to 1.
+        allowance: accuracy on held-out clean samples that a repair may cost before it counts against it, 0 to 1.
+        enough: share of weak spots left, and accuracy lost beyond that, at which nothing further is tried, 0 to 1.
         augmentation: of the clean samples, in the methods that fine-tune on them; see `Recipe`.
     """
 
@@ -74,8 +89,8 @@ class Auto(Purifier):
     enough: float = 0.1
     augmentation: str = "crop-flip"
 
-    # Since candidates are judged by what others took out, and a budget is not divided evenly.
-    revision: ClassVar[int] = 2
+    # Since candidates are judged by what others took out, a budget is not divided evenly, and dear ones have a vote.
+    revision: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= set(TRIED):
@@ -157,6 +172,18 @@ class _Heard:
     spots: Float[Tensor, "k c h w"]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Success:
+    """How often changes lead a model to their classes, 0 to 1: as they were found, and made longer."""
+
+    short: Float[Tensor, "k"]
+    long: Float[Tensor, "k"]
+
+    def at(self, place: int | None) -> float:
+        """Return that of the small change for the class at this place, or the mean of the longer ones."""
+        return float(self.long.mean() if place is None else self.short[place])
+
+
 class _Court:
     """What speaks for and against each candidate."""
 
@@ -169,7 +196,7 @@ class _Court:
         self.changed = draw_clean(held, min(MOST_IMAGES, len(held)), runtime.seed).to(runtime.place)
         self.classes = worth_searching(self.suspect, self.kept, MOST_CLASSES, runtime)
         self.heard: list[_Heard] = []
-        self._success: dict[tuple[str | None, str], float] = {}
+        self._success: dict[tuple[str | None, str], _Success] = {}
 
     def hear(self, name: str, network: Network, history: History) -> None:
         """Measure a candidate."""
@@ -186,42 +213,61 @@ class _Court:
         """Return the accuracy that a candidate has lost, 0 if none."""
         return max(0.0, self.accuracy - candidate.accuracy)
 
-    def allowed(self) -> list[_Heard]:
-        """Return the candidates that have lost no more accuracy than they may."""
-        # Rounding is no loss.
-        return [one for one in self.heard if self.cost(one) <= self.options.allowance + 1e-6]
+    def sound(self) -> list[_Heard]:
+        """Return the candidates that are not broken."""
+        return [one for one in self.heard if one.accuracy >= BROKEN * self.accuracy]
 
-    def success(self, candidate: _Heard | None, other: _Heard) -> float:
-        """Return how much of what another took out moves a candidate, or the suspect; 0 to 1."""
+    def success(self, candidate: _Heard | None, other: _Heard) -> _Success:
+        """Return how much of what another took out moves a candidate, or the suspect."""
         key = candidate.name if candidate else None, other.name
         if key not in self._success:
             network = candidate.network if candidate else self.suspect
-            found = successes(network, self.changed, other.spots, self.classes, self.runtime)
-            self._success[key] = float(found.mean())
+            short, long = (
+                successes(network, self.changed, spots, self.classes, self.runtime)
+                for spots in (other.spots, longer(other.spots))
+            )
+            self._success[key] = _Success(short=short, long=long)
         return self._success[key]
 
-    def left(self, candidate: _Heard) -> float | None:
-        """Return the share of the weak spots taken out by others that a candidate has left; None without others.
-
-        It may be a little above 1, and is 0 where the others took nothing out.
-        """
-        others = [one for one in self.allowed() if one is not candidate]
-        if not others:
+    def standing_out(self) -> int | None:
+        """Return the place, among the classes that are looked at, of the one that stands out; None if none does."""
+        sound = self.sound()
+        if not sound:
             return None
-        taken_out = sum(self.success(None, one) for one in others)
-        return sum(self.success(candidate, one) for one in others) / taken_out if taken_out else 0.0
+        found = torch.stack([self.success(None, one).short for one in sound])
+        excess = (found - found.quantile(0.5, dim=1, keepdim=True)).mean(0)
+        return int(excess.argmax()) if float(excess.max()) >= STANDS_OUT else None
+
+    def left(self, candidate: _Heard) -> float | None:
+        """Return how much of the weak spots that others took out a candidate has left; None without others.
+
+        It may be above 1, where the candidate itself took out less than the others, and is 0 where nobody took anything
+        out.
+        """
+        sound, place = self.sound(), self.standing_out()
+        found = [self.success(candidate, one).at(place) for one in sound if one is not candidate]
+        if not found:
+            return None
+        taken_out = fmean(self.success(None, one).at(place) for one in sound)
+        return fmean(found) / taken_out if taken_out else 0.0
+
+    def loss(self, candidate: _Heard) -> float:
+        """Return the share of weak spots that a candidate has left, plus the accuracy it cost beyond the allowed."""
+        # Rounding is no loss.
+        dear = max(0.0, self.cost(candidate) - self.options.allowance - 1e-6)
+        return (self.left(candidate) or 0.0) + dear
 
     def enough(self) -> bool:
         """Return whether nothing further need be tried."""
-        allowed = self.allowed()
-        return len(allowed) > 2 and any((self.left(one) or 0.0) <= self.options.enough for one in allowed)
+        sound = self.sound()
+        return len(sound) > 2 and any(self.loss(one) <= self.options.enough for one in sound)
 
     def best(self) -> _Heard:
         """Return the candidate that is kept."""
-        allowed = self.allowed()
-        if not allowed:
-            return min(self.heard, key=self.cost)
-        return min(allowed, key=lambda one: self.left(one) or 0.0)
+        sound = self.sound()
+        least = min(map(self.loss, sound), default=0.0)
+        good = [one for one in sound if self.loss(one) <= least + ALIKE]
+        return min(good or self.heard, key=self.cost)
 
     def judge(self, model: Network) -> History:
         """Make the model the best candidate, and return its history with the evidence."""
@@ -246,10 +292,18 @@ class _Court:
 
     def _reason(self, best: _Heard) -> str:
         tried = f"Auto tried {', '.join(one.name for one in self.heard)} and kept {best.name}."
-        left = self.left(best)
+        left, place, cost = self.left(best), self.standing_out(), self.cost(best)
         if left is None:
             return f"{tried} No other repair kept enough accuracy to judge it by."
-        return (
-            f"{tried} Of the suspect's weak spots that the others took out it has left {100 * left:.0f} %. That is"
-            " evidence about these spots, not about the attacker's trigger, which nobody else has."
-        )
+        told = [f"{tried} Of the suspect's weak spots that the others took out it has left {100 * left:.0f} %."]
+        if place is not None:
+            name = clean_text(self.held.class_names[int(self.classes[place])], 60)
+            told.append(f'What is counted are changes towards the class "{name}", which stands out.')
+        if left >= DOUBTFUL:
+            told.append("That is so much that the backdoor may be left in.")
+        if cost > self.options.allowance + 1e-6:
+            told.append(
+                f"It cost {100 * cost:.1f} points of accuracy on held-out clean samples: cheaper ones left more."
+            )
+        told.append("These are weak spots that were found, not the attacker's trigger, which nobody else has.")
+        return " ".join(told)

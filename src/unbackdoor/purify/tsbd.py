@@ -39,7 +39,7 @@ from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.statistics import for_trials, renew_statistics, statistics_kept
 from unbackdoor.training import Batch, History, Hook, Runtime, Sweep, fit, stage
 from unbackdoor.training.fits import check_takes
-from unbackdoor.training.recipe import refuse_mixing
+from unbackdoor.training.recipe import enough_epochs, refuse_mixing
 from unbackdoor.training.unlearning import unlearned
 from unbackdoor.training.weight_change import neuron_layers, reset, reset_masks, weight_changes
 
@@ -62,6 +62,8 @@ class TSBD(Purifier):
         weights: share m of their weights that is reset, above 0 and at most 1.
         keeps: share of the accuracy on held-out clean samples that must be left after the reset, 0 to 1.
         epochs: passes over the clean samples in fine-tuning.
+        least_steps: of fine-tuning, for which there are more epochs if need be, 0 or more. As many as 21 epochs of
+            2,500 images have: those of few images are too few steps to heal the reset. Ours; 0: the epochs alone.
         batch_size: images a step.
         learning_rate: of SGD, constant.
         radius: r of the step to where the second gradient is taken, for each tensor, above 0.
@@ -75,6 +77,7 @@ class TSBD(Purifier):
     weights: float = 0.7
     keeps: float = 0.5
     epochs: int = 21
+    least_steps: int = 210
     batch_size: int = 256
     learning_rate: float = 0.01
     radius: float = 0.05
@@ -87,6 +90,8 @@ class TSBD(Purifier):
     def __post_init__(self) -> None:
         if self.unlearning_epochs < 1:
             raise InputError(f"TSBD: unlearning takes 1 epoch or more, found {self.unlearning_epochs}")
+        if self.least_steps < 0:
+            raise InputError(f"TSBD: fine-tuning takes 0 steps at least, or more, found {self.least_steps}")
         if not self.neurons or not all(0 < share <= 1 for share in self.neurons):
             raise InputError(f"TSBD: shares of neurons lie above 0 and at most at 1, found {self.neurons}")
         if list(self.neurons) != sorted(set(self.neurons)):
@@ -109,6 +114,7 @@ class TSBD(Purifier):
         # The least that a reset is judged by is what it was not found with.
         kept, held = hold_out(clean, runtime.seed)
         recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation, "constant", 0.0)
+        healing = enough_epochs(recipe, len(clean), self.least_steps)
         slow = replace(recipe, epochs=self.unlearning_epochs, learning_rate=self.unlearning_rate)
         forgetful, unlearning = unlearned(
             model,
@@ -124,7 +130,7 @@ class TSBD(Purifier):
         reset(model, names, reset_masks(changes, sweep.chosen, self.weights))
         part = runtime.part(1 - UNLEARNING - CHOICE)
         hook = _AgainstActiveNeurons(self.radius, self.alpha)
-        history = fit(model, clean, recipe, part, hook=hook, resume=resume, description="TSBD")
+        history = fit(model, clean, healing, part, hook=hook, resume=resume, description="TSBD")
         note = (
             f"TSBD unlearned the clean samples in {unlearning.epochs} epochs, and reset {100 * self.weights:g} % of the"
             f" weights of {100 * sweep.chosen:g} % of the neurons."

@@ -20,9 +20,12 @@ from unbackdoor.scan.passes import at_once
 from unbackdoor.scan.universal import universal_perturbations
 from unbackdoor.training import Runtime
 
-RADIUS = 2 / 32
-"""Of a change, pixel units, as a root mean square over the places of the image: triggers that change whole images, as
-SIG's and Blended's, are longer still."""
+RADIUS = 0.035
+"""Of a change, pixel units, as a root mean square over the places of the image: so short that few lead most images
+anywhere, but to a class with a backdoor that takes little."""
+LONGER = 2 / 32
+"""Of the same change made longer, which leads most images to any class: triggers that change whole images, as SIG's and
+Blended's, are longer still."""
 UNLIKELY = 0.01
 """Probability of a class below which it is nothing to a repaired model."""
 STEPS, IMAGES = 20, 32
@@ -75,6 +78,11 @@ def weak_spots(
         batch_size=IMAGES,
         only=classes,
     )
+
+
+def longer(spots: Float[Tensor, "k c h w"]) -> Float[Tensor, "k c h w"]:
+    """Return changes of length `RADIUS` at the length `LONGER`."""
+    return spots * (LONGER / RADIUS)
 
 
 @torch.no_grad()
