@@ -128,9 +128,9 @@ class Bench:
         return {**evaluation.to_json(), "rounds": history.epochs, "resumed": resumed}
 
     def keep_attack(self, attack: str, runtime: Runtime) -> None:
-        """Write the attack beside its victim of seed 0, from where grids read both, unless it is there."""
+        """Write the attack beside its victim, from where grids read both, unless it is there."""
         file, recipe = _victim_file(attack, runtime.seed).with_suffix(".attack.safetensors"), ATTACKS[attack]
-        if recipe and runtime.seed == 0 and not file.exists():
+        if recipe and not file.exists():
             save_attack(file, self.fitted(attack, runtime), options_of(recipe))
 
     def victim(self, attack: str, runtime: Runtime) -> tuple[Network, Any]:

@@ -35,7 +35,7 @@ from unbackdoor.report import (
 from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import History, Runtime
 
-CHOICES = {"method": Choice(PURIFIERS, "SAU"), "scanner": Choice(SCANNERS, "NeuralCleanse")}
+CHOICES = {"method": Choice(PURIFIERS, "Auto"), "scanner": Choice(SCANNERS, "NeuralCleanse")}
 
 
 def run(
