@@ -156,11 +156,11 @@ out: no weight and no threshold has seen them. The options of the detectors them
 planted models and at a few models of digits; whether some of those are held out here was not recorded. An attack
 counts as backdoored from an ASR of 50 % on. What is usual, and the clean models to rank among, are those of the
 model's own network; the weights are those of all. "Verdict" weighs all numbers; each of the next lines ranks one
-number alone, so that all have the same rate of false alarms, and of a number of the whole model names the class of its
-detector's highest anomaly; the last lines are what each detector says by its own threshold, at whatever rate that has.
-"NeuralCleanse" is the verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32. Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the
-held-out models of both networks together. The way in which weights are found was changed once after a look at the
-held-out models of digits, see docs/methods/verdict.md."""
+number alone, so that all have the same rate of false alarms, and of a number of the whole model names the class of
+its detector's highest anomaly; the last lines are what each detector says by its own threshold, at whatever rate that
+has. "NeuralCleanse" is the verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32. Bounds:
+one-sided, 95 %, Clopper and Pearson. AUROC is over the held-out models of both networks together. The way in which
+weights are found was changed once after a look at the held-out models of digits, see docs/methods/verdict.md."""
 
 
 def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:
