@@ -277,8 +277,10 @@ def tables_of(
 
 
 def _judges(detector: str, models: Sequence[Scanned]) -> bool:
-    """Return whether a detector says of any model by itself that it is backdoored or not."""
-    return any(one.findings[detector].backdoored is not None for one in models if detector in one.findings)
+    """Return whether a detector says by itself of held-out models of both kinds whether they are backdoored."""
+    held = [one for one in models if one.part == "held-out" and detector in one.findings]
+    said = {one.backdoored for one in held if one.findings[detector].backdoored is not None}
+    return len(said) == 2
 
 
 def _alone(measures: Measures, pair: tuple[str, str]) -> Measures:

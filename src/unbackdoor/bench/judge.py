@@ -121,7 +121,7 @@ def judged_alone(detector: str, models: Sequence[Scanned]) -> Judged:
 
 def _first(measures: Sequence[Measure], one: Scanned) -> int:
     """Return the class that measures suspect first; of numbers of the whole model, that of their detector."""
-    if of_classes(measures):
+    if of_classes(measures) or not measures:
         return int(class_scores(measures, one.findings).argmax())
     finding = one.findings.get(measures[0].detector)
     return 0 if finding is None else int(finding.anomaly.nan_to_num(-math.inf).argmax())
