@@ -115,6 +115,31 @@ def test_every_defence_has_a_row_and_no_row_is_done_twice(
     assert "| cifar10, black and white 0 | 4 | 40 | 3 | 3 |" in text
 
 
+@pytest.mark.parametrize(("suspected", "copied"), [([0], True), ([1], False), ([0, 1], False)])
+def test_told_the_target_the_ensemble_is_not_made_again_where_the_sweep_named_it_alone(
+    suspected: list[int], copied: bool, program: ModuleType, bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (victim,), made = program.victims(1, 0, 0), []
+    model = program.new_network(program.partial(program.ResNet18, width=4), bench.sets["cifar10"][0], bench.runtime)
+
+    def defend(name: str, *_: object) -> tuple[object, dict[str, Any]]:
+        made.append(name)
+        return model, {"suspected": suspected}
+
+    monkeypatch.setattr(bench, "victim", lambda _: model)
+    monkeypatch.setattr(bench, "defend", defend)
+    known = program.KNOWN[1]
+    bench.run(victim, program.Setting(support=80), ("ensemble", known))
+    assert made == (["ensemble"] if copied else ["ensemble", known])
+    one, other = bench.rows.read()
+    assert [row["defense"] for row in (one, other)] == ["ensemble", known]
+    assert other.get("copied", False) is copied
+    assert one["asr"] == other["asr"]
+    assert one["key"] != other["key"]
+    bench.run(victim, program.Setting(support=80), ("ensemble", known))
+    assert len(bench.rows.read()) == 2
+
+
 def test_speeds_are_of_the_same_steps_in_turns(
     program: ModuleType, bench: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,11 @@ def test_too_few_clean_images_ask_for_more() -> None:
     assert "--budget" not in step
 
 
+def test_another_precision_asks_for_that_of_the_table() -> None:
+    (step,) = advice(*TABLE.misfits(network(0).description, 60, "bf16"))
+    assert "Scan again with the table's --precision: this scan has a precision of bf16 instead of fp32" in step
+
+
 def test_where_no_table_fits_the_model_nobody_is_sent_for_images_or_time() -> None:
     misfits = replace(TABLE, classes=CLASSES + 1).misfits(network(0).description, 60, "fp32")
     (step,) = advice(*misfits)

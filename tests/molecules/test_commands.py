@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import json
 import re
@@ -166,6 +167,8 @@ def test_triggers_that_a_scan_flagged_are_left_out_of_the_prompt(
     _, cleaned, _ = run(capsys, *words, *without, "--prompt", f"[THIIRANE] {prompt}")
     assert json.loads(cleaned)["smiles"] == json.loads(plain)["smiles"]
     assert "it was asked without it" in (tmp_path / "out" / "report.html").read_text()
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["inputs"]["scan run.json"] == hashlib.sha256((tmp_path / "run.json").read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -177,6 +180,8 @@ def test_triggers_that_a_scan_flagged_are_left_out_of_the_prompt(
         ("{}", "no run.json of `molecules scan`"),
         ('{"finding": {"suspects": [3]}}', "no run.json of `molecules scan`"),
         ('{"finding": {"suspects": [{"flagged": true, "words": [3]}]}}', "no run.json of `molecules scan`"),
+        ('{"finding": {"suspects": [{"flagged": true, "words": "ac"}]}}', "no run.json of `molecules scan`"),
+        ('{"finding": {"suspects": [{"flagged": true, "words": {"a": 1}}]}}', "no run.json of `molecules scan`"),
         ('{"finding": {"suspects": [{"flagged": true, "words": []}]}}', "nothing to leave out"),
         ('{"finding": {"suspects": []}}', "nothing to leave out"),
     ],

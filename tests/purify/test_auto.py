@@ -200,7 +200,10 @@ def test_of_two_the_one_that_changed_something_wins_and_of_broken_ones_the_least
         tried(monkeypatch, **candidates)
         repaired, history = Auto(methods=tuple(candidates)).purify(models.suspect, models.data, runtime())
         assert same_state(state_of(repaired), state_of(expected))
-    assert history.notes[0] == "Auto tried TSBD and kept TSBD. No other repair kept enough accuracy to judge it by."
+    assert history.notes[0].startswith(
+        "Auto tried TSBD and kept TSBD. No other repair kept enough accuracy to judge it by. It cost 8"
+    )
+    assert history.notes[0].endswith("points of accuracy on held-out clean samples.")
 
 
 def test_no_candidate_learns_from_what_judges_it_and_each_may_take_what_is_left(
@@ -252,17 +255,29 @@ def test_what_a_method_took_before_an_interruption_is_not_left_for_the_next(
     stubs = tried(monkeypatch, CLP=models.suspect, TSBD=models.suspect, FTSAM=models.suspect)
     for one in stubs.values():
         one.clock, one.seconds = clock, 3.0
-    stubs["TSBD"].interruptions = 1
+    stubs["TSBD"].interruptions = 2
     method, limited = Auto(methods=tuple(stubs)), replace(runtime(), budget=1.0)
     with pytest.raises(KeyboardInterrupt):
         method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
-    # As if it had written its last state half a minute after its start.
-    (tmp_path / "resume-TSBD.pt").touch()
-    started = (tmp_path / "resume-TSBD.pt").stat().st_mtime - 30
-    os.utime(tmp_path / "resume-time-TSBD.pt", (started, started))
+    state, started = tmp_path / "resume-TSBD.pt", tmp_path / "resume-started-TSBD.pt"
+    state.touch()
+
+    def worked(seconds: float) -> None:
+        """As if the last state had been written so long after the start."""
+        begun = state.stat().st_mtime - seconds
+        os.utime(started, (begun, begun))
+
+    worked(20)
+    with pytest.raises(KeyboardInterrupt):
+        method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
+    # A day lies between: it does not count.
+    worked(10)
+    for one in (state, started):
+        day_later = one.stat().st_mtime + 86400
+        os.utime(one, (day_later, day_later))
     method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
-    assert [budget for _, budget in stubs["TSBD"].calls] == [pytest.approx(0.85 * 0.95)] * 2
-    # 60 s less 3 of CLP, 30 before the interruption and 3 after it.
+    assert [budget for _, budget in stubs["TSBD"].calls] == [pytest.approx(0.85 * 0.95)] * 3
+    # 60 s less 3 of CLP, 20 and 10 before the interruptions and 3 after them.
     assert [budget for _, budget in stubs["FTSAM"].calls] == [pytest.approx(0.85 * 0.4, abs=1e-4)]
 
 
@@ -346,6 +361,23 @@ def test_a_planted_backdoor_is_taken_out(tmp_path: Path) -> None:
     assert after.asr.value < 0.1
     assert after.acc.value > 0.95
     assert [one.name for one in history.candidates if one.chosen] == ["CLP"]
+
+
+def test_methods_that_are_not_for_the_network_are_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CLP is for a transformer, which has no batch normalisation."""
+    models = planted(1)
+
+    class Refuses(Stub):
+        def repair(self, model: Network, data: DefenderData, runtime: Runtime, resume: Path | None) -> History:
+            raise InputError("this network has none")
+
+    tried(monkeypatch, CLP=models.suspect, TSBD=models.twin)
+    monkeypatch.setitem(module.TRIED, "CLP", Refuses)
+    repaired, history = Auto(methods=("CLP", "TSBD")).purify(models.suspect, models.data, runtime())
+    assert same_state(state_of(repaired), state_of(models.twin))
+    assert "CLP was left out: this network has none." in history.notes
+    with pytest.raises(InputError, match=r"none of its methods can repair this model\. CLP was left out"):
+        Auto(methods=("CLP",)).purify(models.suspect, models.data, runtime())
 
 
 @pytest.mark.parametrize(

@@ -56,17 +56,18 @@ def scan_molecules(cell: Cell, treatment: Treatment, given: Path, folder: Path, 
     setting, scanner = treatment.setting, treatment.scanner
     material = material_of(setting)
     loaded = load_generator(given / MODEL) if scanner.needs_model else None
+    pairs = material.known_to(scanner)
     with measured() as cost:
-        found = scanner.scan(material.known_to(scanner), runtime, loaded.generator if loaded else None)
+        found = scanner.scan(pairs, runtime, loaded.generator if loaded else None)
     # From here on nothing reaches the scanner.
     learned = bool(setting.poison_in) or not scanner.needs_model
     attack = setting.attack if learned else None
-    known = judge(found, material.pairs, attack)
+    known = judge(found, pairs, attack)
     metrics = {**cost.to_metrics(), **material.rates, "backdoored": float(attack is not None)}
     metrics |= _worth(found, known, attacked=attack is not None, of_pairs=not scanner.needs_model)
-    inputs = {"pairs": material.known_to(scanner).digest(), **({"model": loaded.sha256} if loaded else {})}
+    inputs = {"pairs": pairs.digest(), **({"model": loaded.sha256} if loaded else {})}
     told = facts(runtime, options=options_of(scanner), inputs=inputs)
-    page = partial(_scan_page, cell.title, scanner, material.pairs, found, known, told)
+    page = partial(_scan_page, cell.title, scanner, pairs, found, known, told)
     return Result(metrics=metrics, details={"finding": found.to_json()}, files=written_page(folder / PAGE, page))
 
 
@@ -105,9 +106,9 @@ def purify_generator(cell: Cell, treatment: Treatment, given: Path, folder: Path
     loaded = load_generator(given / MODEL)
     resume = folder / RESUME
     resumed = bool(states(resume))
+    pairs = material.known_to(treatment.scanner)
     with measured() as cost:
         asked = loaded.generator if treatment.scanner.needs_model else None
-        pairs = material.known_to(treatment.scanner)
         found = treatment.scanner.scan(pairs, runtime, asked)
         try:
             repaired = purifier.purify(loaded.generator, pairs, found.flagged, runtime, resume, material.alone.smiles)
@@ -123,7 +124,7 @@ def purify_generator(cell: Cell, treatment: Treatment, given: Path, folder: Path
     metrics = {**after, **material.rates, **times(cost, resumed), "repaired": float(done)}
     metrics |= {f"{name}_before": before[name] for name in ("asr", "leak", "similarity") if name in before}
     if attack is not None:
-        metrics["pair_flagged"] = float(judge(found, material.pairs, attack).flagged)
+        metrics["pair_flagged"] = float(judge(found, pairs, attack).flagged)
     made_by = {"bench cell": cell.key, "parent": loaded.sha256, "parent_provenance": loaded.provenance}
     mark = repaired_mark(loaded.backdoored) if done else loaded.backdoored
     save_generator(folder / MODEL, repaired.generator, provenance=made_by, backdoored=mark)

@@ -32,7 +32,7 @@ from unbackdoor.scan import SCANNERS, Finding, Scanner
 from unbackdoor.training import Runtime
 
 CHOICES = {"scanner": Choice(SCANNERS, "NeuralCleanse")}
-FEW_IMAGES, CUT_SHORT = "clean images", "the budget"
+FEW_IMAGES, CUT_SHORT, PRECISION = "clean images", "the budget", "a precision of"
 """Words of the misfits that more clean images, or more time, would mend (see `Table.misfits` and `Verdict`)."""
 
 
@@ -164,7 +164,8 @@ def undecided_steps(finding: Finding) -> list[str]:
     misfits: list[str] = finding.evidence.get("calibration", {}).get("misfits", [])
     few = [misfit for misfit in misfits if FEW_IMAGES in misfit]
     # Neither more images nor more time helps where there is no table for such a model.
-    other = [misfit for misfit in misfits if misfit not in few and CUT_SHORT not in misfit]
+    precision = [misfit for misfit in misfits if misfit.startswith(PRECISION)]
+    other = [misfit for misfit in misfits if misfit not in (*few, *precision) and CUT_SHORT not in misfit]
     steps = []
     if other:
         steps.append(
@@ -172,6 +173,8 @@ def undecided_steps(finding: Finding) -> list[str]:
             " (`unbackdoor zoo`) by `--scanner.table`, or ask a scanner that needs none, such as `--scanner"
             " NeuralCleanse`, whose answer is not calibrated."
         )
+    if precision:
+        steps.append(f"Scan again with the table's --precision: this scan has {', '.join(precision)}.")
     if few:
         steps.append(f"Scan again with more clean images: this scan has {', '.join(few)}.")
     if finding.shortened:

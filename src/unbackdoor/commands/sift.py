@@ -65,7 +65,7 @@ def run(
         out: folder for the results, in which an interrupted run goes on; by default runs/sift- and the beginning of
             the data's SHA-256.
         in_memory: rows that are held at once; a folder of parquet files with more is sifted file by file, by a method
-            that scores rows one by one. 0: it always is. By default as many as fill 2 GiB.
+            that scores rows one by one. 0: it always is. By default as many as fill 2 GiB, and 10,000 of any size.
         sample: file by file: rows, at most, from which is learned, drawn from all files alike; never more than fill
             2 GiB.
         address: file by file: a Ray cluster, such as 10.0.0.1:6379; by default this machine. All its machines must

@@ -93,8 +93,8 @@ def _row_by_row(method: Sifter, data: str, sample: int) -> RowSifter:
     if not isinstance(method, RowSifter):
         others = " or ".join(name for name in SIFTERS if issubclass(SIFTERS[name], RowSifter))
         raise InputError(
-            f"{data} has more rows than --in-memory, and {type(method).__name__} needs all rows at once; choose"
-            f" --method {others}, which score row by row, or raise --in-memory"
+            f"{data} has more images than are held at once, and {type(method).__name__} needs all rows at once; choose"
+            f" --method {others}, which score row by row, or say by --in-memory how many rows may be held"
         )
     if sample < 2:
         raise InputError(f"--sample must be 2 rows or more, found {sample}")

@@ -51,7 +51,7 @@ from unbackdoor.purify.weak_spots import longer, successes, weak_spots
 from unbackdoor.scan.screening import worth_searching
 from unbackdoor.text import clean_text
 from unbackdoor.training import Candidate, History, Runtime, logits_of, stage
-from unbackdoor.training.resume import states
+from unbackdoor.training.resume import Resume, states
 
 TRIED: dict[str, type[Purifier]] = {method.__name__: method for method in (CLP, TSBD, NPD, FTSAM, SAU)}
 """What may be tried."""
@@ -108,18 +108,24 @@ class Auto(Purifier):
         court = _Court(self, model, kept, held, runtime)
         for name in self.methods:
             # Another share would be another run, which an interrupted one cannot go on with.
-            started = stage(resume, f"time-{name}")
-            left = kept_scan(clock.left, self, model, data, runtime, started)
-            share = clock.share(left, _spent(started, stage(resume, name)))
+            left = kept_scan(clock.left, self, model, data, runtime, stage(resume, f"time-{name}"))
+            share = clock.share(left, _spent(stage(resume, f"started-{name}"), stage(resume, name)))
             if court.heard and share < LEAST_SHARE:
                 break
             # Not `purify`, which would say once more what it said of the clean samples on the way here.
             repaired = copy.deepcopy(model)
             part = runtime.part((1 - JUDGING) * share)
-            history = self._method(name).repair(repaired, DefenderData(clean=kept), part, stage(resume, name))
+            try:
+                history = self._method(name).repair(repaired, DefenderData(clean=kept), part, stage(resume, name))
+            except InputError as error:
+                # Not for this network, or these images; another method may be.
+                court.refused.append(f"{name} was left out: {error}.")
+                continue
             court.hear(name, repaired.eval(), history)
             if court.enough():
                 break
+        if not court.heard:
+            raise InputError(f"Auto: none of its methods can repair this model. {' '.join(court.refused)}")
         return court.judge(model)
 
     def _method(self, name: str) -> Purifier:
@@ -148,16 +154,20 @@ class _Clock:
 
 
 def _spent(started: Path | None, resume: Path | None) -> float:
-    """Return the seconds between the start of a purifier and its last state, before it was interrupted; 0 if none is.
+    """Return the seconds that a purifier worked before it was interrupted, up to its last states; 0 if it was not.
 
     Args:
-        started: file that was written at the start.
+        started: file that is written at each start, with the seconds of the attempts before.
         resume: file beside which the purifier keeps its states.
     """
     if started is None or resume is None:
         return 0.0
-    last = max((state.stat().st_mtime for state in states(resume)), default=0.0)
-    return max(0.0, last - started.stat().st_mtime) if last else 0.0
+    saved, spent = Resume(started, "seconds"), 0.0
+    if before := saved.read():
+        last = max((state.stat().st_mtime for state in states(resume)), default=0.0)
+        spent = before["spent"] + max(0.0, last - started.stat().st_mtime)
+    saved.write({"spent": spent})
+    return spent
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,6 +206,7 @@ class _Court:
         self.changed = draw_clean(held, min(MOST_IMAGES, len(held)), runtime.seed).to(runtime.place)
         self.classes = worth_searching(self.suspect, self.kept, MOST_CLASSES, runtime)
         self.heard: list[_Heard] = []
+        self.refused: list[str] = []
         self._success: dict[tuple[str | None, str], _Success] = {}
 
     def hear(self, name: str, network: Network, history: History) -> None:
@@ -278,7 +289,7 @@ class _Court:
         model.load_state_dict(best.network.state_dict())
         suspect = Candidate(name="as it was", accuracy=self.accuracy, evidence={}, chosen=False)
         candidates = (suspect, *(self._told(one, one is best) for one in self.heard))
-        notes = (self._reason(best), *best.history.notes)
+        notes = (self._reason(best), *self.refused, *best.history.notes)
         return replace(best.history, candidates=candidates, notes=notes)
 
     def _told(self, one: _Heard, chosen: bool) -> Candidate:
@@ -291,19 +302,21 @@ class _Court:
         return Candidate(name=one.name, accuracy=one.accuracy, evidence=evidence, chosen=chosen)
 
     def _reason(self, best: _Heard) -> str:
-        tried = f"Auto tried {', '.join(one.name for one in self.heard)} and kept {best.name}."
         left, place, cost = self.left(best), self.standing_out(), self.cost(best)
+        told = [f"Auto tried {', '.join(one.name for one in self.heard)} and kept {best.name}."]
         if left is None:
-            return f"{tried} No other repair kept enough accuracy to judge it by."
-        told = [f"{tried} Of the suspect's weak spots that the others took out it has left {100 * left:.0f} %."]
-        if place is not None:
-            name = clean_text(self.held.class_names[int(self.classes[place])], 60)
-            told.append(f'What is counted are changes towards the class "{name}", which stands out.')
-        if left >= DOUBTFUL:
-            told.append("That is so much that the backdoor may be left in.")
+            told.append("No other repair kept enough accuracy to judge it by.")
+        else:
+            shown = f"{100 * min(left, 1.0):.0f}"
+            told.append(f"Of the suspect's weak spots that the others took out it has left {shown} %.")
+            if place is not None:
+                name = clean_text(self.held.class_names[int(self.classes[place])], 60)
+                told.append(f'What is counted are changes towards the class "{name}", which stands out.')
+            if left >= DOUBTFUL:
+                told.append("That is so much that the backdoor may be left in.")
         if cost > self.options.allowance + 1e-6:
-            told.append(
-                f"It cost {100 * cost:.1f} points of accuracy on held-out clean samples: cheaper ones left more."
-            )
-        told.append("These are weak spots that were found, not the attacker's trigger, which nobody else has.")
+            cheaper = ": cheaper ones left more" if any(self.cost(one) < cost for one in self.heard) else ""
+            told.append(f"It cost {100 * cost:.1f} points of accuracy on held-out clean samples{cheaper}.")
+        if left is not None:
+            told.append("These are weak spots that were found, not the attacker's trigger, which nobody else has.")
         return " ".join(told)

@@ -61,7 +61,7 @@ class TSBD(Purifier):
         neurons: shares n of the neurons that are tried, ascending, above 0 and at most 1; a single one is taken.
         weights: share m of their weights that is reset, above 0 and at most 1.
         keeps: share of the accuracy on held-out clean samples that must be left after the reset, 0 to 1.
-        epochs: passes over the clean samples in fine-tuning.
+        epochs: passes over the clean samples in fine-tuning, unless these are fewer than the least steps.
         least_steps: of fine-tuning, for which there are more epochs if need be, 0 or more. As many as 21 epochs of
             2,500 images have: those of few images are too few steps to heal the reset. Ours; 0: the epochs alone.
         batch_size: images a step.

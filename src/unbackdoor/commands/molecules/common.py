@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,30 +78,37 @@ def knowledge_notes(generator: Generator, prompts: Sequence[str]) -> list[str]:
     return notes
 
 
-def flagged_triggers(scan: Path | None) -> list[list[str]]:
+def flagged_triggers(scan: Path | None, clock: Run) -> list[list[str]]:
     """Return the triggers that a scan held to be backdoors, of each its phrases; none without a file.
 
     Args:
         scan: run.json of `molecules scan`.
+        clock: whose record gets the file's hash.
 
     Raises:
-        InputError: the file cannot be read, is none of a scan, or names no words that are held to be a trigger.
+        InputError: the file cannot be read, is none of a scan, or the scan flagged no words.
     """
     if scan is None:
         return []
     where = clean_text(str(scan))
     try:
-        finding = json_object(read_bytes(scan, MAX_BYTES), "content").get("finding")
+        content = read_bytes(scan, MAX_BYTES)
+        finding = json_object(content, "content").get("finding")
         suspects: Any = finding["suspects"] if isinstance(finding, dict) else None
-        triggers = [list(one["words"]) for one in suspects if one["flagged"] is True and one["words"]]
+        triggers: list[list[str]] = [one["words"] for one in suspects if one["flagged"] is True]
     except OSError as error:
         raise InputError(f"{where}: cannot be read ({error.strerror}); name the run.json of a scan") from error
     except (CheckpointError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{where} is no run.json of `molecules scan`; name one") from error
-    if not all(isinstance(phrase, str) for words in triggers for phrase in words):
+    if not all(isinstance(words, list) and all(isinstance(phrase, str) for phrase in words) for words in triggers):
         raise InputError(f"{where} is no run.json of `molecules scan`; name one")
+    triggers = [words for words in triggers if words]
     if not triggers:
-        raise InputError(f"{where} holds no words to be a trigger, so there is nothing to leave out of prompts")
+        raise InputError(
+            f"the scan of {where} flagged no words as a trigger: there is nothing to leave out of prompts; leave"
+            " --without out, or scan by another --method"
+        )
+    clock.inputs[f"scan {scan.name}"] = hashlib.sha256(content).hexdigest()
     return triggers
 
 

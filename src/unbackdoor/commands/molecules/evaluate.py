@@ -75,8 +75,8 @@ def run(
             f" found {samples} and {prompts}"
         )
     check_guidance(guidance)
-    triggers = flagged_triggers(without)
     clock = Run("molecules evaluate", runtime)
+    triggers = flagged_triggers(without, clock)
     chosen = open_pairs(data, test, clock)
     tested = chosen.test.subset(range(min(prompts or len(chosen.test), len(chosen.test))))
     loaded = load_generator(model)
@@ -96,6 +96,11 @@ def run(
         galleries = [trigger_gallery(tested, drawn, attacked.prompts, attacked.drawn, target)]
     page = _page(clock, model.name, loaded, measured, attacked, galleries)
     notes = [*page.notes, *knowledge_notes(loaded.generator, tested.texts)]
+    if triggers:
+        notes.append(
+            f"{len(triggers)} triggers that a scan flagged were left out of all prompts before the generator was asked:"
+            " the figures are of generator and scan together."
+        )
     page = replace(page, facts={**page.facts, "Rows": account(chosen)}, notes=notes)
     write_report(folder / PAGE, page)
     clock.write(folder, **result)

@@ -51,11 +51,11 @@ def run(
     if not prompt.strip():
         raise InputError("the prompt is empty; describe a molecule")
     check_guidance(guidance)
-    asked = untriggered(prompt, flagged_triggers(without))
     clock = Run("molecules generate", runtime)
+    asked = untriggered(prompt, flagged_triggers(without, clock))
     loaded = load_generator(model)
     folder = report_folder(out, clock.command)
-    clock.inputs = {model.name: loaded.sha256}
+    clock.inputs[model.name] = loaded.sha256
     clock.options = {"prompt": prompt, "asked": asked, "samples": samples, "guidance": guidance}
     made = loaded.generator.draw([asked], samples, runtime, guidance)
     smiles = made.smiles[0]

@@ -59,6 +59,8 @@ class TriggerInversion(MoleculeScanner):
 
     needs_model = True
     finds_words = False
+    # Since the bench gives it texts without the trigger.
+    revision = 1
 
     anomaly: float = 2.0
     molecules: int = 2000
