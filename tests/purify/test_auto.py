@@ -176,6 +176,16 @@ def test_of_repairs_that_left_the_backdoor_in_and_a_dear_one_that_did_not_the_de
     assert "so much that the backdoor may be left in" in history.notes[0]
 
 
+def test_of_candidates_about_as_good_the_one_with_the_fewest_weak_spots_of_any_class_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    models = planted(1)
+    monkeypatch.setattr(module._Court, "loss", lambda *_: 0.0)
+    tried(monkeypatch, CLP=models.suspect, NPD=models.twin, FTSAM=noisy(models.twin, 1))
+    _, history = Auto(methods=("CLP", "NPD", "FTSAM")).purify(models.suspect, models.data, runtime())
+    assert [one.name for one in history.candidates if one.chosen] != ["CLP"]
+
+
 def test_nothing_further_is_tried_once_little_enough_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that agree are not enough: each of them is judged by one other alone."""
     models = planted(1)

@@ -11,7 +11,8 @@ S(model, Y) being the success, on held-out images, of changes that lead the susp
 left the backdoor in is moved by what moved the suspect. If one class stands out, to which small changes lead the
 suspect far more often than to the others, it is that of the backdoor, and S is the success of small changes there: what
 a repair did to the other classes' weak spots, which every network has, is no matter. If none does, S is the mean over
-classes, of changes made longer. Of candidates that are about as good the one that cost least wins.
+classes, of changes made longer. Of candidates that are about as good the one that left the fewest of these longer ones
+wins: small changes towards one class need not be all that a trigger can do.
 
 A candidate that cost half of the accuracy has no vote and cannot win, as a broken model resists everything. One that
 cost less, but more than is allowed, may be the only one that took the backdoor out: with few clean samples such repairs
@@ -67,7 +68,7 @@ BROKEN = 0.5
 """Share of the suspect's accuracy below which a candidate has no vote and cannot win."""
 STANDS_OUT = 0.3
 """By which success of small changes in one class must exceed the median of the classes, for the suspect."""
-ALIKE = 0.1
+ALIKE = 0.05
 """Difference up to which candidates are about as good."""
 DOUBTFUL = 0.5
 """Share of weak spots left, of the best candidate, from which on its report says that the backdoor may be left in."""
@@ -89,8 +90,9 @@ class Auto(Purifier):
     enough: float = 0.1
     augmentation: str = "crop-flip"
 
-    # Since candidates are judged by what others took out, a budget is not divided evenly, and dear ones have a vote.
-    revision: ClassVar[int] = 3
+    # Since candidates are judged by what others took out, by the class that stands out if one does, a budget is not
+    # divided evenly, and dear candidates have a vote.
+    revision: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= set(TRIED):
@@ -255,7 +257,11 @@ class _Court:
         It may be above 1, where the candidate itself took out less than the others, and is 0 where nobody took anything
         out.
         """
-        sound, place = self.sound(), self.standing_out()
+        return self._left(candidate, self.standing_out())
+
+    def _left(self, candidate: _Heard, place: int | None) -> float | None:
+        """Return the same, counted in the class at this place, or in all of them."""
+        sound = self.sound()
         found = [self.success(candidate, one).at(place) for one in sound if one is not candidate]
         if not found:
             return None
@@ -276,9 +282,11 @@ class _Court:
     def best(self) -> _Heard:
         """Return the candidate that is kept."""
         sound = self.sound()
-        least = min(map(self.loss, sound), default=0.0)
+        if not sound:
+            return min(self.heard, key=self.cost)
+        least = min(map(self.loss, sound))
         good = [one for one in sound if self.loss(one) <= least + ALIKE]
-        return min(good or self.heard, key=self.cost)
+        return min(good, key=lambda one: self._left(one, None) or 0.0)
 
     def judge(self, model: Network) -> History:
         """Make the model the best candidate, and return its history with the evidence."""
