@@ -71,7 +71,7 @@ METHODS: tuple[Purifier, ...] = (
     NPD(warm_up_epochs=1, epochs=5),
     ANP(iterations=96),
     RNP(unlearning_epochs=3, unlearned=0.0, epochs=4),
-    TSBD(unlearning_epochs=4, epochs=2, least_steps=0),
+    TSBD(unlearning_epochs=4, epochs=2),
     NCUnlearning(rounds=40, epochs=4),
     CLP(),
     BNP(),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unbackdoor.data import ImageSet, hold_out
 from unbackdoor.models import Network
 from unbackdoor.purify import TSBD
+from unbackdoor.purify.tsbd import STEPS
 
 from .common import Samples, accuracy, for_trials, furthest, renew_statistics
 
@@ -103,7 +104,7 @@ def fine_tune(method: TSBD, model: nn.Module, samples: Samples) -> None:
     """Fine-tune so that gradients stay small."""
     optimizer = torch.optim.SGD(model.parameters(), method.learning_rate, momentum=0.9)
     model.train()
-    epochs = max(method.epochs, math.ceil(method.least_steps / math.ceil(len(samples) / method.batch_size)))
+    epochs = math.ceil(method.epochs * max(1, STEPS / math.ceil(len(samples) / method.batch_size)))
     for _ in range(epochs):
         for images, labels in samples.batches(method.batch_size, shuffle=False):
             for parameter, gradient in zip(model.parameters(), gradients(method, model, images, labels)):

@@ -15,7 +15,7 @@ from unbackdoor.training import Runtime
 METHODS = (
     SAU(rounds=6, batch_size=32, learning_rate=3e-3),
     NPD(epochs=20, batch_size=32, learning_rate=0.05),
-    TSBD(unlearning_rate=1e-3, unlearning_epochs=30, epochs=15, least_steps=0, batch_size=24, augmentation="crop"),
+    TSBD(unlearning_rate=1e-3, unlearning_epochs=30, epochs=15, batch_size=24, augmentation="crop"),
     FTSAM(epochs=10, batch_size=32, learning_rate=0.02, augmentation="crop"),
 )
 

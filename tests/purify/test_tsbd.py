@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,13 @@ from unbackdoor.purify.tsbd import _AgainstActiveNeurons, ascent
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime
 
-SHORT = TSBD(unlearning_epochs=3, unlearning_rate=1e-3, epochs=3, least_steps=0, batch_size=12, augmentation="none")
+SHORT = TSBD(unlearning_epochs=3, unlearning_rate=1e-3, epochs=3, batch_size=12, augmentation="none")
+
+
+@pytest.fixture(autouse=True)
+def _epochs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few the images."""
+    monkeypatch.setattr(module, "STEPS", 1)
 
 
 def test_the_step_up_has_the_radius_in_each_tensor_by_itself() -> None:
@@ -127,9 +134,7 @@ def test_the_largest_share_before_accuracy_falls_below_the_floor_is_chosen(
 @pytest.mark.parametrize("seed", [1, 4, 8])
 def test_a_planted_backdoor_is_weakened_and_accuracy_kept(seed: int) -> None:
     models = planted(seed)
-    method = TSBD(
-        unlearning_rate=1e-3, unlearning_epochs=30, epochs=15, least_steps=0, batch_size=24, augmentation="crop"
-    )
+    method = TSBD(unlearning_rate=1e-3, unlearning_epochs=30, epochs=15, batch_size=24, augmentation="crop")
     repaired, _ = method.purify(models.suspect, models.data, runtime(seed))
     before, after, nothing = (
         evaluate(model, models.test, runtime(), models.fitted.trigger, models.fitted.criterion)
@@ -145,9 +150,7 @@ def test_a_planted_backdoor_is_weakened_and_accuracy_kept(seed: int) -> None:
 
 def test_the_clean_twin_keeps_its_accuracy() -> None:
     models = planted(1)
-    method = TSBD(
-        unlearning_rate=1e-3, unlearning_epochs=30, epochs=12, least_steps=0, batch_size=24, augmentation="crop"
-    )
+    method = TSBD(unlearning_rate=1e-3, unlearning_epochs=30, epochs=12, batch_size=24, augmentation="crop")
     repaired, _ = method.purify(models.twin, models.data, runtime())
     assert evaluate(repaired, models.test, runtime()).acc.value > 0.95
 
@@ -182,12 +185,16 @@ def test_an_interrupted_repair_goes_on_in_either_stage(where: str, tmp_path: Pat
     assert history == expected
 
 
-@pytest.mark.parametrize(("least_steps", "epochs"), [(0, 3), (9, 3), (10, 4), (15, 5)])
-def test_few_images_are_seen_more_often_so_that_the_reset_can_heal(least_steps: int, epochs: int) -> None:
-    """Three batches of thirty images."""
-    method = replace(SHORT, least_steps=least_steps)
-    _, history = method.purify(planted(1).suspect, DefenderData(clean=pictures(30, 3)), runtime())
-    assert history.epochs == epochs
+@pytest.mark.parametrize(("rows", "epochs"), [(120, 3), (60, 6), (30, 10), (12, 30), (5, 30)])
+def test_few_images_are_seen_more_often_so_that_the_reset_can_heal(
+    rows: int, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In batches of twelve; three epochs of ten."""
+    monkeypatch.undo()
+    assert math.ceil(SHORT.epochs * module.healing_factor(rows, SHORT.batch_size)) == epochs
+    if rows == 30:
+        _, history = SHORT.purify(planted(1).suspect, DefenderData(clean=pictures(rows, 3)), runtime())
+        assert history.epochs == epochs
 
 
 def test_defaults_are_those_of_the_published_code() -> None:
@@ -197,8 +204,6 @@ def test_defaults_are_those_of_the_published_code() -> None:
         neurons=(0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 0.9),
         weights=0.7,
         epochs=21,
-        # No more than these, of the 2,500 images that it takes.
-        least_steps=210,
         batch_size=256,
         learning_rate=0.01,
         radius=0.05,
@@ -217,7 +222,6 @@ def test_defaults_are_those_of_the_published_code() -> None:
         ({"neurons": (0.5, 0.1)}, "in ascending order"),
         ({"weights": 0.0}, "the share of weights must be above 0"),
         ({"keeps": 1.5}, "the share of accuracy that is kept must lie between 0 and 1"),
-        ({"least_steps": -1}, "takes 0 steps at least, or more, found -1"),
         ({"alpha": float("nan")}, "alpha must lie between 0 and 1"),
         ({"radius": 0.0}, "the radius must be a positive number"),
     ],

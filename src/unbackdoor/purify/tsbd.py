@@ -39,7 +39,7 @@ from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.statistics import for_trials, renew_statistics, statistics_kept
 from unbackdoor.training import Batch, History, Hook, Runtime, Sweep, fit, stage
 from unbackdoor.training.fits import check_takes
-from unbackdoor.training.recipe import enough_epochs, refuse_mixing
+from unbackdoor.training.recipe import refuse_mixing
 from unbackdoor.training.unlearning import unlearned
 from unbackdoor.training.weight_change import neuron_layers, reset, reset_masks, weight_changes
 
@@ -47,6 +47,9 @@ CHANCE = 0.1
 """Accuracy at which a model has unlearned, unless chance is higher; the authors'."""
 UNLEARNING = 0.35
 """Share of a budget that unlearning may take."""
+STEPS = 10
+"""Of an epoch of the authors' 2,500 images. Of fewer images there are more epochs of fine-tuning, so that the steps are
+as many: 21 steps do not heal the reset. Ours."""
 CHOICE = 0.1
 """Share of a budget that is left for choosing n, which has no schedule to shorten."""
 
@@ -61,9 +64,7 @@ class TSBD(Purifier):
         neurons: shares n of the neurons that are tried, ascending, above 0 and at most 1; a single one is taken.
         weights: share m of their weights that is reset, above 0 and at most 1.
         keeps: share of the accuracy on held-out clean samples that must be left after the reset, 0 to 1.
-        epochs: passes over the clean samples in fine-tuning, unless these are fewer than the least steps.
-        least_steps: of fine-tuning, for which there are more epochs if need be, 0 or more. As many as 21 epochs of
-            2,500 images have: those of few images are too few steps to heal the reset. Ours; 0: the epochs alone.
+        epochs: passes over the clean samples in fine-tuning; more if they are few, see `STEPS`.
         batch_size: images a step.
         learning_rate: of SGD, constant.
         radius: r of the step to where the second gradient is taken, for each tensor, above 0.
@@ -77,7 +78,6 @@ class TSBD(Purifier):
     weights: float = 0.7
     keeps: float = 0.5
     epochs: int = 21
-    least_steps: int = 210
     batch_size: int = 256
     learning_rate: float = 0.01
     radius: float = 0.05
@@ -90,8 +90,6 @@ class TSBD(Purifier):
     def __post_init__(self) -> None:
         if self.unlearning_epochs < 1:
             raise InputError(f"TSBD: unlearning takes 1 epoch or more, found {self.unlearning_epochs}")
-        if self.least_steps < 0:
-            raise InputError(f"TSBD: fine-tuning takes 0 steps at least, or more, found {self.least_steps}")
         if not self.neurons or not all(0 < share <= 1 for share in self.neurons):
             raise InputError(f"TSBD: shares of neurons lie above 0 and at most at 1, found {self.neurons}")
         if list(self.neurons) != sorted(set(self.neurons)):
@@ -114,7 +112,7 @@ class TSBD(Purifier):
         # The least that a reset is judged by is what it was not found with.
         kept, held = hold_out(clean, runtime.seed)
         recipe = fine_tuning(self.epochs, self.batch_size, self.learning_rate, self.augmentation, "constant", 0.0)
-        healing = enough_epochs(recipe, len(clean), self.least_steps)
+        healing = replace(recipe, epochs=math.ceil(self.epochs * healing_factor(len(clean), self.batch_size)))
         slow = replace(recipe, epochs=self.unlearning_epochs, learning_rate=self.unlearning_rate)
         forgetful, unlearning = unlearned(
             model,
@@ -159,6 +157,11 @@ class TSBD(Purifier):
         rule = f"{sweep.rule} It is measured after the reset, with batch normalization's statistics counted anew."
         # Doing nothing is no repair: the least share is tried, whatever it costs.
         return replace(sweep, chosen=max(sweep.chosen, self.neurons[0]), rule=rule)
+
+
+def healing_factor(rows: int, batch_size: int) -> float:
+    """Return how many times as many epochs of fine-tuning there are, of so few images, 1 or more."""
+    return max(1.0, STEPS / math.ceil(rows / batch_size))
 
 
 class _AgainstActiveNeurons(Hook):
