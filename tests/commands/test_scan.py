@@ -42,6 +42,7 @@ DIGITS = replace(
     architecture="PreActResNet18",
     arguments={"width": 8},
     clean_size=50,
+    precision="bf16",
     detectors=QUICK,
     measures=MEASURES,
 )

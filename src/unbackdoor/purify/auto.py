@@ -51,7 +51,7 @@ from unbackdoor.purify.tsbd import TSBD
 from unbackdoor.purify.weak_spots import longer, successes, weak_spots
 from unbackdoor.scan.screening import worth_searching
 from unbackdoor.text import clean_text
-from unbackdoor.training import Candidate, History, Runtime, logits_of, stage
+from unbackdoor.training import Candidate, History, Recipe, Runtime, logits_of, stage
 from unbackdoor.training.resume import Resume, states
 
 TRIED: dict[str, type[Purifier]] = {method.__name__: method for method in (CLP, TSBD, NPD, FTSAM, SAU)}
@@ -100,6 +100,8 @@ class Auto(Purifier):
         check_allowance("Auto", self.allowance)
         if not 0 <= self.enough <= 1:
             raise InputError(f"Auto: the share that is enough must lie between 0 and 1, found {self.enough}")
+        # What a recipe refuses, it refuses before any work; and so does a method.
+        Recipe(augmentation=self.augmentation)
         for name in self.methods:
             self._method(name)
 
