@@ -22,6 +22,7 @@ from typing import Any
 
 from record import HERE, Rows, machines, measured, share
 from scipy import stats
+from tables import disturbed
 
 from unbackdoor.attacks import (
     ATTACKS,
@@ -372,10 +373,9 @@ def _in_time(row: dict[str, Any]) -> str:
         return ""
     if row.get("resumed"):
         return "not judged: resumed"
-    disturbed = row["cpu_seconds"] < 0.9 * int(row["threads"]) * row["seconds"]
     if row["seconds"] <= 60 * MINUTES:
         return "yes"
-    return "not judged: disturbed" if disturbed else "no"
+    return "not judged: disturbed" if disturbed(row) else "no"
 
 
 def _paper(row: dict[str, Any], device: str) -> str:

@@ -30,6 +30,7 @@ from molecules import (
     PUBLISHED,
     QUICK,
     Run,
+    ending_of,
     folder_of,
     run_of,
     setting_of,
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the generators of molecules.py --quick")
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
-    ending = f"{'_paper' if arguments.paper else ''}{'' if arguments.device == 'cpu' else '_' + arguments.device}"
+    ending = ending_of(arguments)
     rows = Rows(arguments.results / f"molecule_purify{ending}.jsonl")
     table = arguments.results / f"molecule_purify{ending}.md"
     model = QUICK if arguments.quick else ThreeMDiffusion() if arguments.paper else ThreeMDiffusionSmall()

@@ -250,6 +250,11 @@ def _means(rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"\n{target}, rate {rate:g}, poisoned in {NAMED[told(where)]}: {', '.join(told_)}."
 
 
+def ending_of(arguments: argparse.Namespace) -> str:
+    """Return the end of the names of results and models: those of other sizes and machines are kept apart."""
+    return f"{'_paper' if arguments.paper else ''}{'' if arguments.device == 'cpu' else '_' + arguments.device}"
+
+
 def main() -> None:
     """Train the generators that are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -265,10 +270,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="made pairs and a tiny model, to try the program")
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
-    # Models of other sizes, and of other machines, have a folder of their own.
-    name = (
-        f"molecules{'_paper' if arguments.paper else ''}{'' if arguments.device == 'cpu' else '_' + arguments.device}"
-    )
+    name = f"molecules{ending_of(arguments)}"
     rows = Rows(arguments.results / f"{name}.jsonl")
     table = arguments.results / f"{name}.md"
     model = QUICK if arguments.quick else ThreeMDiffusion() if arguments.paper else ThreeMDiffusionSmall()

@@ -16,7 +16,7 @@ from typing import Any
 
 from grid_cells import run_grid
 from record import machines
-from tables import Row, all_measured, clocks, interval, mean, percent, refusals
+from tables import Row, all_measured, clocks, disturbed, interval, mean, percent, refusals
 
 LITTLE = 0.01
 """Poison rate up to which poison is little; the aims are for more."""
@@ -97,7 +97,8 @@ def _aims(rows: Sequence[Row]) -> Iterator[str]:
             told = "not judged" if not unseen else _yes(reached) if whole else "not all measured"
             yield f"| {method} | {words} | {percent(aim)} | {percent(value)} | {told} |"
     for method in dict.fromkeys(aim[0] for aim in AIMS):
-        mine = [row for row in rows if row["method"].split()[0] == method and _undisturbed(row)]
+        mine = [row for row in rows if row["method"].split()[0] == method and "seconds" in row]
+        mine = [row for row in mine if not disturbed(row)]
         if mine:
             longest = max(mine, key=lambda row: row["seconds"])
             minutes, which = longest["seconds"] / 60, longest["attack"]
@@ -105,11 +106,6 @@ def _aims(rows: Sequence[Row]) -> Iterator[str]:
                 f"| {method} | minutes, the longest of undisturbed ones ({which}) | {MINUTES} | {minutes:.1f} |"
                 f" {_yes(minutes <= MINUTES)} |"
             )
-
-
-def _undisturbed(row: Row) -> bool:
-    """Return whether nothing else ran beside a row."""
-    return "seconds" in row and row["cpu_seconds"] >= 0.9 * int(row["threads"]) * row["seconds"]
 
 
 def _means(rows: Sequence[Row], everything: Sequence[Row]) -> Iterator[str]:

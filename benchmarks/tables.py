@@ -22,6 +22,11 @@ def all_measured(rows: Sequence[Row], attacks: int, seeds: int) -> bool:
     return len({(row["attack"], row["seed"]) for row in rows}) >= attacks * seeds
 
 
+def disturbed(row: Mapping[str, Any]) -> bool:
+    """Return whether something else ran beside a row: it had less of the processor than its threads could use."""
+    return bool(row["cpu_seconds"] < 0.9 * int(row["threads"]) * row["seconds"])
+
+
 def percent(share: float | None) -> str:
     """Return a share in percent, or nothing."""
     return "" if share is None else f"{100 * share:.2f}"

@@ -218,12 +218,8 @@ def test_models_are_scanned_with_images_that_they_were_not_trained_on(
     assert sizes_for(train.subset(torch.arange(80))) == (20,)
 
 
-def test_an_interrupted_model_goes_on_and_ends_as_it_would_have(
-    tmp_path: Path, digits: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train, test = digits
-    recipe = dataclasses.replace(RECIPE, epochs=2)
-    whole = fill(tmp_path / "whole", [entry("BadNets")], train, test, 100, recipe, RUNTIME)
+def interrupt(monkeypatch: pytest.MonkeyPatch, out: Path, train: ImageSet, test: ImageSet, recipe: Recipe) -> None:
+    """Begin a zoo of one model, and stop when it is trained and not yet measured."""
 
     def stops(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -231,7 +227,16 @@ def test_an_interrupted_model_goes_on_and_ends_as_it_would_have(
     with monkeypatch.context() as patched:
         patched.setattr(module, "evaluate", stops)
         with pytest.raises(KeyboardInterrupt):
-            fill(tmp_path / "cut", [entry("BadNets")], train, test, 100, recipe, RUNTIME)
+            fill(out, [entry("BadNets")], train, test, 100, recipe, RUNTIME)
+
+
+def test_an_interrupted_model_goes_on_and_ends_as_it_would_have(
+    tmp_path: Path, digits: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = digits
+    recipe = dataclasses.replace(RECIPE, epochs=2)
+    whole = fill(tmp_path / "whole", [entry("BadNets")], train, test, 100, recipe, RUNTIME)
+    interrupt(monkeypatch, tmp_path / "cut", train, test, recipe)
     states = list((tmp_path / "cut" / "work").glob("*/resume.pt"))
     assert len(states) == 1
     rest = fill(tmp_path / "cut", [entry("BadNets")], train, test, 100, recipe, RUNTIME)
@@ -242,14 +247,7 @@ def test_a_state_of_another_recipe_is_no_refusal_and_training_begins_anew(
     tmp_path: Path, digits: tuple[ImageSet, ImageSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, test = digits
-
-    def stops(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module, "evaluate", stops)
-        with pytest.raises(KeyboardInterrupt):
-            fill(tmp_path / "cut", [entry("BadNets")], train, test, 100, RECIPE, RUNTIME)
+    interrupt(monkeypatch, tmp_path / "cut", train, test, RECIPE)
     other = dataclasses.replace(RECIPE, learning_rate=0.02)
     (row,) = fill(tmp_path / "cut", [entry("BadNets")], train, test, 100, other, RUNTIME)
     (fresh,) = fill(tmp_path / "fresh", [entry("BadNets")], train, test, 100, other, RUNTIME)

@@ -220,10 +220,10 @@ def _made(
     row = {"key": entry.key, **vars(entry), "part": entry.part}
     folder = out / WORK / entry.key
     images = draw_clean(kept_back(train, entry.seed)[0], size, entry.seed)
-    train_one = partial(
-        _trained, entry, partial(new_network, network, images, runtime), images, recipe, runtime, folder
-    )
+    build = partial(new_network, network, images, runtime)
     try:
+        attack = attack_of(entry, images, runtime) if entry.attack else None
+        train_one = partial(_trained, attack, build, images, recipe, runtime, folder, entry.key)
         try:
             model, fitted = train_one()
         except ResumeError:
@@ -233,7 +233,7 @@ def _made(
         trigger, criterion = (fitted.trigger, fitted.criterion) if fitted else (None, None)
         evaluation = evaluate(model, test, runtime, trigger, criterion)
     except InputError as error:
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         if entry.attack is None and not isinstance(error, DivergedError):
             # What clean models cannot be made of, none can.
             raise
@@ -241,9 +241,7 @@ def _made(
     success = None if evaluation.asr is None else evaluation.asr.value
     made_by = {"program": "unbackdoor zoo", "seed": entry.seed, "network": network_options(model)}
     file = f"{MODELS}/{entry.key}.safetensors"
-    mark = None
-    if fitted:
-        mark = {"attack": options_of(attack_of(entry, images, runtime)), "criterion": fitted.criterion.to_json()}
+    mark = {"attack": options_of(attack), "criterion": fitted.criterion.to_json()} if fitted else None
     digest = save_model(out / file, model, provenance=made_by, backdoored=mark)
     shutil.rmtree(folder)
     return {
@@ -259,19 +257,20 @@ def _made(
 
 
 def _trained(
-    entry: Entry,
+    attack: Attack | None,
     build: Callable[[], Network],
     images: ImageSet,
     recipe: Recipe,
     runtime: Runtime,
     folder: Path,
+    name: str,
 ) -> tuple[Network, FittedAttack | None]:
-    """Return a model and its attack, if it has one; what is in the folder of its states goes on."""
+    """Return a model of this name and its attack, if it has one; what is in the folder of its states goes on."""
     folder.mkdir(parents=True, exist_ok=True)
     model = build()
-    fitted = attack_of(entry, images, runtime).prepare(images, build, runtime, folder) if entry.attack else None
+    fitted = attack.prepare(images, build, runtime, folder) if attack else None
     data, hook = (fitted.train, fitted.hook) if fitted else (images, None)
-    fit(model, data, recipe, runtime, hook=hook, resume=folder / RESUME, description=entry.key)
+    fit(model, data, recipe, runtime, hook=hook, resume=folder / RESUME, description=name)
     return model, fitted
 
 

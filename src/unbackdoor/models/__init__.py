@@ -3,7 +3,7 @@
 from unbackdoor.models.build import NETWORKS, build_network
 from unbackdoor.models.checkpoint import LoadedModel, load_model, save_model
 from unbackdoor.models.edits import Edit, insert_plug
-from unbackdoor.models.feature_maps import feature_map_names, last_linear
+from unbackdoor.models.feature_maps import feature_map_names, last_linear, vector_readers
 from unbackdoor.models.network import Description, Network, Normalize
 from unbackdoor.models.preact_resnet18 import PreActResNet18
 from unbackdoor.models.resnet18 import ResNet18
@@ -29,4 +29,5 @@ __all__ = [
     "load_model",
     "save_model",
     "tapped",
+    "vector_readers",
 ]

@@ -56,11 +56,25 @@ def last_linear(model: nn.Module, images: Float[Tensor, "b c h w"]) -> nn.Linear
     return layers[-1] if layers else None
 
 
+def vector_readers(model: nn.Module, images: Float[Tensor, "b c h w"]) -> list[nn.Linear]:
+    """Return the linear layers that read one vector an image, and not one a position, as they finish.
+
+    Args:
+        model: a network, or any module.
+        images: one or more that it takes, on its device.
+    """
+    finished = _finished(model, images).values()
+    return [ran.module for ran in finished if isinstance(ran.module, nn.Linear) and ran.vector]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Ran:
-    """A module that ran: the sizes of what it got and put out, and whether the latter is the same at all positions."""
+    """A module that ran: whether it got a vector an image, the sizes of the maps that it got and put out, and whether
+    the latter are the same at all positions.
+    """
 
     module: nn.Module
+    vector: bool
     given: Size
     size: Size
     flat: bool
@@ -86,7 +100,9 @@ def _finished(model: nn.Module, images: Float[Tensor, "b c h w"]) -> dict[str, _
                 # Stretching a map of one pixel rounds.
                 flat = bool(size) and torch.allclose(output, output[:, :, :1, :1].expand_as(output), rtol=1e-4)
                 found.pop(name, None)
-                found[name] = _Ran(module=module, given=size_of(inputs[0] if inputs else None), size=size, flat=flat)
+                given = inputs[0] if inputs else None
+                vector = isinstance(given, Tensor) and given.ndim == 2
+                found[name] = _Ran(module=module, vector=vector, given=size_of(given), size=size, flat=flat)
 
         return note
 

@@ -8,16 +8,13 @@ most that a backdoor uses too; they are those that change most when it unlearns 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network, last_linear
-from unbackdoor.models.modes import evaluating
+from unbackdoor.models import Network, last_linear, vector_readers
 
 SHORTCUTS = ("shortcut", "downsample")
 """Parts of names of convolutions beside the blocks of residual networks, whose outputs are no neurons of their own."""
@@ -39,7 +36,7 @@ def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str,
     """
     named = {name: one for name, one in model.named_modules() if not any(part in name.lower() for part in SHORTCUTS)}
     convolutions: dict[str, nn.Module] = {name: one for name, one in named.items() if isinstance(one, nn.Conv2d)}
-    head, readers = last_linear(model, images), _vector_readers(model, images) if len(convolutions) > 1 else []
+    head, readers = last_linear(model, images), vector_readers(model, images) if len(convolutions) > 1 else []
     found = {
         name: one
         for name, one in named.items()
@@ -53,23 +50,6 @@ def neuron_layers(model: Network, images: Float[Tensor, "b c h w"]) -> dict[str,
             " another method"
         )
     return found
-
-
-@torch.no_grad()
-def _vector_readers(model: Network, images: Float[Tensor, "b c h w"]) -> list[nn.Module]:
-    """Return the linear layers that are given one vector an image."""
-    readers: list[nn.Module] = []
-
-    def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if inputs[0].ndim == 2:
-            readers.append(module)
-
-    with evaluating(model), ExitStack() as hooks:
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                hooks.enter_context(module.register_forward_hook(note))
-        model(images)
-    return readers
 
 
 def _weights(layers: Mapping[str, nn.Module]) -> int:
