@@ -18,7 +18,7 @@ ALL = torch.arange(CLASSES)
 
 def spots(suspect: Network, repaired: Network, classes: torch.Tensor = ALL) -> torch.Tensor:
     clean = planted(1).data.need_clean("Test")
-    return weak_spots(suspect, repaired, clean, classes, runtime())
+    return weak_spots([suspect], [repaired], clean, classes, runtime())
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -75,4 +75,9 @@ def test_the_difference_is_that_of_log_probabilities_where_the_repaired_model_ma
     repaired = second(images).softmax(1)
     assert 0 < int((repaired < 0.01).sum()) < 12
     expected = (first(images).softmax(1) / repaired.clamp_min(0.01)).log()
-    torch.testing.assert_close(Difference(first, second)(images), expected)
+    torch.testing.assert_close(Difference([first], [second])(images), expected)
+    # Of several, those that are the least sure of a class.
+    third = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 4))
+    both = torch.minimum(second(images).softmax(1), third(images).softmax(1))
+    expected = (torch.minimum(first(images).softmax(1), both) / both.clamp_min(0.01)).log()
+    torch.testing.assert_close(Difference([first, second, third], [third, second])(images), expected)

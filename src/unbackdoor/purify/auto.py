@@ -12,7 +12,11 @@ left the backdoor in is moved by what moved the suspect. If one class stands out
 suspect far more often than to the others, it is that of the backdoor, and S is the success of small changes there: what
 a repair did to the other classes' weak spots, which every network has, is no matter. If none does, S is the mean over
 classes, of changes made longer. Of candidates that are about as good the one that left the fewest of these longer ones
-wins: small changes towards one class need not be all that a trigger can do.
+wins.
+
+A repair may have taken out the changes that were found, and left the backdoor in. So where a class stands out, changes
+are sought that lead the suspect and the candidate to a class, and one of the other candidates not. If that class stands
+out once more, now in what leads the candidate itself, then it has left in no less than that excess.
 
 A candidate that cost half of the accuracy has no vote and cannot win, as a broken model resists everything. One that
 cost less, but more than is allowed, may be the only one that took the backdoor out: with few clean samples such repairs
@@ -56,7 +60,7 @@ from unbackdoor.training.resume import Resume, states
 
 TRIED: dict[str, type[Purifier]] = {method.__name__: method for method in (CLP, TSBD, NPD, FTSAM, SAU)}
 """What may be tried."""
-JUDGING = 0.15
+JUDGING = 0.2
 """Share of what is left of a budget that a purifier may not take."""
 LEAST_SHARE = 0.25
 """Of a budget: a further purifier is not tried with less."""
@@ -67,7 +71,7 @@ MOST_IMAGES = 128
 BROKEN = 0.5
 """Share of the suspect's accuracy below which a candidate has no vote and cannot win."""
 STANDS_OUT = 0.3
-"""By which success of small changes in one class must exceed the median of the classes, for the suspect."""
+"""By which success of small changes in one class must exceed the median of the classes."""
 ALIKE = 0.05
 """Difference up to which candidates are about as good."""
 DOUBTFUL = 0.5
@@ -90,9 +94,9 @@ class Auto(Purifier):
     enough: float = 0.1
     augmentation: str = "crop-flip"
 
-    # Since candidates are judged by what others took out, by the class that stands out if one does, a budget is not
-    # divided evenly, and dear candidates have a vote.
-    revision: ClassVar[int] = 4
+    # Since candidates are judged by what others took out, by the class that stands out if one does, and by whether it
+    # still does in what they left in; a budget is not divided evenly, and dear candidates have a vote.
+    revision: ClassVar[int] = 5
 
     def __post_init__(self) -> None:
         if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= set(TRIED):
@@ -198,6 +202,11 @@ class _Success:
         return float(self.long.mean() if place is None else self.short[place])
 
 
+def _excess(success: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
+    """Return by how much the success in each class exceeds that in the middle one."""
+    return success - success.quantile(0.5)
+
+
 class _Court:
     """What speaks for and against each candidate."""
 
@@ -212,11 +221,12 @@ class _Court:
         self.heard: list[_Heard] = []
         self.refused: list[str] = []
         self._success: dict[tuple[str | None, str], _Success] = {}
+        self._still: dict[tuple[str, ...], Float[Tensor, "k"]] = {}
 
     def hear(self, name: str, network: Network, history: History) -> None:
         """Measure a candidate."""
         network = self.runtime.settle(network).requires_grad_(False)
-        spots = weak_spots(self.suspect, network, self.kept, self.classes, self.runtime)
+        spots = weak_spots([self.suspect], [network], self.kept, self.classes, self.runtime)
         held = self.held.to(self.runtime.place)
         answers = logits_of(network, held.images, self.runtime).argmax(1)
         accuracy = float((answers == held.labels).float().mean())
@@ -249,8 +259,7 @@ class _Court:
         sound = self.sound()
         if not sound:
             return None
-        found = torch.stack([self.success(None, one).short for one in sound])
-        excess = (found - found.quantile(0.5, dim=1, keepdim=True)).mean(0)
+        excess = torch.stack([_excess(self.success(None, one).short) for one in sound]).mean(0)
         return int(excess.argmax()) if float(excess.max()) >= STANDS_OUT else None
 
     def left(self, candidate: _Heard) -> float | None:
@@ -259,10 +268,24 @@ class _Court:
         It may be above 1, where the candidate itself took out less than the others, and is 0 where nobody took anything
         out.
         """
-        return self._left(candidate, self.standing_out())
+        place = self.standing_out()
+        left = self._left(candidate, place)
+        return left if left is None or place is None else max(left, self._still_standing_out(candidate, place))
+
+    def _still_standing_out(self, candidate: _Heard, place: int) -> float:
+        """Return by how much a class stands out in what the candidate left in and one of the others took out; or 0."""
+        others = [one for one in self.sound() if one is not candidate]
+        key = candidate.name, *(one.name for one in others)
+        if key not in self._still:
+            moved, unmoved = [self.suspect, candidate.network], [one.network for one in others]
+            spots = weak_spots(moved, unmoved, self.kept, self.classes, self.runtime)
+            success = successes(candidate.network, self.changed, spots, self.classes, self.runtime)
+            self._still[key] = _excess(success)
+        excess = float(self._still[key][place])
+        return excess if excess >= STANDS_OUT else 0.0
 
     def _left(self, candidate: _Heard, place: int | None) -> float | None:
-        """Return the same, counted in the class at this place, or in all of them."""
+        """Return how much of the spots that were found is left, in the class at this place or in all of them."""
         sound = self.sound()
         found = [self.success(candidate, one).at(place) for one in sound if one is not candidate]
         if not found:

@@ -1,14 +1,16 @@
-"""What a repair took out: changes of images that lead the suspect to a class, and the repaired model not. Ours.
+"""What a repair took out, and what it left in: changes of images that lead some models to a class, others not. Ours.
 
 Nobody but the attacker has the trigger. Every network has universal perturbations, one with a backdoor also such as
 resemble its trigger, and they cannot be told apart in the suspect alone, unless the trigger is small. A change that
 moves the suspect and not its repair is of what the repair took out. If it moves another repair as the suspect, then
-that one has left it in.
+that one has left it in. A repair need not have left in what was found so, and yet may have left in more: that is sought
+by what moves the suspect and the repair, and not another repair.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -33,43 +35,51 @@ STEPS, IMAGES = 20, 32
 
 
 class Difference(nn.Module):
-    """Log probabilities of the suspect minus those of its repair, as logits.
+    """Log probabilities of the model that is the least sure of a class less those of another, as logits.
 
-    Probabilities of the repair below `UNLIKELY` count as that: otherwise it would be enough to make it surer and surer
-    of another class.
+    The other is, for each class, that of several which is the least sure of it too. Probabilities below `UNLIKELY`
+    count as that there: otherwise it would be enough to make it surer and surer of another class.
 
     Args:
-        suspect: images to logits.
-        repaired: images to logits of the same classes.
+        moved: images to logits; all are to be led to a class.
+        unmoved: images to logits of the same classes; one of them at least is not to be.
     """
 
-    def __init__(self, suspect: nn.Module, repaired: nn.Module) -> None:
+    def __init__(self, moved: Sequence[nn.Module], unmoved: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.suspect, self.repaired = suspect, repaired
+        self.moved, self.unmoved = nn.ModuleList(moved), nn.ModuleList(unmoved)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Return the differences."""
-        suspected, repaired = (model(images).float().log_softmax(1) for model in (self.suspect, self.repaired))
-        difference: Tensor = suspected - repaired.clamp_min(math.log(UNLIKELY))
-        return difference
+        moved, unmoved = (
+            torch.stack([model(images).float().log_softmax(1) for model in models]).amin(0)
+            for models in (self.moved, self.unmoved)
+        )
+        return moved - unmoved.clamp_min(math.log(UNLIKELY))
 
 
 def weak_spots(
-    suspect: nn.Module, repaired: nn.Module, clean: ImageSet, classes: Int[Tensor, "k"], runtime: Runtime
+    moved: Sequence[nn.Module],
+    unmoved: Sequence[nn.Module],
+    clean: ImageSet,
+    classes: Int[Tensor, "k"],
+    runtime: Runtime,
 ) -> Float[Tensor, "k c h w"]:
-    """Return for each class one change of all images that leads the suspect there, and the repaired model not.
+    """Return for each class one change of all images that leads some models there, and one of the others not.
 
-    As far as one was found: where the models hardly differ, it moves hardly anything.
+    As far as one was found: where the models hardly differ, it moves hardly anything. What the suspect does and its
+    repair not is what the repair took out; what the suspect and a repair do and another repair not, is what the one has
+    left in and the other took out.
 
     Args:
-        suspect: frozen, in evaluation mode, on the runtime's device.
-        repaired: likewise.
+        moved: frozen, in evaluation mode, on the runtime's device.
+        unmoved: likewise.
         clean: what is searched on.
         classes: that are sought.
         runtime: device, precision and seed.
     """
     return universal_perturbations(
-        Difference(suspect, repaired),
+        Difference(moved, unmoved),
         clean.images,
         clean.classes,
         RADIUS * math.sqrt(clean.shape[1] * clean.shape[2]),
