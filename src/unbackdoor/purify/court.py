@@ -154,7 +154,9 @@ class Court:
         """
         place = self.standing_out()
         left = self._left(candidate, place)
-        return left if left is None or place is None else max(left, self._still_standing_out(candidate, place))
+        if left is None or place is None or candidate not in self.sound():
+            return left
+        return max(left, self._still_standing_out(candidate, place))
 
     def _still_standing_out(self, candidate: Heard, place: int) -> float:
         """Return by how much a class stands out in what the candidate left in and one of the others took out; or 0."""
