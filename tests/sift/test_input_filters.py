@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -13,6 +11,7 @@ from tests.sift.test_strip import TRIGGER, backdoored, lit
 from unbackdoor.errors import InputError
 from unbackdoor.sift import INPUT_FILTERS, InputFilter, ScaleUp, TeCo
 from unbackdoor.sift import teco as module
+from unbackdoor.sift.corruptions import KINDS, Draws
 from unbackdoor.testing.samples import hooks_on, same_state, state_of
 
 FILTERS = [ScaleUp(), TeCo()]
@@ -62,44 +61,40 @@ def test_a_white_trigger_keeps_its_class_under_scaling_and_the_same_images_witho
 
 
 def test_the_deviation_is_that_of_the_first_severities_at_which_answers_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    def dark(images: torch.Tensor, strength: float, noise: torch.Tensor) -> torch.Tensor:
-        return images - strength
+    seen: list[int] = []
 
-    def nothing(images: torch.Tensor, strength: float, noise: torch.Tensor) -> torch.Tensor:
+    def dark(images: torch.Tensor, severity: int, draws: Draws) -> torch.Tensor:
+        seen.append(severity)
+        return images - (severity >= 3) * 1.0
+
+    def nothing(images: torch.Tensor, severity: int, draws: Draws) -> torch.Tensor:
         return images
 
     # The lit pixel goes dark at the third severity: the class goes with it. The other kind does nothing.
-    monkeypatch.setattr(module, "KINDS", ((dark, (0.01, 0.02, 1.0, 1.0, 1.0)), (nothing, (0.0,) * 5)))
+    monkeypatch.setattr(module, "KINDS", {"dark": dark, "nothing": nothing})
     rows = spread(lit(), share=1.0).rows
     chosen = rows.images[(rows.labels == TARGET).nonzero().squeeze(1)][:8]
     scores = TeCo().score(reader(backdoored()), chosen, runtime())
     first = torch.tensor([3.0, 6.0])
     assert scores.tolist() == pytest.approx([float(first.std(correction=0))] * 8)
+    assert seen == [1, 2, 3], "images whose answer has changed are done"
 
 
-@pytest.mark.parametrize(("kind", "strengths"), module.KINDS, ids=lambda one: getattr(one, "__name__", ""))
-def test_corruptions_grow_with_their_severity(kind: module.Corruption, strengths: tuple[float, ...]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(6, 3, 8, 8, generator=generator)
-    images = torch.nn.functional.interpolate(coarse, size=(24, 24), mode="bilinear")
-    noise = torch.randn(images.shape, generator=generator)
-    changes = [float((kind(images, strength, noise).clamp(0, 1) - images).abs().mean()) for strength in strengths]
-    assert len(strengths) == module.SEVERITIES
-    # Shrinking to a side that does not divide the whole one is a little uneven.
-    assert all(later > 0.8 * earlier for earlier, later in itertools.pairwise(changes))
-    assert 0 < 1.3 * changes[0] < changes[-1] < 0.5
-
-
-def test_blur_is_a_gaussian_and_impulses_have_their_share() -> None:
-    point = torch.zeros(1, 1, 15, 15)
-    point[0, 0, 7, 7] = 1
-    blurred = module.blur(point, 1.0, point)
-    assert float(blurred.sum()) == pytest.approx(1.0, abs=1e-4)
-    assert float(blurred[0, 0, 7, 8] / blurred[0, 0, 7, 7]) == pytest.approx(2.718281828 ** (-0.5), rel=1e-4)
-    grey = torch.full((1, 1, 200, 200), 0.5)
-    hit = module.impulse_noise(grey, 0.1, torch.randn(grey.shape, generator=torch.Generator().manual_seed(0)))
-    assert float((hit == 0).float().mean()) == pytest.approx(0.05, abs=0.01)
-    assert float((hit == 1).float().mean()) == pytest.approx(0.05, abs=0.01)
+def test_severities_are_those_of_a_plain_loop_over_images() -> None:
+    models = planted(0)
+    images = models.test.images[:6]
+    found = TeCo().score(models.suspect, images, runtime())
+    for row in range(6):
+        image = images[row : row + 1]
+        with torch.no_grad():
+            first = int(models.suspect(image.float() / 255).argmax())
+            ends = []
+            for name, kind in KINDS.items():
+                draws = Draws.of(image, name, runtime())
+                changed = (kind(image.float() / 255, severity, draws).clamp(0, 1) for severity in range(1, 6))
+                others = [int(models.suspect(one).argmax()) != first for one in changed]
+                ends.append(others.index(True) + 1 if any(others) else 6)
+        assert float(found[row]) == pytest.approx(float(torch.tensor(ends).float().std(correction=0)), abs=1e-6)
 
 
 def test_filters_are_registered_and_options_are_checked() -> None:
