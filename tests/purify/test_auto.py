@@ -145,7 +145,8 @@ def test_weak_spots_left_are_the_share_of_those_that_others_took_out(
 
     def counted(model: Network, other: Network) -> float:
         if stands_out:
-            return moved(model, other, 1.0)[models.target]
+            found = moved(model, other, 1.0)
+            return max(0.0, found[models.target] - median(found))
         return sum(moved(model, other, 2 / 32 / 0.035)) / CLASSES
 
     excess_of: dict[str, float] = {}
@@ -203,16 +204,6 @@ def test_of_repairs_that_left_the_backdoor_in_and_a_dear_one_that_did_not_the_de
     assert "so much that the backdoor may be left in" in history.notes[0]
 
 
-def test_of_candidates_about_as_good_the_one_with_the_fewest_weak_spots_of_any_class_wins(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    models = planted(1)
-    monkeypatch.setattr(court_module.Court, "loss", lambda *_: 0.0)
-    tried(monkeypatch, CLP=models.suspect, NPD=models.twin, FTSAM=noisy(models.twin, 1))
-    _, history = Auto(methods=("CLP", "NPD", "FTSAM")).purify(models.suspect, models.data, runtime())
-    assert [one.name for one in history.candidates if one.chosen] != ["CLP"]
-
-
 def test_nothing_further_is_tried_once_little_enough_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two that agree are not enough: each of them is judged by one other alone."""
     models = planted(1)
@@ -254,7 +245,7 @@ def test_no_candidate_learns_from_what_judges_it_and_each_may_take_what_is_left(
     Auto(methods=tuple(stubs)).purify(models.suspect, models.data, replace(runtime(), budget=1.0))
     # Of 60, 54 and 24 s; 12 s are too few for another.
     calls = [call for one in stubs.values() for call in one.calls]
-    assert calls == [(192, pytest.approx(0.7 * share)) for share in (1.0, 0.9, 0.4)]
+    assert calls == [(192, pytest.approx(0.65 * share)) for share in (1.0, 0.9, 0.4)]
 
 
 def test_the_first_method_may_take_all_and_then_no_other_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +271,8 @@ def test_an_interrupted_repair_keeps_the_minutes_of_each_candidate(
         method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
     clock.now += 1000.0
     method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
-    assert [budget for _, budget in stubs["TSBD"].calls] == [pytest.approx(0.7)] * 2
-    assert [budget for _, budget in stubs["FTSAM"].calls] == [pytest.approx(0.7 * 0.95)] * 2
+    assert [budget for _, budget in stubs["TSBD"].calls] == [pytest.approx(0.65)] * 2
+    assert [budget for _, budget in stubs["FTSAM"].calls] == [pytest.approx(0.65 * 0.95)] * 2
 
 
 def test_what_a_method_took_before_an_interruption_is_not_left_for_the_next(
@@ -304,7 +295,7 @@ def test_what_a_method_took_before_an_interruption_is_not_left_for_the_next(
         begun = state.stat().st_mtime - seconds
         os.utime(started, (begun, begun))
 
-    worked(20)
+    worked(17)
     with pytest.raises(KeyboardInterrupt):
         method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
     # A day lies between: it does not count.
@@ -313,9 +304,9 @@ def test_what_a_method_took_before_an_interruption_is_not_left_for_the_next(
         day_later = one.stat().st_mtime + 86400
         os.utime(one, (day_later, day_later))
     method.purify(models.suspect, models.data, limited, tmp_path / "resume.pt")
-    assert [budget for _, budget in stubs["TSBD"].calls] == [pytest.approx(0.7 * 0.95)] * 3
-    # 60 s less 3 of CLP, 20 and 10 before the interruptions and 3 after them.
-    assert [budget for _, budget in stubs["FTSAM"].calls] == [pytest.approx(0.7 * 0.4, abs=1e-4)]
+    assert [budget for _, budget in stubs["TSBD"].calls] == [pytest.approx(0.65 * 0.95)] * 3
+    # 60 s less 3 of CLP, 17 and 10 before the interruptions and 3 after them.
+    assert [budget for _, budget in stubs["FTSAM"].calls] == [pytest.approx(0.65 * 0.45, abs=1e-4)]
 
 
 def test_methods_that_fine_tune_augment_as_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,9 @@ from unbackdoor.training.resume import Resume, states
 
 TRIED: dict[str, type[Purifier]] = {method.__name__: method for method in (CLP, TSBD, NPD, FTSAM, SAU)}
 """What may be tried."""
-JUDGING = 0.3
+JUDGING = 0.35
 """Share of what is left of a budget that a purifier may not take."""
-LEAST_SHARE = 0.25
+LEAST_SHARE = 0.4
 """Of a budget: a further purifier is not tried with less."""
 
 
@@ -57,7 +57,7 @@ class Auto(Purifier):
 
     # Since candidates are judged by what others took out, by the class that stands out if one does, and by whether it
     # still does in what they left in; a budget is not divided evenly, and dear candidates have a vote.
-    revision: ClassVar[int] = 5
+    revision: ClassVar[int] = 6
 
     def __post_init__(self) -> None:
         if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= set(TRIED):

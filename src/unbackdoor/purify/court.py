@@ -8,10 +8,9 @@ best candidate has the least
 
 S(model, Y) being the success, on held-out images, of changes that lead the suspect to a class and Y not. A repair that
 left the backdoor in is moved by what moved the suspect. If one class stands out, to which small changes lead the
-suspect far more often than to the others, it is that of the backdoor, and S is the success of small changes there: what
-a repair did to the other classes' weak spots, which every network has, is no matter. If none does, S is the mean over
-classes, of changes made longer. Of candidates that are about as good the one that left the fewest of these longer ones
-wins.
+suspect far more often than to the others, it is that of the backdoor, and S is by how much they lead there more often
+than to the middle class: what a repair did to weak spots that every network has is no matter. If none does, S is the
+mean over classes, of changes made longer. Of candidates that lose nothing the most accurate wins.
 
 A repair may have taken out the changes that were found, and left the backdoor in. So where a class stands out, changes
 are sought that lead the suspect and the candidate to a class, and one of the other candidates not. If that class stands
@@ -48,8 +47,6 @@ BROKEN = 0.5
 """Share of the suspect's accuracy below which a candidate has no vote and cannot win."""
 STANDS_OUT = 0.3
 """By which success of small changes in one class must exceed the median of the classes."""
-ALIKE = 0.05
-"""Difference up to which candidates are about as good."""
 DOUBTFUL = 0.5
 """Share of weak spots left, of the best candidate, from which on its report says that the backdoor may be left in."""
 
@@ -74,8 +71,8 @@ class _Success:
     long: Float[Tensor, "k"]
 
     def at(self, place: int | None) -> float:
-        """Return that of the small change for the class at this place, or the mean of the longer ones."""
-        return float(self.long.mean() if place is None else self.short[place])
+        """Return by how much that of small changes stands out at this place, or the mean of that of longer ones."""
+        return float(self.long.mean() if place is None else _excess(self.short)[place].clamp_min(0))
 
 
 def _excess(success: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
@@ -195,9 +192,7 @@ class Court:
         sound = self.sound()
         if not sound:
             return min(self.heard, key=self.cost)
-        least = min(map(self.loss, sound))
-        good = [one for one in sound if self.loss(one) <= least + ALIKE]
-        return min(good, key=lambda one: self._left(one, None) or 0.0)
+        return min(sound, key=lambda one: (self.loss(one), self.cost(one)))
 
     def judge(self, model: Network) -> History:
         """Make the model the best candidate, and return its history with the evidence."""
