@@ -13,6 +13,7 @@ from unbackdoor.sift import INPUT_FILTERS, InputFilter, ScaleUp, TeCo
 from unbackdoor.sift import teco as module
 from unbackdoor.sift.corruptions import KINDS, Draws
 from unbackdoor.testing.samples import hooks_on, same_state, state_of
+from unbackdoor.training import Runtime
 
 FILTERS = [ScaleUp(), TeCo()]
 
@@ -95,6 +96,18 @@ def test_severities_are_those_of_a_plain_loop_over_images() -> None:
                 others = [int(models.suspect(one).argmax()) != first for one in changed]
                 ends.append(others.index(True) + 1 if any(others) else 6)
         assert float(found[row]) == pytest.approx(float(torch.tensor(ends).float().std(correction=0)), abs=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("sieve", FILTERS, ids=lambda one: type(one).__name__)
+def test_scores_on_a_gpu_are_those_of_a_processor(sieve: InputFilter) -> None:
+    models = planted(0)
+    images = models.test.images[:40]
+    found = sieve.score(models.suspect, images, Runtime(device="cuda", precision="fp32", seed=0))
+    expected = sieve.score(models.suspect, images, Runtime(device="cpu", precision="fp32", seed=0))
+    # An answer may hang on rounding.
+    assert float((found - expected).abs().lt(1e-6).float().mean()) > 0.9
 
 
 def test_filters_are_registered_and_options_are_checked() -> None:
