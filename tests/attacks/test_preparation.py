@@ -15,7 +15,7 @@ from unbackdoor.models import PreActResNet18
 from unbackdoor.training import Recipe, enough_epochs, new_network
 
 
-@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("seed", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_clean_model_of_few_images_knows_the_classes(seed: int) -> None:
     train, test = read_images("digits", "train"), read_images("digits", "test")
     drawn = runtime(seed)

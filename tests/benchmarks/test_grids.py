@@ -362,6 +362,7 @@ def test_times_as_fast_are_those_of_the_turns(program: Load) -> None:
     assert sum(line[:1] == ["1000"] for line in tables(text)) == 1 + 6
 
 
+@pytest.mark.slow
 def test_a_turn_measures_both_on_the_same_rows(program: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.planted import pictures
     from unbackdoor.sift import FCT

@@ -129,6 +129,7 @@ def test_the_nearest_text_is_found() -> None:
         by_nearest_text(Pairs(smiles=("C",), texts=("!",), rows=(0,), name="none"), ["a"])
 
 
+@pytest.mark.slow
 def test_chance_and_retrieval_on_real_prompts_are_as_measured_before(shared_data: Path) -> None:
     """Similarity 0.286 and 0.773, the latter by a somewhat other pool of training pairs."""
     chosen = choose_pairs([str(shared_data / "mol_text_pool")], str(shared_data / "pubchem324k"))

@@ -1,0 +1,46 @@
+"""README's tables of repairs are those of the rows that were measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+METHODS = {
+    "**Auto**": "Auto", "TSBD": "TSBD", "I-BAU": "IBAU", "SAU at four times its rate": "SAU learning_rate=0.0004",
+    "NPD": "NPD", "FT-SAM at four times its rate": "FTSAM learning_rate=0.04", "CLP": "CLP", "ANP": "ANP", "SAU": "SAU",
+    "FT-SAM": "FTSAM",
+}  # fmt: skip
+
+
+def tables() -> list[list[list[str]]]:
+    """Return the cells of README's tables that have a row without a repair."""
+    found: list[list[list[str]]] = [[]]
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if line.startswith("|"):
+            found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        elif found[-1]:
+            found.append([])
+    return [table for table in found if any(row[0] == "no repair" for row in table)]
+
+
+@pytest.mark.parametrize(("place", "name"), [(0, "purify-small"), (1, "purify-250")])
+def test_a_table_shows_what_was_measured(place: int, name: str) -> None:
+    lines = (ROOT / "benchmarks" / "results" / f"{name}.jsonl").read_text().splitlines()
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    header, _, untreated, *repairs = tables()[place]
+    attacks = [cell.replace("Input-aware", "InputAware") for cell in header[1:-2]]
+    before = {row["attack"]: row["before"] for row in rows}
+    assert len(repairs) > 5
+    most = fmean((1 + before[attack]["asr"]) / 2 for attack in attacks)
+    accuracy = fmean(before[attack]["acc"] for attack in attacks)
+    shown = [f"{100 * before[attack]['asr']:.1f}" for attack in attacks]
+    assert untreated == ["no repair", *shown, f"{100 * accuracy:.1f}", f"at most {100 * most:.1f}"]
+    for label, *cells in repairs:
+        mine = {row["attack"]: row for row in rows if row["method"] == METHODS[label]}
+        means = (fmean(mine[attack][figure] for attack in attacks) for figure in ("acc", "der"))
+        assert cells == [f"{100 * value:.1f}" for value in (*(mine[attack]["asr"] for attack in attacks), *means)]
