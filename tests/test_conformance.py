@@ -24,6 +24,7 @@ from unbackdoor.attacks import (
     MESAPatch,
     TrojanNN,
     WaNet,
+    preparation,
 )
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import OracleError
@@ -72,6 +73,12 @@ OWN: dict[str, dict[str, Any]] = {
     "TaCT": {**FEW, "covers": (2,)},
     "Weights": {"unlearning_epochs": 2},
 }
+
+
+@pytest.fixture(autouse=True)
+def _short_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the clean model into which an attack looks learn for a few steps: what it knows is no matter here."""
+    monkeypatch.setattr(preparation, "LEAST_STEPS", 10)
 
 
 def shortened(method: Any) -> Any:

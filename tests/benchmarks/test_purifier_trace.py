@@ -98,7 +98,7 @@ def test_every_epoch_is_looked_at_and_measured(place: Place, method: str, kind: 
 
 @pytest.mark.parametrize("kind", ["fp32", "naive"])
 @pytest.mark.parametrize("method", ["NPD", "SAU"])
-@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("after", [1, *(pytest.param(after, marks=pytest.mark.slow) for after in (0, 2))])
 def test_an_interrupted_run_goes_on_and_sees_the_same(
     place: Place, method: str, kind: str, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

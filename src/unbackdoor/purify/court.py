@@ -225,7 +225,7 @@ class Court:
             told.append(f"Of the suspect's weak spots that the others took out it has left {shown} %.")
             if place is not None:
                 name = clean_text(self.held.class_names[int(self.classes[place])], 60)
-                told.append(f'What is counted are changes towards the class "{name}", which stands out.')
+                told.append(f'Counted is what leads to the class "{name}", which stands out, more than to others.')
             if left >= DOUBTFUL:
                 told.append("That is so much that the backdoor may be left in.")
         if cost > self.allowance + 1e-6:
