@@ -63,18 +63,6 @@ class Heard:
     spots: Float[Tensor, "k c h w"]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Success:
-    """How often changes lead a model to their classes, 0 to 1: as they were found, and made longer."""
-
-    short: Float[Tensor, "k"]
-    long: Float[Tensor, "k"]
-
-    def at(self, place: int | None) -> float:
-        """Return by how much that of small changes stands out at this place, or the mean of that of longer ones."""
-        return float(self.long.mean() if place is None else _excess(self.short)[place].clamp_min(0))
-
-
 def _excess(success: Float[Tensor, "k"]) -> Float[Tensor, "k"]:
     """Return by how much the success in each class exceeds that in the middle one."""
     return success - success.quantile(0.5)
@@ -101,7 +89,7 @@ class Court:
         self.classes = worth_searching(self.suspect, self.kept, MOST_CLASSES, runtime)
         self.heard: list[Heard] = []
         self.refused: list[str] = []
-        self._success: dict[tuple[str | None, str], _Success] = {}
+        self._success: dict[tuple[str | None, str, bool], Float[Tensor, "k"]] = {}
         self._still: dict[tuple[str, ...], Float[Tensor, "k"]] = {}
 
     def hear(self, name: str, network: Network, history: History) -> None:
@@ -123,24 +111,30 @@ class Court:
         """Return the candidates that are not broken."""
         return [one for one in self.heard if one.accuracy >= BROKEN * self.accuracy]
 
-    def success(self, candidate: Heard | None, other: Heard) -> _Success:
-        """Return how much of what another took out moves a candidate, or the suspect."""
-        key = candidate.name if candidate else None, other.name
+    def success(self, candidate: Heard | None, other: Heard, long: bool = False) -> Float[Tensor, "k"]:
+        """Return how often what another took out leads a candidate, or the suspect, to each class, 0 to 1.
+
+        Of the changes as they were found, or of the same made longer.
+        """
+        key = candidate.name if candidate else None, other.name, long
         if key not in self._success:
             network = candidate.network if candidate else self.suspect
-            short, long = (
-                successes(network, self.changed, spots, self.classes, self.runtime)
-                for spots in (other.spots, longer(other.spots))
-            )
-            self._success[key] = _Success(short=short, long=long)
+            spots = longer(other.spots) if long else other.spots
+            self._success[key] = successes(network, self.changed, spots, self.classes, self.runtime)
         return self._success[key]
+
+    def _counted(self, candidate: Heard | None, other: Heard, place: int | None) -> float:
+        """Return by how much small changes stand out at this place, or the mean success of longer ones."""
+        if place is None:
+            return float(self.success(candidate, other, long=True).mean())
+        return float(_excess(self.success(candidate, other))[place].clamp_min(0))
 
     def standing_out(self) -> int | None:
         """Return the place, among the classes that are looked at, of the one that stands out; None if none does."""
         sound = self.sound()
         if not sound:
             return None
-        excess = torch.stack([_excess(self.success(None, one).short) for one in sound]).mean(0)
+        excess = torch.stack([_excess(self.success(None, one)) for one in sound]).mean(0)
         return int(excess.argmax()) if float(excess.max()) >= STANDS_OUT else None
 
     def left(self, candidate: Heard) -> float | None:
@@ -170,10 +164,10 @@ class Court:
     def _left(self, candidate: Heard, place: int | None) -> float | None:
         """Return how much of the spots that were found is left, in the class at this place or in all of them."""
         sound = self.sound()
-        found = [self.success(candidate, one).at(place) for one in sound if one is not candidate]
+        found = [self._counted(candidate, one, place) for one in sound if one is not candidate]
         if not found:
             return None
-        taken_out = fmean(self.success(None, one).at(place) for one in sound)
+        taken_out = fmean(self._counted(None, one, place) for one in sound)
         return fmean(found) / taken_out if taken_out else 0.0
 
     def loss(self, candidate: Heard) -> float:
