@@ -117,6 +117,8 @@ def test_weak_spots_left_are_the_share_of_those_that_others_took_out(
         # Planted backdoors take more than small changes.
         monkeypatch.setattr(spots_module, "RADIUS", spots_module.LONGER)
         monkeypatch.setattr(court_module, "STANDS_OUT", 0.1)
+    # Whose turn comes is another test's.
+    monkeypatch.setattr(court_module.Court, "enough", lambda *_: False)
     candidates = {"CLP": noisy(models.suspect, 1), "TSBD": models.twin, "FTSAM": noisy(models.twin, 2)}
     tried(monkeypatch, **candidates)
     _, history = Auto(methods=tuple(candidates), allowance=0.2).purify(models.suspect, models.data, runtime())
@@ -209,13 +211,24 @@ def test_of_repairs_that_left_the_backdoor_in_and_a_dear_one_that_did_not_the_de
 
 
 def test_nothing_further_is_tried_once_little_enough_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two that agree are not enough: each of them is judged by one other alone."""
+    """Two that agree are not enough where no class stands out: both may have left the backdoor in."""
     models = planted(1)
     twins = {"TSBD": models.twin, "NPD": noisy(models.twin, 1), "FTSAM": models.suspect}
     for first, expected in (({"CLP": models.suspect}, [1, 1, 1, 0]), ({"CLP": network(99)}, [1, 1, 1, 1])):
         stubs = tried(monkeypatch, **first, **twins)
         Auto(methods=tuple(stubs), enough=0.5).purify(models.suspect, models.data, runtime())
         assert [len(one.calls) for one in stubs.values()] == expected
+
+
+def test_two_are_enough_where_a_class_stands_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Planted backdoors take more than small changes.
+    monkeypatch.setattr(spots_module, "RADIUS", spots_module.LONGER)
+    monkeypatch.setattr(court_module, "STANDS_OUT", 0.1)
+    models = planted(1)
+    for first, third in ((models.twin, 0), (models.suspect, 1)):
+        stubs = tried(monkeypatch, CLP=first, TSBD=noisy(first, 1), NPD=models.twin)
+        Auto(methods=tuple(stubs)).purify(models.suspect, models.data, runtime())
+        assert len(stubs["NPD"].calls) == third
 
 
 def test_of_two_the_one_that_changed_something_wins_and_of_broken_ones_the_least_broken(

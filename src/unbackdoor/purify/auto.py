@@ -2,7 +2,8 @@
 
 Which purifier works depends on an attack that nobody knows. Purifiers are tried one after the other, each from the
 suspect and on four fifths of the clean samples. The last fifth judges (see `court`). Nothing further is tried once a
-candidate, judged by two others at least, has no more than `enough` of weak spots left and lost accuracy together.
+candidate has no more than `enough` of weak spots left and lost accuracy together: judged by one other if a class stands
+out in what they took out, and by two otherwise.
 
 Of a budget each purifier may take what those before it have left, but for the time of judging: a short schedule of one
 is worth more than shreds of several.

@@ -177,9 +177,14 @@ class Court:
         return (self.left(candidate) or 0.0) + dear
 
     def enough(self, loss: float) -> bool:
-        """Return whether nothing further need be tried, as one that two others at least judge loses so little."""
+        """Return whether nothing further need be tried, as a candidate loses so little.
+
+        Two may be alike for both having left the backdoor in. Where a class stands out in what they took out, they have
+        not; where none does, it takes a third to tell.
+        """
         sound = self.sound()
-        return len(sound) > 2 and any(self.loss(one) <= loss for one in sound)
+        judges = 2 if self.standing_out() is None else 1
+        return len(sound) > judges and any(self.loss(one) <= loss for one in sound)
 
     def best(self) -> Heard:
         """Return the candidate that is kept."""
