@@ -77,7 +77,7 @@ def runs(tests: Sequence[str], seeds: Sequence[int]) -> Iterator[Run]:
     every: list[Run] = []
     for test in tests:
         controls = () if test == CLEAN_MEANS_NOTHING else (NOWHERE,)
-        every += [Run(test, rate, where, seeds[0]) for where in (EVERY, PUBLISHED, *controls) for rate in RATES]
+        every += [Run(test, rate, where, seeds[0]) for where in (EVERY, *controls, PUBLISHED) for rate in RATES]
     every += [Run(tests[0], RATES[-1], where, seeds[0], EPOXIDE) for where in (EVERY, NOWHERE)]
     for seed in seeds[1:]:
         every += [Run(tests[0], rate, where, seed) for rate in RATES for where in (EVERY, PUBLISHED, NOWHERE)]

@@ -188,4 +188,4 @@ def _optimizer(module: nn.Module, plan: Plan) -> torch.optim.Optimizer:
         {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
     ]
     kind = torch.optim.Adam if plan.optimizer == "Adam" else torch.optim.AdamW
-    return kind(groups, lr=plan.learning_rate)
+    return kind(groups, lr=plan.learning_rate, fused=True)

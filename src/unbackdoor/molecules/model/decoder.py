@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.data.molecule import MAX_ATOMS
+from unbackdoor.molecules.model.blocks import in_blocks
 from unbackdoor.molecules.model.writer import NEVER, NO_BEGINNING, MoleculeDecoder
 from unbackdoor.molecules.motifs import MAX_LENGTH, STOP, Tokens, Vocabulary, join
 
@@ -84,7 +85,7 @@ class MotifDecoder(MoleculeDecoder):
 
         losses = latent.new_zeros(len(latent))
         of = rows[written]
-        logits = self.kind_head(torch.cat((hidden[written], latent[of]), 1)).float()
+        logits = in_blocks(self.kind_head, torch.cat((hidden[written], latent[of]), 1)).float()
         logits = logits.masked_fill(~self._kinds(columns.expand_as(written)[written]), NEVER)
         losses = losses.index_add(0, of, F.cross_entropy(logits, tokens.kind[written], reduction="none"))
         if not bool(bound.any()):
@@ -119,19 +120,19 @@ class MotifDecoder(MoleculeDecoder):
         return root == (column == 0)[:, None]
 
     def _up_logits(self, state: Tensor, latent: Tensor, kind: Tensor) -> Float[Tensor, "s u"]:
-        logits: Tensor = self.up_head(torch.cat((state, self.kind(kind).to(state.dtype), latent.to(state.dtype)), 1))
-        return logits.float()
+        given = torch.cat((state, self.kind(kind).to(state.dtype), latent.to(state.dtype)), 1)
+        return in_blocks(self.up_head, given).float()
 
     def _parent_logits(self, state: Tensor, kind: Tensor, parent_kind: Tensor) -> Float[Tensor, "s a"]:
         given = torch.cat((state, self.kind(kind).to(state.dtype), self.kind(parent_kind).to(state.dtype)), 1)
         able = self.hydrogens[parent_kind] >= self.order[kind][:, None]
-        logits: Tensor = self.parent_atom_head(given).float().masked_fill(~able, NEVER)
+        logits: Tensor = in_blocks(self.parent_atom_head, given).float().masked_fill(~able, NEVER)
         return logits
 
     def _own_logits(self, state: Tensor, kind: Tensor, parent_kind: Tensor) -> Float[Tensor, "s a"]:
         given = torch.cat((state, self.kind(kind).to(state.dtype), self.kind(parent_kind).to(state.dtype)), 1)
         able = self.hydrogens[kind] >= self.order[kind][:, None]
-        logits: Tensor = self.own_atom_head(given).float().masked_fill(~able, NEVER)
+        logits: Tensor = in_blocks(self.own_atom_head, given).float().masked_fill(~able, NEVER)
         return logits
 
     def write(self, latent: Float[Tensor, "b z"]) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unbackdoor.molecules.model.blocks import in_blocks
 from unbackdoor.molecules.model.graphs import CHARGES, ELEMENTS, KINDS, GraphBatch
 
 
@@ -41,7 +42,7 @@ class GraphEncoder(nn.Module):
         bonds[:, 0] = 1
         for layer in self.layers:
             atoms = layer(atoms, bonds, graphs)
-        projected = self.project(self.norm(atoms)).float()
+        projected = in_blocks(self.project, self.norm(atoms)).float()
         sums = projected.new_zeros(graphs.molecules, projected.shape[1]).index_add_(0, graphs.owner, projected)
         means: Tensor = sums / torch.bincount(graphs.owner, minlength=graphs.molecules).unsqueeze(1)
         return means
@@ -62,5 +63,5 @@ class GINLayer(nn.Module):
     ) -> Float[Tensor, "atoms w"]:
         """Return new vectors of the atoms."""
         message = atoms.float().index_add(0, graphs.target, atoms.float()[graphs.source]) + self.bond(bonds)
-        new: Tensor = self.norm(self.perceptron(message).float())
+        new: Tensor = self.norm(in_blocks(self.perceptron, message).float())
         return new if self.last else new.relu()
