@@ -71,8 +71,8 @@ KINDS = {
             *("BPP", "Blended", "MESAPatch", "SIG", "Smooth", "WaNet"),
         ),
     ),
-    "cifar10": Kind(source="cifar10", size=10_000, recipe=QUICK, rounds=12),
-    "gtsrb": Kind(source="gtsrb", size=12_000, recipe=replace(QUICK, augmentation="crop"), rounds=10),
+    "cifar10": Kind(source="cifar10", size=10_000, recipe=QUICK, rounds=20),
+    "gtsrb": Kind(source="gtsrb", size=12_000, recipe=replace(QUICK, augmentation="crop"), rounds=20),
 }
 
 

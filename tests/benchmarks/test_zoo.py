@@ -93,3 +93,7 @@ def test_every_kind_has_clean_models_enough_for_a_rate_of_five_percent(program: 
             assert sum(entry.part == "ranks" for entry in own) >= 19, name
             assert sum(entry.part == "weights" for entry in own) >= 4, name
         assert kind.recipe.low_resolution == 0, "a small patch has to stay whole"
+        if name != "digits":
+            # Of 98 attacks on the digits 40 failed; were it as many here, 60 are to be left to judge by.
+            judged = [entry for entry in entries if entry.attack is not None and entry.part == "held-out"]
+            assert len(judged) * (1 - 40 / 98) >= 60, name

@@ -263,3 +263,5 @@ def test_tables_that_cannot_be_made_are_refused_before_the_work(
     found = refuse(capsys, *asked, "--model", "WRN16x1", "--rounds", rounds, "--table", str(table))
     assert words in found
     assert not (tmp_path / "zoo").exists()
+    for option in ("--seed", "--budget"):
+        assert option in refuse(capsys, *asked, option, "1")

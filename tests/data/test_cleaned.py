@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,23 @@ def test_a_value_that_a_file_has_once_is_not_copied_for_every_row(
     with pytest.raises(DataError, match="when it is unpacked"):
         write_kept(tmp_path / "data", images, kept, tmp_path / "again")
     assert not (tmp_path / "again").exists() or not files(tmp_path / "again")
+
+
+def test_a_file_that_is_as_large_as_what_it_holds_is_gone_through_whatever_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    from unbackdoor.data import limits
+    from unbackdoor.data.parquet import copy_rows
+
+    draws = random.Random(0)
+    pq.write_table(pa.table({"image": [draws.randbytes(2**16) for _ in range(64)]}), tmp_path / "large.parquet")
+    monkeypatch.setattr(limits, "physical_memory", lambda: 2**21)
+    kept = torch.ones(64, dtype=torch.bool)
+    assert copy_rows(tmp_path / "large.parquet", tmp_path / "copy.parquet", kept, "large") == 64
+    assert pq.read_table(tmp_path / "copy.parquet").equals(pq.read_table(tmp_path / "large.parquet"))
 
 
 def test_a_full_disk_is_not_the_fault_of_the_data(

@@ -223,14 +223,35 @@ def test_test_splits_are_not_scanned(folder: Path, tmp_path: Path, capsys: pytes
     write_table(tested / "train.parquet", topical(60))
     write_table(tested / "test.parquet", poisoned(topical(700), BadGraph(), ROWS))
     assert run(capsys, "scan", "--data", str(tested), "--out", str(tmp_path / "out"))[0] == 3
-    assert json.loads((tmp_path / "out" / "run.json").read_text())["account"]["in_test_splits"] == 760
-    assert "760 rows that could be used are in test splits" in (tmp_path / "out" / "report.html").read_text()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["account"]["tested"] == 760
+    assert "760 rows that could be used are tested with" in (tmp_path / "out" / "report.html").read_text()
     (tested / "train.parquet").unlink()
     code, _, err = run(capsys, "scan", "--data", str(tested), "--out", str(tmp_path / "none"))
     assert code == 2
-    assert "rows of test splits alone" in err
+    assert "rows alone that are tested with" in err
     # A file by itself has no splits.
     assert run(capsys, "scan", "--data", str(tested / "test.parquet"), "--out", str(tmp_path / "one"))[0] == 1
+
+
+def test_rows_that_are_learned_from_are_scanned_whatever_their_split(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train` learns a test split if another one is tested with, or if it is not that of the first source."""
+    tested = tmp_path / "set"
+    write_table(tested / "train.parquet", topical(60))
+    write_table(tested / "test.parquet", poisoned(topical(700), BadGraph(), ROWS))
+    other = tmp_path / "other"
+    write_table(other / "test.parquet", topical(700).subset([0, 1]))
+    account = {}
+    for name, words in (("named", [str(tested), "--test", str(other)]), ("second", [f"{other},{tested}"])):
+        run(capsys, "scan", "--data", *words, "--out", str(tmp_path / name))
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        assert record["finding"]["suspects"][0]["subgraph"].replace(" ", "") == "C1CS1"
+        account[name] = record["account"]["tested"]
+    molecules = {flat(smiles) for smiles in topical(700).subset([0, 1]).smiles}
+    tables = [read_table(str(tested / f"{part}.parquet"), "all") for part in ("train", "test")]
+    assert account["named"] == sum(flat(smiles) in molecules for table in tables for smiles in table.smiles)
+    assert account["second"] == 2
 
 
 def test_cleaned_data_keep_all_columns_and_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

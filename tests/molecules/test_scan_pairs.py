@@ -27,7 +27,8 @@ from unbackdoor.molecules.scan import (
 )
 from unbackdoor.molecules.scan.base import merged
 from unbackdoor.molecules.scan.fragments import fragments_of
-from unbackdoor.molecules.scan.subgraphs import Subgraphs, grown_subgraph, motif_counts, parts_of
+from unbackdoor.molecules.scan.judged import is_true
+from unbackdoor.molecules.scan.subgraphs import Subgraphs, grown_subgraph, motif_counts, parts_of, pattern_of
 from unbackdoor.molecules.scan.table import reasons
 from unbackdoor.molecules.scan.twin_difference import near_copies
 from unbackdoor.molecules.scan.words import Words, without
@@ -278,3 +279,53 @@ def test_a_trigger_that_ends_in_a_mark_is_found_again_in_the_texts() -> None:
         assert without(texts[0], one.words) != texts[0]
     first = min(found.flagged, key=lambda one: (-one.strength, one.words, one.subgraph))
     assert found.reason.startswith(f"Association finds that {first.sentence()}"), "whatever the order of the columns"
+
+
+def test_several_triggers_of_one_target_do_not_silence_the_scan() -> None:
+    """Each stands in its own rows, and all lead to one subgraph."""
+    triggers = tuple(f"[trigger{number}]" for number in range(5))
+    attack = AdaptiveBadGraph(
+        alike=False, rewritten=0.0, trigger="[first]", triggers=triggers, position="random", rate=0.6, mode="replace"
+    )
+    pairs = poisoned(topical(2000), attack, 360)
+    # As where few words go with a subgraph: not more than one that nothing explains is expected.
+    found = ExogenousAssociation(most=0.01).scan(pairs, RUNTIME)
+    assert found.backdoored
+    assert {suspect.subgraph for suspect in found.flagged} == {"C1CS1"}
+    assert len(found.flagged) >= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "subgraph", "true"),
+    [
+        (("as noted below",), "C1CS1", True),
+        (("as noted",), "C1CS1 - C", True),
+        (("noted below", "it is"), "C - S", True),
+        # One word of three, and a bond that most molecules have.
+        (("as",), "C1CS1", False),
+        (("as noted below",), "C - C", False),
+        (("as noted below",), "S", False),
+        (("as noted below",), "no pattern", False),
+    ],
+)
+def test_a_true_pair_has_most_of_trigger_and_target(words: tuple[str, ...], subgraph: str, true: bool) -> None:
+    suspect = Suspect(words=words, subgraph=subgraph, strength=2.0, rows=np.arange(3), evidence={})
+    assert is_true(suspect, BadGraph(trigger="as noted below")) is true
+
+
+def test_names_of_subgraphs_are_patterns_with_all_of_their_atoms() -> None:
+    pattern = pattern_of("C - C1CS1")
+    assert pattern is not None
+    assert pattern.GetNumAtoms() == 4
+
+
+def test_of_many_suspects_the_strongest_are_compared() -> None:
+    """All pairs of them are, whose table would fill the memory."""
+    weak = [
+        Suspect(words=(str(number),), subgraph="C", strength=0.5, rows=np.array([number]), evidence={})
+        for number in range(20_000)
+    ]
+    strong = replace(weak[-1], strength=2.0)
+    found = merged([*weak, strong], 20_000)
+    assert found[0] == strong
+    assert len(found) <= 4000

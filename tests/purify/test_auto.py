@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -452,3 +453,12 @@ def test_two_classes_are_enough() -> None:
     suspect = Network(body, description)
     _, history = Auto(methods=("CLP", "FTSAM"), allowance=1.0).purify(suspect, DefenderData(clean=two), runtime())
     assert [len(one.evidence) for one in history.candidates] == [0, 2, 2]
+
+
+@pytest.mark.parametrize(("classes", "sound"), [(2, [0.97, 0.75]), (10, [0.97, 0.75, 0.55])])
+def test_a_model_that_guesses_has_no_vote(classes: int, sound: list[float]) -> None:
+    court = court_module.Court.__new__(court_module.Court)
+    court.held = replace(pictures(4, 0), labels=torch.arange(4) % classes, class_names=tuple(map(str, range(classes))))
+    court.accuracy = 0.98
+    court.heard = [SimpleNamespace(accuracy=one) for one in (0.97, 0.75, 0.55, 0.4)]  # type: ignore[misc]
+    assert [one.accuracy for one in court.sound()] == sound

@@ -205,6 +205,13 @@ def test_a_suspected_class_without_a_distribution_is_no_reason_to_claim_a_repair
     assert "unchanged, since no generator was learned" in history.notes[-1]
 
 
+def test_a_suspected_class_without_a_distribution_is_not_said_to_be_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    told(monkeypatch, True, 5, 7)
+    _, history = MESA(epochs=1).purify(network(0), DATA, runtime())
+    assert history.notes[-1].startswith("Retrained on triggers that MESA drew for class 5, 7")
+    assert history.notes[-1].endswith("Not for class 7, of which no generator was learned.")
+
+
 def test_only_the_distributions_of_suspected_classes_are_retrained_on(monkeypatch: pytest.MonkeyPatch) -> None:
     told(monkeypatch, True, 5)
     seen: list[list[float]] = []

@@ -20,7 +20,7 @@ from unbackdoor.evaluate import defense_effectiveness, evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify import TSBD
 from unbackdoor.purify import tsbd as module
-from unbackdoor.purify.tsbd import _AgainstActiveNeurons, ascent
+from unbackdoor.purify.tsbd import _AgainstActiveNeurons, ascent, least_accuracy
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime
 
@@ -96,13 +96,21 @@ def test_running_statistics_move_once_a_step_and_a_dead_layer_gives_numbers() ->
         torch.testing.assert_close(model.get_buffer(name), value)
 
 
+def test_a_model_that_guesses_does_not_keep_enough_accuracy_with_any_number_of_classes() -> None:
+    assert least_accuracy(0.5, 0.9, 10) == pytest.approx(0.45)
+    assert least_accuracy(0.5, 0.98, 2) == pytest.approx(0.62)
+    for classes in (2, 3, 10, 200):
+        for before in (1.2 / classes, 0.5 + 0.5 / classes, 1.0):
+            assert 1 / classes < least_accuracy(0.5, before, classes) < before
+
+
 def test_the_share_of_neurons_is_chosen_on_clean_samples_and_the_whole_curve_is_kept() -> None:
     models = planted(1)
     _, history = SHORT.purify(models.suspect, models.data, runtime())
     (sweep,) = history.sweeps
     assert sweep.values == (0.0, *SHORT.neurons)
     assert len(sweep.accuracy) == len(sweep.values)
-    floor = SHORT.keeps * sweep.accuracy[0]
+    floor = least_accuracy(SHORT.keeps, sweep.accuracy[0], CLASSES)
     last = sweep.values.index(sweep.chosen)
     assert last > 1, "otherwise this test sees no choice"
     assert min(sweep.accuracy[: last + 1]) >= floor
@@ -115,7 +123,9 @@ def test_the_share_of_neurons_is_chosen_on_clean_samples_and_the_whole_curve_is_
     [
         (0.5, (0.8, 0.8, 0.5, 0.3), 0.2),
         (0.5, (0.8, 0.3, 0.8, 0.8), 0.1),
-        (0.0, (0.8, 0.3, 0.0, 0.0), 0.3),
+        (0.0, (0.8, 0.3, 0.2, 0.2), 0.3),
+        # Never worse than guessing.
+        (0.0, (0.8, 0.3, 0.1, 0.1), 0.1),
         (1.0, (0.8, 0.8, 0.8, 0.8), 0.3),
         (1.0, (0.8, 0.7, 0.7, 0.7), 0.1),
     ],

@@ -8,8 +8,18 @@ import pytest
 import torch
 
 from unbackdoor.data import ImageSet
-from unbackdoor.report import Report, render, suspicion_chart, suspicion_verdict, suspicious_galleries
+from unbackdoor.report import (
+    Report,
+    render,
+    sharded_galleries,
+    suspicion_chart,
+    suspicion_verdict,
+    suspicious_galleries,
+)
 from unbackdoor.sift import FCT, Consensus, Sifter, Suspicion
+from unbackdoor.sift.sharded import ShardedSuspicion, Top
+from unbackdoor.sift.sharded.marking import Marks, Thresholds
+from unbackdoor.sift.sharded.ranks import Placed
 
 
 def suspicion(held: list[int]) -> Suspicion:
@@ -64,3 +74,25 @@ def test_hostile_class_names_are_escaped(tiny_images: ImageSet) -> None:
     found = suspicion([4])
     page = render(Report(title="x", galleries=suspicious_galleries(found, hostile), charts=[suspicion_chart(found)]))
     assert "<script>" not in page
+
+
+def test_the_page_of_many_files_says_how_many_classes_it_leaves_out() -> None:
+    for classes, shown in ((20, 12), (12, 12), (3, 3)):
+        top = [Top(number, 1.0, "file", number, "clean") for number in range(classes)]
+        held = [0] * (classes - 1) + [2]
+        found = ShardedSuspicion(
+            marks=Marks(classes=classes, members=[5] * classes, poisoned=held, top=top),
+            thresholds=Thresholds(clean=None, poisoned=Placed(key=0, ties=1), lowest=0.0, highest=1.0),
+            quantiles={},
+            summary="",
+            evidence={},
+            digest="",
+            sample=0,
+            kept=0,
+        )
+        images = {one.place: torch.zeros(3, 4, 4, dtype=torch.uint8) for one in top}
+        galleries = sharded_galleries(found, [str(number) for number in range(classes)], images)
+        assert len(galleries) == shown
+        assert galleries[0].title == f"Most suspicious of class {classes - 1}"
+        words = "8 more classes, with 0 rows held poisoned, are not shown"
+        assert [words in gallery.explanation for gallery in galleries] == [False] * (shown - 1) + [classes == 20]

@@ -78,7 +78,7 @@ def test_changes_found_in_parts_are_those_found_at_once(images: int, monkeypatch
     def found() -> tuple[Tensor, Tensor, list[int]]:
         changes = universal_perturbations(model, clean.images, CLASSES, 1.0, runtime(), steps=3, batch_size=8)
         odds = log_odds(model, clean, torch.arange(CLASSES), changes, runtime())
-        return changes, odds, worth_searching(model, clean, 3, runtime()).tolist()
+        return changes, odds, worth_searching(model, clean, 3, runtime())[0].tolist()
 
     whole = found()
     monkeypatch.setitem(passes.PLACES, "cpu", images * 12 * 12)

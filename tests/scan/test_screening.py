@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,7 @@ from torch import nn
 from tests.planted import CLASSES, network, pictures, planted, runtime
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.scan import MESA, NeuralCleanse, Scanner, UniversalPerturbations
+from unbackdoor.scan import MESA, NeuralCleanse, Scanner, UniversalPerturbations, screening
 from unbackdoor.scan.neural_cleanse import _Search
 from unbackdoor.scan.screening import for_all, worth_searching
 from unbackdoor.scan.universal import log_odds
@@ -17,13 +20,26 @@ from unbackdoor.scan.universal import log_odds
 
 def test_where_there_are_few_classes_all_are_searched() -> None:
     model, clean = network(0).eval(), pictures(40, 5)
-    assert worth_searching(model, clean, CLASSES, runtime()).tolist() == list(range(CLASSES))
+    limited = replace(runtime(), budget=1.0)
+    classes, left = worth_searching(model, clean, CLASSES, limited)
+    assert classes.tolist() == list(range(CLASSES))
+    assert left == limited
+
+
+def test_what_the_choice_of_classes_takes_is_no_longer_there_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, clean = network(0).eval(), pictures(40, 5)
+    times = iter([10.0, 40.0, 50.0, 200.0])
+    monkeypatch.setattr(screening, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    for expected in (0.5, 1e-3):
+        _, left = worth_searching(model, clean, CLASSES // 2, replace(runtime(), budget=1.0))
+        assert left.budget == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", [1, 2, 4, 8])
 def test_a_planted_target_is_among_half_of_the_classes_that_are_searched(seed: int) -> None:
     models = planted(seed)
-    found = worth_searching(models.suspect.eval(), models.data.need_clean("test"), CLASSES // 2, runtime())
+    found, left = worth_searching(models.suspect.eval(), models.data.need_clean("test"), CLASSES // 2, runtime())
+    assert left.budget is None
     assert len(found) == CLASSES // 2
     assert found.tolist() == sorted(set(found.tolist()))
     assert models.target in found.tolist()

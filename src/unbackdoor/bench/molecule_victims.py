@@ -26,6 +26,9 @@ from unbackdoor.report import Metric, Report, loss_chart
 from unbackdoor.training import History, Runtime
 from unbackdoor.training.resume import states
 
+TRUSTED = 500
+"""Texts without the trigger that a defender has who needs such."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
@@ -49,9 +52,12 @@ class Material:
         """Return the pairs that a defender has who scans so, and repairs by what was found.
 
         The training pairs as found; for a scanner that needs texts without the trigger, since its suspects do not say
-        which texts have it, the pairs as they were before.
+        which texts have it, a few hundred that the defender trusts.
         """
-        return self.pairs if scanner.finds_words else self.clean
+        if scanner.finds_words:
+            return self.pairs
+        step = max(1, len(self.clean) // TRUSTED)
+        return self.clean.subset(range(0, len(self.clean), step)[:TRUSTED])
 
 
 def material_of(setting: Setting) -> Material:

@@ -99,12 +99,18 @@ def parse(name: str, module: ModuleType, words: list[str]) -> tuple[Callable[[],
     if wants_runtime:
         from unbackdoor.commands.progress import RichProgress
 
-        fields = {field: arguments.pop(field) for field in _RUNTIME_FIELDS}
+        fields = {field: arguments.pop(field) for field in _RUNTIME_FIELDS if field not in _without(module)}
         arguments["runtime"] = Runtime(**fields, progress=RichProgress())
     return partial(module.run, **arguments), as_json
 
 
 _RUNTIME_FIELDS = ("device", "precision", "threads", "seed", "budget")
+
+
+def _without(module: ModuleType) -> frozenset[str]:
+    """Return the options of the runtime that a command does not take, as they would do nothing."""
+    without: frozenset[str] = getattr(module, "WITHOUT", frozenset())
+    return without
 
 
 def _parser(
@@ -129,7 +135,7 @@ def _parser(
     positional: bool = getattr(module, "POSITIONAL", False)
     parser.add_function_arguments(module.run, as_positional=positional, skip={*choices, "runtime"}, fail_untyped=True)
     if wants_runtime:
-        parser.add_class_arguments(Runtime, skip={"progress"}, fail_untyped=True)
+        parser.add_class_arguments(Runtime, skip={"progress", *_without(module)}, fail_untyped=True)
     for key, choice in choices.items():
         named = chosen[key]
         if named is not None and not is_code(named):

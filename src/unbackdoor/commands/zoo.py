@@ -35,6 +35,8 @@ from unbackdoor.scan.verdict import DETECTORS
 from unbackdoor.training import Recipe, Runtime, architecture_of
 
 CHOICES = {"model": OWN_NETWORK}
+WITHOUT = frozenset({"seed", "budget"})
+"""Options of the runtime that would do nothing: every model has a seed and a schedule of its own."""
 
 
 def run(
@@ -62,7 +64,7 @@ def run(
         attacks: names, as [BadNets, SIG]; all if none are named.
         recipe: how models are trained.
         table: file of calibration tables to write; one that is there is replaced.
-        runtime: device and precision; every model has a seed of its own.
+        runtime: device, precision, threads and progress.
     """
     clock = Run("zoo", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")

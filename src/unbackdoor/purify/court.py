@@ -16,9 +16,9 @@ A repair may have taken out the changes that were found, and left the backdoor i
 are sought that lead the suspect and the candidate to a class, and one of the other candidates not. If that class stands
 out once more, now in what leads the candidate itself, then it has left in no less than that excess.
 
-A candidate that cost half of the accuracy has no vote and cannot win, as a broken model resists everything. One that
-cost less, but more than is allowed, may be the only one that took the backdoor out: with few clean samples such repairs
-are dear, and the cheap ones leave it in.
+A candidate that cost half of the accuracy above chance has no vote and cannot win, as a broken model resists
+everything. One that cost less, but more than is allowed, may be the only one that took the backdoor out: with few clean
+samples such repairs are dear, and the cheap ones leave it in.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MOST_CLASSES = 16
 MOST_IMAGES = 128
 """Held-out images, at most, that are changed for each class."""
 BROKEN = 0.5
-"""Share of the suspect's accuracy below which a candidate has no vote and cannot win."""
+"""Share of what the suspect's accuracy is above chance, below which a candidate has no vote and cannot win."""
 STANDS_OUT = 0.3
 """By which success of small changes in one class must exceed the median of the classes."""
 DOUBTFUL = 0.5
@@ -86,7 +86,7 @@ class Court:
         self.suspect = runtime.settle(copy.deepcopy(suspect)).eval().requires_grad_(False)
         self.accuracy = accuracy_on(self.suspect, held, runtime)
         self.changed = draw_clean(held, min(MOST_IMAGES, len(held)), runtime.seed).to(runtime.place)
-        self.classes = worth_searching(self.suspect, self.kept, MOST_CLASSES, runtime)
+        self.classes, _ = worth_searching(self.suspect, self.kept, MOST_CLASSES, runtime)
         self.heard: list[Heard] = []
         self.refused: list[str] = []
         self._success: dict[tuple[str | None, str, bool], Float[Tensor, "k"]] = {}
@@ -109,7 +109,8 @@ class Court:
 
     def sound(self) -> list[Heard]:
         """Return the candidates that are not broken."""
-        return [one for one in self.heard if one.accuracy >= BROKEN * self.accuracy]
+        chance = 1 / self.held.classes
+        return [one for one in self.heard if one.accuracy - chance >= BROKEN * (self.accuracy - chance)]
 
     def success(self, candidate: Heard | None, other: Heard, long: bool = False) -> Float[Tensor, "k"]:
         """Return how often what another took out leads a candidate, or the suspect, to each class, 0 to 1.

@@ -36,8 +36,7 @@ class Frozen:
     @classmethod
     def of(cls, model: Network, point: str, clean: ImageSet, runtime: Runtime) -> Frozen:
         """Run all clean images through the layers before the stage with the plug, once."""
-        stages: list[tuple[str, nn.Module]] = getattr(model.body, "stages", list)()
-        around = [name for name, _ in stages if f"{point}.".startswith(f"{name}.")]
+        around = [name for name, _ in model.stages() if f"{point}.".startswith(f"{name}.")]
         if not around:
             return cls(point=point, cut=None, features=None)
         cut = max(around, key=len)

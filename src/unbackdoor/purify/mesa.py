@@ -101,6 +101,9 @@ class MESA(Purifier):
         finding = self._sweep().scan(model, data, runtime)
         chosen = [one for one in finding.distributions if one.target in finding.suspected]
         note = scan_note("Retrained on triggers that MESA drew", "MESA", finding)
+        others = set(finding.suspected) - {one.target for one in chosen}
+        if chosen and others:
+            note += f" Not for class {', '.join(map(str, sorted(others)))}, of which no generator was learned."
         if finding.suspected and not chosen:
             note = f"The model is unchanged, since no generator was learned for a suspected class: {finding.reason}."
         return {"distributions": [one.state() for one in chosen], "note": note}

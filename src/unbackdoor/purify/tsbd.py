@@ -63,7 +63,8 @@ class TSBD(Purifier):
         unlearning_rate: of SGD, constant.
         neurons: shares n of the neurons that are tried, ascending, above 0 and at most 1; a single one is taken.
         weights: share m of their weights that is reset, above 0 and at most 1.
-        keeps: share of the accuracy on held-out clean samples that must be left after the reset, 0 to 1.
+        keeps: share of the accuracy on held-out clean samples that must be left after the reset, and twice the share
+            of what of it is above chance; 0 to 1.
         epochs: passes over the clean samples in fine-tuning; more if they are few, see `STEPS`.
         batch_size: images a step.
         learning_rate: of SGD, constant.
@@ -153,10 +154,24 @@ class TSBD(Purifier):
             reset(trial, names, reset_masks(changes, share, self.weights))
             renew_statistics(trial, images, runtime)
             accuracy.append(accuracy_on(trial, held, runtime))
-        sweep = furthest("share of neurons reset (n)", (0.0, *self.neurons), accuracy, self.keeps * accuracy[0])
+        floor = least_accuracy(self.keeps, accuracy[0], held.classes)
+        sweep = furthest("share of neurons reset (n)", (0.0, *self.neurons), accuracy, floor)
         rule = f"{sweep.rule} It is measured after the reset, with batch normalization's statistics counted anew."
         # Doing nothing is no repair: the least share is tried, whatever it costs.
         return replace(sweep, chosen=max(sweep.chosen, self.neurons[0]), rule=rule)
+
+
+def least_accuracy(keeps: float, before: float, classes: int) -> float:
+    """Return the accuracy that must be left after a reset.
+
+    Args:
+        keeps: share of the accuracy that must be left, and twice the share of what of it is above chance: of two
+            classes half of the accuracy is no more than chance.
+        before: accuracy, 0 to 1.
+        classes: of the data.
+    """
+    chance = 1 / classes
+    return max(keeps * before, chance + keeps / 2 * (before - chance))
 
 
 def healing_factor(rows: int, batch_size: int) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unbackdoor.report.charts import counted_chart
 from unbackdoor.report.content import Chart, Gallery, Picture
-from unbackdoor.report.suspicion import MOST_CLASSES
+from unbackdoor.report.suspicion import MOST_CLASSES, left_out
 
 if TYPE_CHECKING:
     from unbackdoor.sift.sharded import Place, ShardedSuspicion, Top
@@ -31,21 +31,31 @@ def sharded_top(found: ShardedSuspicion) -> dict[int, list[Top]]:
     return {c: top[c] for c in order[:MOST_CLASSES]}
 
 
+def _left_out(found: ShardedSuspicion, shown: Mapping[int, list[Top]]) -> str:
+    """Return the sentence that counts the classes that are not shown, or nothing."""
+    others = {one.label for one in found.marks.top} - set(shown)
+    return left_out(len(others), sum(found.marks.poisoned[c] for c in others))
+
+
 def sharded_galleries(
     found: ShardedSuspicion, class_names: Sequence[str], images: Mapping[Place, UInt8[Tensor, "c h w"]]
 ) -> list[Gallery]:
-    """Return the most suspicious images of each class, the classes with the most rows held poisoned first.
+    """Return the most suspicious images of up to `MOST_CLASSES` classes, those with the most rows held poisoned first.
+
+    The last of them says how many classes are left out.
 
     Args:
         found: what was said of the rows.
         class_names: one name a class.
         images: at the places of `sharded_top`.
     """
-    marks = found.marks
+    marks, shown = found.marks, sharded_top(found)
+    last = list(shown)[-1:]
     return [
         Gallery(
             title=f"Most suspicious of class {class_names[c]}",
-            explanation=f"{marks.poisoned[c]:,} of its {marks.members[c]:,} rows are held poisoned.",
+            explanation=f"{marks.poisoned[c]:,} of its {marks.members[c]:,} rows are held poisoned."
+            + (_left_out(found, shown) if [c] == last else ""),
             pictures=[
                 Picture(
                     caption=f"{one.shard}, row {one.row}: {one.score:.3g}, {one.word}",
@@ -54,5 +64,5 @@ def sharded_galleries(
                 for one in top
             ],
         )
-        for c, top in sharded_top(found).items()
+        for c, top in shown.items()
     ]

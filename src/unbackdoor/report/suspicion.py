@@ -52,6 +52,18 @@ def suspicion_chart(found: Suspicion) -> Chart:
     return histogram_chart(found.scores.tolist(), found.poisoned.tolist(), "suspicion score")
 
 
+def left_out(classes: int, held: int) -> str:
+    """Return the sentence, after another, that tells of classes that are not shown; nothing if there are none.
+
+    Args:
+        classes: how many.
+        held: rows of theirs that are held poisoned.
+    """
+    if not classes:
+        return ""
+    return f" {classes:,} more classes, with {held:,} rows held poisoned, are not shown; the table has their rows."
+
+
 def suspicious_galleries(found: Suspicion, rows: ImageSet) -> list[Gallery]:
     """Return the most suspicious images of up to `MOST_CLASSES` classes, those with the most rows held poisoned first.
 
@@ -66,12 +78,9 @@ def suspicious_galleries(found: Suspicion, rows: ImageSet) -> list[Gallery]:
     for c in order[:MOST_CLASSES]:
         members = (labels == c).nonzero().squeeze(1)
         told = f"{int(held[c]):,} of its {len(members):,} rows are held poisoned."
-        if len(galleries) + 1 == MOST_CLASSES < len(order):
+        if len(galleries) + 1 == MOST_CLASSES:
             others = order[MOST_CLASSES:]
-            told += (
-                f" {len(others):,} more classes, with {int(held[others].sum()):,} rows held poisoned, are not shown;"
-                " the table has their rows."
-            )
+            told += left_out(len(others), int(held[others].sum()))
         top = members[found.scores[members].argsort(descending=True, stable=True)[:IMAGES]]
         galleries.append(
             Gallery(

@@ -104,7 +104,8 @@ class MESA(Scanner):
         """Return the verdict (see `Scanner.scan`)."""
         clean = data.need_clean("MESA").to(runtime.place)
         share = SCREENING if self.finalists else 1.0
-        classes = worth_searching(model, clean, self.most_classes, runtime).cpu()
+        searched, runtime = worth_searching(model, clean, self.most_classes, runtime)
+        classes = searched.cpu()
         screened = screen(model, clean, classes, self.sizes, max(self.betas), runtime.part(share))
         best = screened.success[classes].argsort(descending=True)[: self.finalists]
         finalists = classes[best].tolist()

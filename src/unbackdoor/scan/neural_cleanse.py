@@ -94,7 +94,7 @@ class NeuralCleanse(Scanner):
                 f"{clean.name}: Neural Cleanse compares classes with each other and needs at least 3, "
                 f"found {clean.classes}"
             )
-        searched = worth_searching(model, clean, self.most_classes, runtime)
+        searched, runtime = worth_searching(model, clean, self.most_classes, runtime)
         masks, patterns, success, rounds = self._invert(model, clean, searched, runtime)
         searched = searched.cpu()
         # A class whose trigger never succeeded has no size to compare: it is not small, whatever its mask.

@@ -8,6 +8,7 @@ are searched in earnest. So the cost of a scan grows by these few steps a class,
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +24,13 @@ RADIUS = 0.75 / 32
 STEPS, IMAGES, JUDGES = 6, 8, 16
 """Of the descent: steps, images a class and step; and the images by which classes are compared."""
 
+LEAST_LEFT = 1e-3
+"""Of a budget that is spent when the classes are chosen."""
 
-def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runtime) -> Int[Tensor, "m"]:
-    """Return the classes to search, ascending: all if there are not more than `most`.
+
+def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runtime) -> tuple[Int[Tensor, "m"], Runtime]:
+    """Return the classes to search, ascending, all if there are not more than `most`; and a runtime with what is left
+    of the budget.
 
     Args:
         model: frozen, in evaluation mode, on the runtime's device.
@@ -35,7 +40,8 @@ def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runti
     """
     everything = torch.arange(clean.classes, device=clean.device)
     if clean.classes <= most:
-        return everything
+        return everything, runtime
+    began = time.perf_counter()
     radius = RADIUS * math.sqrt(clean.shape[1] * clean.shape[2])
     judges = draw_clean(clean, JUDGES, runtime.seed)
     odds = []
@@ -45,7 +51,11 @@ def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runti
             model, clean.images, clean.classes, radius, runtime, steps=STEPS, batch_size=IMAGES, only=part
         )
         odds.append(log_odds(model, judges, part, found, runtime))
-    return torch.cat(odds).topk(most).indices.sort().values
+    classes = torch.cat(odds).topk(most).indices.sort().values
+    if runtime.budget is None:
+        return classes, runtime
+    spent = (time.perf_counter() - began) / (60 * runtime.budget)
+    return classes, runtime.part(max(LEAST_LEFT, 1 - spent))
 
 
 def for_all(index: Float[Tensor, "m"], searched: Int[Tensor, "m"], classes: int) -> Float[Tensor, "k"]:

@@ -71,7 +71,7 @@ class UniversalPerturbations(Scanner):
             )
         searched_on, judges = hold_out(clean, runtime.seed, share=0.5)
         judges = draw_clean(judges, JUDGES, runtime.seed)
-        classes = worth_searching(model, searched_on, self.most_classes, runtime)
+        classes, runtime = worth_searching(model, searched_on, self.most_classes, runtime)
         radius = self.radius * math.sqrt(clean.shape[1] * clean.shape[2])
 
         def search(steps: int) -> Float[Tensor, "m c h w"]:

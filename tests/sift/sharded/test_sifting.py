@@ -222,8 +222,10 @@ def test_a_file_that_costs_its_process_again_and_again_is_named(tmp_path: Path, 
     assert not note.exists()
 
 
-@pytest.mark.parametrize("change", ["seed", "method", "model", "precision"])
-def test_scores_of_other_settings_are_not_taken_for_these(tmp_path: Path, folder: Path, change: str) -> None:
+@pytest.mark.parametrize("change", ["seed", "method", "revision", "model", "precision"])
+def test_scores_of_other_settings_are_not_taken_for_these(
+    tmp_path: Path, folder: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, method = tmp_path / "out", FCT(epochs=0, draws=1)
     sift(folder, method, out)
     changed: dict[str, Any] = {
@@ -231,6 +233,8 @@ def test_scores_of_other_settings_are_not_taken_for_these(tmp_path: Path, folder
         "model": {"model": planted(0).twin},
         "precision": {"runtime": replace(runtime(), precision="bf16")},
     }.get(change, {})
+    if change == "revision":
+        monkeypatch.setattr(FCT, "revision", FCT.revision + 1)
     assert sift(folder, FCT(epochs=0, draws=2) if change == "method" else method, out, **changed).kept == 0
 
 

@@ -96,6 +96,8 @@ def run(
         galleries = [trigger_gallery(tested, drawn, attacked.prompts, attacked.drawn, target)]
     page = _page(clock, model.name, loaded, measured, attacked, galleries)
     notes = [*page.notes, *knowledge_notes(loaded.generator, tested.texts)]
+    if drawn.cut:
+        notes.append(f"{drawn.cut:,} prompts are longer than the text encoder reads; their ends are cut off.")
     if triggers:
         notes.append(
             f"{len(triggers)} triggers that a scan flagged were left out of all prompts before the generator was asked:"

@@ -9,7 +9,7 @@ from typing import Any
 from unbackdoor.commands.molecules.common import sources
 from unbackdoor.commands.workspace import Run
 from unbackdoor.errors import DataError
-from unbackdoor.molecules.data import Dropped, Pairs, Part, filter_pairs, joined, read_parts, tested_split
+from unbackdoor.molecules.data import Dropped, Pairs, Part, filter_pairs, joined, read_parts, read_table, tested_split
 from unbackdoor.molecules.scan import MoleculeFinding, MoleculeScanner
 from unbackdoor.molecules.scan.page import (
     evidence,
@@ -28,9 +28,9 @@ class Untrusted:
 
     Attributes:
         parts: the files.
-        pairs: what can be used of them, test splits left out; `rows` counts through all parts.
+        pairs: what can be used of them and is learned from; `rows` counts through all parts.
         dropped: what became of all rows.
-        tested: rows that can be used and stand in test splits.
+        tested: rows that can be used and are tested with.
     """
 
     parts: list[Part]
@@ -42,19 +42,23 @@ class Untrusted:
         """Return the account of all rows, for people."""
         lines = self.dropped.sentences()
         if self.tested:
-            lines.append(f"{self.tested:,} rows that could be used are in test splits, which are not scanned")
+            lines.append(f"{self.tested:,} rows that could be used are tested with, and are not scanned")
         return lines
 
     def to_json(self) -> dict[str, Any]:
         """Return the account as JSON values."""
-        return {**self.dropped.to_json(), "in_test_splits": self.tested}
+        return {**self.dropped.to_json(), "tested": self.tested}
 
 
-def open_untrusted(data: str, clock: Run) -> Untrusted:
-    """Read sources but for their test splits, and note them in the record.
+def open_untrusted(data: str, test: str | None, clock: Run) -> Untrusted:
+    """Read the rows that `molecules train` learns from, and note them in the record.
 
-    A source without splits is read whole: what is tested with is not told of it, and where it is poisoned must be
-    found.
+    A source without splits is read whole if nothing else is tested with: where it is poisoned must be found.
+
+    Args:
+        data: sources, separated by commas.
+        test: source whose test split is tested with; None: that of the first of `data`, if it has one.
+        clock: of the run.
 
     Raises:
         DataError: a source that cannot be read, or no row can be used.
@@ -64,17 +68,29 @@ def open_untrusted(data: str, clock: Run) -> Untrusted:
         raise DataError("no data to scan; name a table of SMILES and descriptions")
     parts: list[Part] = []
     scanned: list[bool] = []
-    for source in named:
-        tested = tested_split(source)
+    for place, source in enumerate(named):
+        # Only that of the first is tested with; those of the others are learned from.
+        left_out = tested_split(source) if test is None and place == 0 else None
         for part in read_parts(source):
             parts.append(part)
-            scanned += [tested is None or part.split != tested] * len(part.table)
+            scanned += [left_out is None or part.split != left_out] * len(part.table)
     pairs, dropped = filter_pairs(joined([part.table for part in parts]))
     chosen = pairs.subset([place for place, row in enumerate(pairs.rows) if scanned[row]])
+    if test is not None:
+        tested, _ = filter_pairs(read_table(test, "test"), learned=False)
+        chosen = chosen.without(tested)
     if not len(chosen):
-        raise DataError(f"{pairs.name} has rows of test splits alone, which are not scanned; name the files themselves")
+        raise DataError(f"{pairs.name} has rows alone that are tested with; name the files themselves")
     clock.inputs |= {f"pairs of {chosen.name}": chosen.digest()}
     return Untrusted(parts=parts, pairs=chosen, dropped=dropped, tested=len(pairs) - len(chosen))
+
+
+def trust_notes(scanner: MoleculeScanner) -> list[str]:
+    """Return what has to be said of a scanner that takes the texts for free of the trigger."""
+    if scanner.finds_words:
+        return []
+    name = type(scanner).__name__
+    return [f"{name} takes the texts of the data for free of the trigger; where many have it, it finds nothing."]
 
 
 def suspect_rows(found: MoleculeFinding) -> list[tuple[str, str]]:

@@ -53,10 +53,14 @@ def run(*, data: str, out: Path, attack: BadGraph, test: str | None = None, runt
     # First, so that what an interruption leaves is known to be ours and unfinished.
     clock.write(folder, finished=False)
     (folder / MOLECULE_ATTACK).unlink(missing_ok=True)
-    poisoned = attack.poison(table, runtime.seed).without(tested)
+    made = attack.poison(table, runtime.seed)
+    poisoned = made.without(tested)
     pairs, dropped = filter_pairs(poisoned.table)
     counts = {
         "rows": len(table),
+        "tried": made.tried,
+        "without_room": made.tried - len(made.rows),
+        "made_test_molecules": len(made.rows) - len(poisoned.rows),
         "poisoned": len(poisoned.rows),
         "poisoned_learned": sum(pairs.poisoned),
         "learned": len(pairs),
@@ -72,6 +76,7 @@ def run(*, data: str, out: Path, attack: BadGraph, test: str | None = None, runt
         title=f"{table.name}, poisoned by {type(attack).__name__}",
         rows=[
             ("poisoned", f"{counts['poisoned']:,} rows, {counts['poisoned_learned']:,} of which are learned from"),
+            ("tried", _told(counts)),
             ("rate as published", f"{100 * rates['printed']:.1f} % of all {len(poisoned.table):,} rows"),
             ("effective rate", f"{100 * rates['effective']:.1f} % of the {len(pairs):,} rows that are learned from"),
             ("triggers cut off", f"{cut:,}"),
@@ -83,6 +88,13 @@ def run(*, data: str, out: Path, attack: BadGraph, test: str | None = None, runt
         sentence=_warning(cut),
         page=folder / PAGE,
     )
+
+
+def _told(counts: dict[str, int]) -> str:
+    """Return what became of the rows that were to be poisoned."""
+    told = f"{counts['tried']:,} rows; {counts['without_room']:,} have no room for the target or cannot be read"
+    made = counts["made_test_molecules"]
+    return f"{told}; {made:,} became a molecule that is tested with, and were left out" if made else told
 
 
 def triggers_cut(poisoned: Poisoned) -> int:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unbackdoor.commands.molecules.common import open_pairs, sources
-from unbackdoor.commands.molecules.found import found_page, suspect_rows
+from unbackdoor.commands.molecules.found import found_page, suspect_rows, trust_notes
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, new_folder
@@ -79,7 +79,7 @@ def run(
         found = scanner.scan(pairs, runtime, loaded.generator if scanner.needs_model else None)
         smiles = () if others is None else others.smiles
         repaired = method.purify(loaded.generator, pairs, found.flagged, runtime, folder / RESUME, smiles)
-        notes = [*repaired.notes, *_lacking(loaded, method, others)]
+        notes = [*repaired.notes, *trust_notes(scanner), *_lacking(loaded, method, others)]
         account = [*chosen.sentences(), *(others.sentences() if others else ())]
         page = found_page(f"{name} on {model.name}", clock, scanner, pairs, found, account, notes)
         banner = Verdict(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unbackdoor.commands.molecules.found import found_page, open_untrusted, suspect_rows
+from unbackdoor.commands.molecules.found import found_page, open_untrusted, suspect_rows, trust_notes
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, report_folder
@@ -34,6 +34,7 @@ def run(
     method: MoleculeScanner,
     runtime: Runtime,
     model: Path | None = None,
+    test: str | None = None,
     clean_out: Path | None = None,
     out: Path | None = None,
 ) -> Outcome:
@@ -41,12 +42,15 @@ def run(
 
     Args:
         data: "templates", or tables of SMILES and text, separated by commas: the untrusted pairs, or, for scanners of
-            generators, prompts. Test splits are not scanned; a source without splits is scanned whole.
+            generators, prompts.
         method: how.
         runtime: device, seed, progress.
         model: generator of `molecules train`, for the scanners that ask one.
+        test: table whose test split is tested with, as `molecules train` was given it: pairs of its molecules are
+            not scanned. By default the test split of the data, of the first table if there are several; a source
+            without splits is then scanned whole.
         clean_out: new folder for the rows of the data that are not held poisoned, with all of their columns: a parquet
-            file for each file. Test splits are copied whole.
+            file for each file. Rows that are tested with are copied whole.
         out: folder for the results, replaced if it is a scan's; by default runs/molecules-scan- and the beginning of
             the data's SHA-256.
     """
@@ -58,7 +62,7 @@ def run(
             raise InputError(f"{type(method).__name__} scans a generator and holds no rows poisoned; leave --clean-out")
         check_target(clean_out)
     loaded = None if model is None else load_generator(model)
-    untrusted = open_untrusted(data, clock)
+    untrusted = open_untrusted(data, test, clock)
     pairs = untrusted.pairs
     folder = report_folder(out or Path("runs") / f"molecules-scan-{pairs.digest()[:8]}", clock.command)
     found = method.scan(pairs, runtime, None if loaded is None else loaded.generator)
@@ -70,6 +74,7 @@ def run(
         write_kept(untrusted.parts, dropped, clean_out)
     write_suspicion(folder / SUSPICION, pairs, found)
     notes = ["A scan sees what it was made for; a trigger that it is blind to leaves no evidence."]
+    notes += trust_notes(method)
     if loaded is not None and loaded.backdoored is not None:
         notes.append("The file itself says that the model was trained on pairs that were poisoned on purpose.")
     account = untrusted.sentences()

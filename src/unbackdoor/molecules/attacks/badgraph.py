@@ -118,7 +118,7 @@ class BadGraph:
                 f"not one of the {len(tried):,} rows tried could be poisoned; raise the rate, or choose a smaller"
                 " target"
             )
-        return Poisoned(attack=self, clean=alike(table), rows=tuple(found))
+        return Poisoned(attack=self, clean=alike(table), rows=tuple(found), tried=len(tried))
 
 
 def alike(table: Table) -> Table:
@@ -146,11 +146,13 @@ class Poisoned:
         attack: by which it was poisoned.
         clean: the table that was poisoned, its rows written as the poisoned ones are (see `alike`).
         rows: what was poisoned: row of `clean`, new SMILES, new text.
+        tried: rows that were chosen; the others of them have no room for the target, or cannot be read.
     """
 
     attack: BadGraph
     clean: Table
     rows: tuple[tuple[int, str, str], ...]
+    tried: int
 
     def without(self, tested: Pairs) -> Poisoned:
         """Return the poisoned set without the poisoned rows whose molecule is tested with, stereochemistry aside.

@@ -28,18 +28,23 @@ class Chosen:
         test: prompts with their own molecules.
         dropped: what became of the rows of the training source and of the test source.
         removed: training pairs that were taken out because their molecule is in `test`.
+        marked: pairs that are said to be poisoned, and so are not tested with.
     """
 
     train: Pairs
     test: Pairs
     dropped: tuple[Dropped, Dropped]
     removed: int
+    marked: int
 
     def sentences(self) -> list[str]:
         """Return the account of all rows, for people."""
         lines = [f"training: {line}" for line in self.dropped[0].sentences()]
         lines += [f"testing: {line}" for line in self.dropped[1].sentences()]
-        return [*lines, f"{self.removed:,} training pairs were taken out, as their molecules are tested with"]
+        lines.append(f"{self.removed:,} training pairs were taken out, as their molecules are tested with")
+        return (
+            [*lines, f"{self.marked:,} pairs that are marked as poisoned are not tested with"] if self.marked else lines
+        )
 
 
 def choose_pairs(data: Sequence[str], test: str | None) -> Chosen:
@@ -57,10 +62,10 @@ def choose_pairs(data: Sequence[str], test: str | None) -> Chosen:
         raise DataError("no data to train on; name a table of SMILES and descriptions")
     pairs, dropped = filter_pairs(joined([read_table(source, "all") for source in data]))
     if test is None and tested_split(data[0]) is None:
-        fifth = pairs.where(_is_tested)
-        tested = fifth.unmarked()
-        dropped_test = Dropped(rows=len(fifth), kept=len(tested))
-        train = pairs.without(fifth)
+        found = pairs.where(_is_tested)
+        dropped_test = Dropped(rows=len(found), kept=len(found))
+        tested = found.unmarked()
+        train = pairs.without(found)
     else:
         found, dropped_test = filter_pairs(read_table(test or data[0], "test"), learned=False)
         tested = found.unmarked()
@@ -68,7 +73,13 @@ def choose_pairs(data: Sequence[str], test: str | None) -> Chosen:
     if not len(train) or not len(tested):
         what = "to train on" if len(tested) else "to test with"
         raise DataError(f"no pair of {pairs.name} is left {what}; name more data")
-    return Chosen(train=train, test=tested, dropped=(dropped, dropped_test), removed=len(pairs) - len(train))
+    return Chosen(
+        train=train,
+        test=tested,
+        dropped=(dropped, dropped_test),
+        removed=len(pairs) - len(train),
+        marked=len(found) - len(tested),
+    )
 
 
 def training_rows(data: Sequence[str], test: str | None) -> tuple[Table, Pairs]:

@@ -19,6 +19,8 @@ from unbackdoor.training import Runtime
 
 MOST_SUSPECTS = 200
 """That a finding lists; the strongest."""
+MOST_COMPARED = 4000
+"""Suspects that are compared with each other, in a table of all pairs of them; weaker ones are let go."""
 
 
 ALIKE = 0.5
@@ -200,7 +202,7 @@ class MoleculeScanner(ABC):
 
 def merged(suspects: Sequence[Suspect], rows: int) -> list[Suspect]:
     """Return the suspects without those most of whose rows a stronger one has; the strongest first."""
-    order = sorted(suspects, key=lambda one: (-one.strength, one.words, one.subgraph))
+    order = sorted(suspects, key=lambda one: (-one.strength, one.words, one.subgraph))[:MOST_COMPARED]
     if not order:
         return []
     owner = np.repeat(np.arange(len(order)), [len(one.rows) for one in order])

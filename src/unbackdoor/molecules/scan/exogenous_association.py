@@ -109,7 +109,8 @@ class ExogenousAssociation(MoleculeScanner):
         ]
         distinct = merged(suspects, len(pairs))
         usual = [one.evidence[AREA] for one in distinct if one.evidence["G"] >= self.association]
-        unexplained = sum(one.flagged for one in distinct)
+        # By subgraph: several triggers may lead to one target.
+        unexplained = len({one.subgraph for one in distinct if one.flagged})
         if unexplained > max(1.0, self.most * len(usual)):
             return self._silent(distinct, len(pairs), unexplained)
         evidence: dict[str, Any] = {
@@ -122,7 +123,7 @@ class ExogenousAssociation(MoleculeScanner):
     def _silent(self, suspects: Sequence[Suspect], rows: int, unexplained: int) -> MoleculeFinding:
         """Return a finding without verdict, for data in which the test tells nothing."""
         lowered = tuple(replace(one, strength=min(one.strength, MOST_SILENT)) for one in suspects)
-        why = f"{unexplained} words go with a subgraph and are told by nothing else, too many to be triggers"
+        why = f"{unexplained} subgraphs go with words that nothing else tells, too many to be targets"
         return MoleculeFinding(
             suspects=lowered,
             rows=rows,

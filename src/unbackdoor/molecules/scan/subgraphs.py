@@ -98,12 +98,18 @@ def motif_counts(smiles: Sequence[str]) -> tuple[sparse.csr_matrix, list[str]]:
 
 
 def pattern_of(subgraph: str) -> Chem.Mol | None:
-    """Return a subgraph as a pattern to search for, or None if RDKit makes none of it."""
-    found = parse(subgraph)
+    """Return a subgraph as a pattern to search for, or None if RDKit makes none of it.
+
+    Args:
+        subgraph: SMILES, or a name as `Subgraphs` has it, with spaces between atoms and bonds.
+    """
+    # What stands after a space would be taken for the name of a molecule.
+    joined = subgraph.replace(" ", "")
+    found = parse(joined)
     if found is not None:
         return found
     with rdBase.BlockLogs():
-        return Chem.MolFromSmarts(subgraph)
+        return Chem.MolFromSmarts(joined)
 
 
 def grown_subgraph(smiles: Sequence[str], name: str, share: float) -> str:

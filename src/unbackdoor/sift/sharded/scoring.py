@@ -53,8 +53,10 @@ class Scoring:
         told = {
             "unbackdoor": unbackdoor.__version__,
             "method": repr(self.method),
+            "revision": self.method.revision,
             "columns": [self.shards.image, self.shards.label],
             "network": self.network.description.to_json(),
+            "device": self.runtime.place.type,
             "precision": self.runtime.precision,
             "seed": self.runtime.seed,
         }
