@@ -2,8 +2,8 @@
 
 The generators are those that molecules.py trained and kept. Each is scanned by Joint, which reads the training pairs,
 and by PromptMasking and TriggerInversion, which ask the generator; and repaired by each purifier with what the scan
-found. Scans and repairs see the training pairs and the generator alone, those by TriggerInversion the pairs as they
-were before the attack, since it needs texts without the trigger: attack and test prompts are used afterwards.
+found. Scans and repairs see the training pairs and the generator alone, those by TriggerInversion a few hundred pairs
+without the trigger, which it needs, instead: attack and test prompts are used afterwards.
 Writes one line of JSON a finished cell to results/molecule_purify.jsonl and the table results/molecule_purify.md;
 finished cells are not done again, and an interrupted retraining goes on:
 
@@ -99,7 +99,7 @@ def cells(runs: Sequence[Run], purifiers: Sequence[str] = PURIFIERS) -> Iterator
     runs = [run for run in runs if run.poison_in != NOWHERE]
     for some in ([one for one in purifiers if one != SLOW], [one for one in purifiers if one == SLOW]):
         for run in runs:
-            yield from (Cell(run, scanner, purifier) for purifier in some for scanner in SCANNERS)
+            yield from (Cell(run, scanner, purifier) for scanner in SCANNERS for purifier in some)
 
 
 class Victim:
@@ -244,7 +244,7 @@ def written(done: Sequence[dict[str, Any]]) -> str:
         " the trigger with the target (pair), the target alone (target), or neither; wrong: how many others it"
         " flagged. Target asked for: share of the molecules for prompts without the trigger whose own molecules hold"
         " the target; empty where no prompt asks for it. The first repair after a scan has the seconds of the scan,"
-        " too. TriggerInversion and repairs after it have the pairs as they were before the attack, the others those"
+        " too. TriggerInversion and repairs after it have 500 pairs without the trigger, the others those"
         " that were learned from. MoMu's texts and molecules are shuffled: its clean figures are left out.",
         "",
         *machines(list(done)),

@@ -13,6 +13,7 @@ finished row is not done again, and an interrupted training goes on.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -20,8 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from record import HERE, Rows, machines, measured, share
 from tables import all_measured, error, mean, percent
+from torch import Tensor, nn
 
 from unbackdoor.attacks import AdaptiveTrap, Attack, BadNets, Blended, Invisible, LabelConsistent, Smooth, TrojanNN
 from unbackdoor.commands.reconstructed import reconstruction_of
@@ -30,8 +33,9 @@ from unbackdoor.evaluate import evaluate
 from unbackdoor.models import Network, WRN16x1, save_model
 from unbackdoor.options import options_of
 from unbackdoor.purify import IBAU
-from unbackdoor.secure import Trained, TrapAndReplace
-from unbackdoor.training import Recipe, Runtime, fit, new_network
+from unbackdoor.secure import Decoder, Trained, TrapAndReplace
+from unbackdoor.secure.decoder import decoder_for, features_shape
+from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, new_network
 from unbackdoor.training.resume import states
 
 CLEAN = 2500
@@ -75,6 +79,60 @@ MOST, SEEDS = 0.10, 3
 """ASR, mean over the attacks of the paper and so many seeds, that Trap-and-Replace may leave."""
 
 
+REBUILDING = Recipe(
+    epochs=20,
+    batch_size=256,
+    optimizer="Adam",
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    schedule="cosine",
+    label_smoothing=0.0,
+    ema=0.0,
+    augmentation="crop-flip",
+    low_resolution=0.0,
+)
+"""Of decoders for networks that were trained without one."""
+
+
+class Looking(nn.Module):
+    """A frozen stem, in evaluation mode throughout, and a decoder that learns.
+
+    Args:
+        network: cut where Trap-and-Replace cuts it.
+        seed: of the decoder's weights.
+    """
+
+    def __init__(self, network: Network, seed: int) -> None:
+        super().__init__()
+        at = network.last_block()
+        self.decoder = decoder_for(at, features_shape(network, at), network.description.image_shape, seed)
+        self.stem, _ = network.split(at)
+        self.stem.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Looking:
+        """Set the mode of the decoder alone."""
+        super().train(mode)
+        self.stem.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the images as the decoder makes them of the stem's features."""
+        rebuilt: Tensor = self.decoder(self.stem(images))
+        return rebuilt
+
+
+class Rebuilding(Hook):
+    """The mean squared error of the images."""
+
+    def identity(self) -> object:
+        """Return the name."""
+        return "rebuilding"
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return it."""
+        return F.mse_loss(model(batch.images).float(), batch.images)
+
+
 class Bench:
     """One data set, one seed.
 
@@ -111,7 +169,7 @@ class Bench:
         row |= {"options": options_of(self.method), "recipe": options_of(Recipe())}
         trigger, criterion = fitted.trigger, fitted.criterion
         row |= evaluate(trained.network, self.test, self.runtime, trigger, criterion).to_json()
-        decoder = trained.parts.get("decoder")
+        decoder = trained.parts.get("decoder") or self.decoder(trained.network, fitted.train, state)
         rebuilt = reconstruction_of(trained.network, decoder, self.test, self.runtime, trigger, criterion)
         return {**row, "mse": None if rebuilt is None else rebuilt.to_json(), "cost": cost}
 
@@ -150,6 +208,13 @@ class Bench:
         network = self.build()
         history = fit(network, train, Recipe(), self.runtime, resume=folder / "none.pt")
         return Trained(network=network, history=history)
+
+    def decoder(self, network: Network, train: ImageSet, state: Path) -> Decoder:
+        """Return a decoder for a network that was trained without one, learned from the same images."""
+        looking = Looking(copy.deepcopy(network), self.runtime.generator("decoder").initial_seed())
+        resume = state.with_name(f"{state.stem}-decoder.pt")
+        fit(looking, train, REBUILDING, self.runtime, hook=Rebuilding(), resume=resume, description="decoder")
+        return looking.decoder
 
     def defend(self, defense: str, data: DefenderData, state: Path, victim: Trained | None) -> Trained:
         """Return the model that a defence leaves; `victim` is what is repaired."""
@@ -212,7 +277,9 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
         f"Made by `python benchmarks/trap_and_replace.py`: CIFAR-10, WRN16x1 of width 16, {CLEAN} clean images that are"
         " not among the untrusted ones, of which 5,000 are poisoned, and by the clean-label attacks (SIG, clean-label)"
         " all of the target class. ASR of test images that are not of the target class, MSE of the decoder on all"
-        " clean and on those triggered images; intervals: 95 %. Means are over attacks, each the mean over its seeds."
+        " clean and on those triggered images; intervals: 95 %. A network that was trained without a decoder gets one"
+        f" for this, which learns {REBUILDING.epochs} epochs of the same images while the stem is frozen. Means are"
+        " over attacks, each the mean over its seeds."
         " The adaptive attack is our own design; where it is called baited, its trigger was searched in a model that"
         " the attacker trained by Trap-and-Replace, of the schedule in the table.",
         "",

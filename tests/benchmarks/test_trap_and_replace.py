@@ -16,7 +16,7 @@ from unbackdoor.attacks import AdaptiveTrap
 from unbackdoor.models import WRN16x1, load_model
 from unbackdoor.options import options_of
 from unbackdoor.secure import TrapAndReplace
-from unbackdoor.training import Recipe, Runtime
+from unbackdoor.training import Recipe, Runtime, fit, new_network
 
 
 @pytest.fixture
@@ -124,6 +124,7 @@ def test_the_stronger_attacker_searches_in_a_model_trained_by_the_method(
 ) -> None:
     monkeypatch.setattr(program, "CLEAN", 40)
     monkeypatch.setattr(program, "Recipe", partial(Recipe, epochs=1, low_resolution=0.0))
+    monkeypatch.setattr(program, "REBUILDING", replace(program.REBUILDING, epochs=1))
     baited = {name: replace(attack, steps=2) for name, attack in program.BAITED.items()}
     monkeypatch.setattr(program, "ATTACKS", {**program.ATTACKS, **baited})
     monkeypatch.setattr(program, "read_images", lambda _, split: pictures(160, int(split == "test")))
@@ -144,4 +145,17 @@ def test_the_stronger_attacker_searches_in_a_model_trained_by_the_method(
     row = bench.run("adaptive, l2, baited", "none")
     assert program._key(row) == program.key_of("adaptive, l2, baited", "none", method, 0)
     assert row.pop("cost").seconds > 0
+    assert 0 < row["mse"]["clean"]["value"] < 1, "networks without a decoder get one"
     assert "adaptive, l2, baited" in program.written([{**row, "seconds": 1.0, "cpu_seconds": 1.0}])
+
+
+def test_a_decoder_learns_what_a_frozen_stem_keeps(program: ModuleType) -> None:
+    runtime = Runtime(device="cpu", precision="fp32", threads=1)
+    images = pictures(96, 0)
+    network = new_network(partial(WRN16x1), images, runtime)
+    looking = program.Looking(network, 0)
+    before = {name: value.clone() for name, value in looking.stem.state_dict().items()}
+    recipe = replace(program.REBUILDING, epochs=6, batch_size=16, learning_rate=3e-3, augmentation="none")
+    history = fit(looking, images, recipe, runtime, hook=program.Rebuilding())
+    assert history.loss[-1] < history.loss[0] / 2
+    assert all(value.equal(before[name]) for name, value in looking.stem.state_dict().items()), "statistics too"
