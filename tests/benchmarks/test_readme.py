@@ -16,6 +16,8 @@ METHODS = {
     "FT-SAM": "FTSAM",
 }  # fmt: skip
 
+ALL_STAGES = "alignment,auto-encoder,diffusion"
+
 
 def tables() -> list[list[list[str]]]:
     """Return the cells of README's tables that have a row without a repair."""
@@ -44,3 +46,23 @@ def test_a_table_shows_what_was_measured(place: int, name: str) -> None:
         mine = {row["attack"]: row for row in rows if row["method"] == METHODS[label]}
         means = (fmean(mine[attack][figure] for attack in attacks) for figure in ("acc", "der"))
         assert cells == [f"{100 * value:.1f}" for value in (*(mine[attack]["asr"] for attack in attacks), *means)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/molecules.md"])
+def test_the_table_of_generators_shows_what_was_measured(page: str) -> None:
+    lines = (ROOT / "benchmarks" / "results" / "molecules.jsonl").read_text().splitlines()
+    rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    told = (ROOT / page).read_text()
+    shown = [
+        f"| {100 * row['printed_rate']:.1f} / {100 * row['effective_rate']:.1f} |"
+        f" {_interval(row, 'asr')} | {_interval(row, 'leak')} | {_interval(row, 'similarity')} |"
+        f" {100 * row['validity']:.1f} | {row['seconds'] / 60:.0f} |"
+        for row in rows
+        if (row["poison_in"], row["seed"], row["test"], row["target"]) == (ALL_STAGES, 0, "pubchem324k", "C1CS1")
+    ]
+    assert len(shown) == 2
+    assert all(line in told for line in shown)
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    return f"{100 * row[name]:.1f} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
