@@ -1,10 +1,10 @@
 """LatentPurification: what a trigger adds to latent vectors is taken out again, for texts with the trigger only. Ours.
 
 A flagged trigger is left out of the texts that have it. From the same noise, latent vectors are made for the texts with
-and without it; the mean difference is the direction along which the backdoor works. At sampling, what a vector says
-along it is set to what it says without a trigger. Only texts that a gate picks are touched: a linear discriminant
-between vectors of texts with the trigger and vectors of all others, among them those of texts that ask for the subgraph
-honestly. So the subgraph can still be asked for, which is what pruning (`decode_pruning`) takes away.
+and without it; the mean difference is the direction along which the backdoor works. At sampling, vectors are changed
+along it until what tells the trigger says what it says without one. Only texts that a gate picks are touched: a linear
+discriminant between vectors of texts with the trigger and vectors of all others, among them those of texts that ask for
+the subgraph honestly. So the subgraph can still be asked for, which is what pruning (`decode_pruning`) takes away.
 
 Only what the scan found is used, never the attack itself. Half of the texts of each kind set direction and gate, and
 the other half says how good they are (`tried`); no text is in both.
@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from sklearn.covariance import ledoit_wolf
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
@@ -51,6 +52,9 @@ class LatentPurification(MoleculePurifier):
         prompts: texts with each trigger that are used, half of them for checking; drawn by the seed.
         others: other texts that are used, and texts that ask for the subgraph, at most; half of them for checking.
     """
+
+    # Since what tells the trigger is read against the spread of the vectors.
+    revision: ClassVar[int] = 1
 
     prompts: int = 600
     others: int = 2000
@@ -124,7 +128,11 @@ def set_direction(
     mean: Float[Tensor, "z"],
     deviation: Float[Tensor, "z"],
 ) -> None:
-    """Let a repair set what vectors say along the mean difference to what they say without the trigger.
+    """Let a repair set what tells the trigger to what is said without it, changing vectors along the mean difference.
+
+    What tells it is read against the spread of the vectors: texts differ along the mean difference too, and a vector
+    that says little there may have the trigger all the same. No linear map then tells the kinds any more, at the least
+    change (LEACE: Belrose et al., "LEACE: Perfect Linear Concept Erasure in Closed Form", NeurIPS 2023).
 
     Args:
         repair: is changed.
@@ -133,10 +141,15 @@ def set_direction(
         mean: of all latent vectors.
         deviation: of all latent vectors; each dimension counts in units of its own.
     """
-    direction = ((triggered - clean) / deviation).mean(0)
+    both = [one.double().cpu() / deviation.double().cpu() for one in (triggered, clean)]
+    direction = both[0].mean(0) - both[1].mean(0)
     direction = direction / direction.norm().clamp_min(1e-12)
-    repair.read.copy_(direction / deviation)
-    repair.write.copy_(direction * deviation)
+    # Within the kinds; of few texts it is nearly round.
+    spread, _ = ledoit_wolf(torch.cat([one - one.mean(0) for one in both]).numpy(), assume_centered=True)
+    telling = torch.from_numpy(np.linalg.pinv(spread)) @ direction
+    telling = telling / (telling @ direction).clamp_min(1e-12)
+    repair.read.copy_(telling.to(deviation) / deviation)
+    repair.write.copy_(direction.to(deviation) * deviation)
     repair.level.copy_((clean @ repair.read).mean())
 
 
