@@ -94,12 +94,12 @@ def kept(rows: Sequence[dict[str, Any]], work: Path) -> list[Run]:
 
 
 def cells(runs: Sequence[Run], purifiers: Sequence[str] = PURIFIERS) -> Iterator[Cell]:
-    """Yield scans of clean generators, and repairs of the others: for each those of minutes, then those of hours."""
+    """Yield scans of clean generators, and repairs of the others: those of minutes, scanner by scanner, then hours'."""
     yield from (Cell(run, scanner, SCAN) for run in runs if run.poison_in == NOWHERE for scanner in GENERATOR_SCANNERS)
     runs = [run for run in runs if run.poison_in != NOWHERE]
     for some in ([one for one in purifiers if one != SLOW], [one for one in purifiers if one == SLOW]):
-        for run in runs:
-            yield from (Cell(run, scanner, purifier) for scanner in SCANNERS for purifier in some)
+        for scanner in SCANNERS:
+            yield from (Cell(run, scanner, purifier) for run in runs for purifier in some)
 
 
 class Victim:
