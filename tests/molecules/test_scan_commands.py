@@ -252,6 +252,11 @@ def test_rows_that_are_learned_from_are_scanned_whatever_their_split(
     tables = [read_table(str(tested / f"{part}.parquet"), "all") for part in ("train", "test")]
     assert account["named"] == sum(flat(smiles) in molecules for table in tables for smiles in table.smiles)
     assert account["second"] == 2
+    # Of a poisoned test set, what is said to be poisoned is not tested with: `train` learns it, and it is scanned.
+    run(capsys, "scan", "--data", str(tested), "--test", str(tested), "--out", str(tmp_path / "own"))
+    own = json.loads((tmp_path / "own" / "run.json").read_text())["account"]
+    chosen = choose_pairs([str(tested)], str(tested))
+    assert own["kept"] - own["tested"] == len(chosen.train) > 0
 
 
 def test_cleaned_data_keep_all_columns_and_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

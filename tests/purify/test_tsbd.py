@@ -20,7 +20,8 @@ from unbackdoor.evaluate import defense_effectiveness, evaluate
 from unbackdoor.models import Network
 from unbackdoor.purify import TSBD
 from unbackdoor.purify import tsbd as module
-from unbackdoor.purify.tsbd import _AgainstActiveNeurons, ascent, least_accuracy
+from unbackdoor.purify.choice import least_accuracy
+from unbackdoor.purify.tsbd import _AgainstActiveNeurons, ascent
 from unbackdoor.testing.samples import same_state, state_of
 from unbackdoor.training import Batch, Recipe, Runtime
 

@@ -52,7 +52,8 @@ class ThreeMDiffusion:
         guidance: weight of the text in sampling; 1: the estimate with text alone.
     """
 
-    revision: ClassVar[int] = 0
+    # Since attention is in float32 on processors.
+    revision: ClassVar[int] = 1
     """Raised when the same options give other results than before: the bench then does not take old cells for done."""
 
     graph_layers: int = 5

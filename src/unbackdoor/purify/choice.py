@@ -16,6 +16,19 @@ def accuracy_on(model: nn.Module, held: ImageSet, runtime: Runtime) -> float:
     return float((logits_of(model, held.images, runtime).argmax(1) == held.labels).float().mean())
 
 
+def least_accuracy(keeps: float, before: float, classes: int) -> float:
+    """Return the accuracy that must be left in a network that still works.
+
+    Args:
+        keeps: share of the accuracy that must be left, and twice the share of what of it is above chance: of two
+            classes half of the accuracy is no more than chance.
+        before: accuracy, 0 to 1.
+        classes: of the data.
+    """
+    chance = 1 / classes
+    return max(keeps * before, chance + keeps / 2 * (before - chance))
+
+
 def furthest(name: str, values: Sequence[float], accuracy: Sequence[float], floor: float) -> Sweep:
     """Return the sweep with the furthest value that can be reached without the accuracy falling below the floor.
 

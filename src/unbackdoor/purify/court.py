@@ -16,9 +16,9 @@ A repair may have taken out the changes that were found, and left the backdoor i
 are sought that lead the suspect and the candidate to a class, and one of the other candidates not. If that class stands
 out once more, now in what leads the candidate itself, then it has left in no less than that excess.
 
-A candidate that cost half of the accuracy above chance has no vote and cannot win, as a broken model resists
-everything. One that cost less, but more than is allowed, may be the only one that took the backdoor out: with few clean
-samples such repairs are dear, and the cheap ones leave it in.
+A candidate that cost half of the accuracy, or hardly does better than chance, has no vote and cannot win, as a broken
+model resists everything. One that cost less, but more than is allowed, may be the only one that took the backdoor out:
+with few clean samples such repairs are dear, and the cheap ones leave it in.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import Tensor
 
 from unbackdoor.data import ImageSet, draw_clean
 from unbackdoor.models import Network, insert_plug
-from unbackdoor.purify.choice import accuracy_on
+from unbackdoor.purify.choice import accuracy_on, least_accuracy
 from unbackdoor.purify.weak_spots import longer, successes, weak_spots
 from unbackdoor.scan.screening import worth_searching
 from unbackdoor.text import clean_text
@@ -44,7 +44,7 @@ MOST_CLASSES = 16
 MOST_IMAGES = 128
 """Held-out images, at most, that are changed for each class."""
 BROKEN = 0.5
-"""Share of what the suspect's accuracy is above chance, below which a candidate has no vote and cannot win."""
+"""Share of the suspect's accuracy below which a candidate has no vote and cannot win; see `least_accuracy`."""
 STANDS_OUT = 0.3
 """By which success of small changes in one class must exceed the median of the classes."""
 DOUBTFUL = 0.5
@@ -109,8 +109,8 @@ class Court:
 
     def sound(self) -> list[Heard]:
         """Return the candidates that are not broken."""
-        chance = 1 / self.held.classes
-        return [one for one in self.heard if one.accuracy - chance >= BROKEN * (self.accuracy - chance)]
+        least = least_accuracy(BROKEN, self.accuracy, self.held.classes)
+        return [one for one in self.heard if one.accuracy >= least]
 
     def success(self, candidate: Heard | None, other: Heard, long: bool = False) -> Float[Tensor, "k"]:
         """Return how often what another took out leads a candidate, or the suspect, to each class, 0 to 1.

@@ -34,7 +34,7 @@ from unbackdoor.data import DefenderData, ImageSet, hold_out
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
-from unbackdoor.purify.choice import accuracy_on, furthest
+from unbackdoor.purify.choice import accuracy_on, furthest, least_accuracy
 from unbackdoor.purify.ft import fine_tuning
 from unbackdoor.purify.statistics import for_trials, renew_statistics, statistics_kept
 from unbackdoor.training import Batch, History, Hook, Runtime, Sweep, fit, stage
@@ -159,19 +159,6 @@ class TSBD(Purifier):
         rule = f"{sweep.rule} It is measured after the reset, with batch normalization's statistics counted anew."
         # Doing nothing is no repair: the least share is tried, whatever it costs.
         return replace(sweep, chosen=max(sweep.chosen, self.neurons[0]), rule=rule)
-
-
-def least_accuracy(keeps: float, before: float, classes: int) -> float:
-    """Return the accuracy that must be left after a reset.
-
-    Args:
-        keeps: share of the accuracy that must be left, and twice the share of what of it is above chance: of two
-            classes half of the accuracy is no more than chance.
-        before: accuracy, 0 to 1.
-        classes: of the data.
-    """
-    chance = 1 / classes
-    return max(keeps * before, chance + keeps / 2 * (before - chance))
 
 
 def healing_factor(rows: int, batch_size: int) -> float:

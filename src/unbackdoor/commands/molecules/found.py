@@ -78,7 +78,8 @@ def open_untrusted(data: str, test: str | None, clock: Run) -> Untrusted:
     chosen = pairs.subset([place for place, row in enumerate(pairs.rows) if scanned[row]])
     if test is not None:
         tested, _ = filter_pairs(read_table(test, "test"), learned=False)
-        chosen = chosen.without(tested)
+        # As `train` does: rows that are said to be poisoned are not tested with, and so may be learned from.
+        chosen = chosen.without(tested.unmarked())
     if not len(chosen):
         raise DataError(f"{pairs.name} has rows alone that are tested with; name the files themselves")
     clock.inputs |= {f"pairs of {chosen.name}": chosen.digest()}

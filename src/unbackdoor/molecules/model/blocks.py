@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 BLOCK = 64
-"""Rows. Kernels in bf16 are made anew for each number of rows, which takes about as long as to use one once."""
+"""Rows. Kernels in bf16 are made anew for each number of rows, which takes half as long as to use one once."""
 
 
 def in_blocks(module: nn.Module, rows: Float[Tensor, "n w"]) -> Float[Tensor, "n v"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.generator import Generator
@@ -15,6 +16,8 @@ from unbackdoor.training import Runtime
 @dataclass(frozen=True, kw_only=True)
 class Joint(MoleculeScanner):
     """TwinDifference and ExogenousAssociation together, with their own options."""
+
+    revision: ClassVar[int] = ExogenousAssociation.revision
 
     def inspect(self, pairs: Pairs, runtime: Runtime, generator: Generator | None) -> MoleculeFinding:
         """See `MoleculeScanner`."""
