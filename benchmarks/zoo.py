@@ -1,7 +1,8 @@
 """The calibration of the verdict: zoos of small models, scans, tables, and a judgement on what was held out.
 
 Writes zoo and scans to --work, one line a model and number of clean images to results/zoo.jsonl, the judgement to
-results/zoo.md, and the tables to the package (scan/calibration.json). Nothing is done twice, an interrupted model goes
+results/zoo.md, and the tables to the package (scan/calibration.json). Nothing is done twice, even where --work is gone:
+models of the same making that all detectors have looked at are taken from results/zoo.jsonl. An interrupted model goes
 on, and the same command on several cores shares the work; started once more at the end, it collects what all have done:
 
     python benchmarks/zoo.py --data ../shared/data --kinds cifar10 --threads 1 &
@@ -14,19 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from record import HERE
 
 from unbackdoor.attacks import ATTACKS
 from unbackdoor.bench.calibrate import tables_of, told_of
 from unbackdoor.bench.judge import Judged
-from unbackdoor.bench.zoo import NETWORKS, QUICK, fill, plan
-from unbackdoor.bench.zoo_scans import Scanned, scan_key, scan_zoo, sizes_for
+from unbackdoor.bench.zoo import INDEX, NETWORKS, QUICK, append, fill, plan, rows_of, ways_of
+from unbackdoor.bench.zoo_scans import SCANS, Scanned, looked_at, scan_key, scan_zoo, sizes_for, usable_of
 from unbackdoor.data import read_images
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
@@ -36,6 +38,8 @@ from unbackdoor.scan.verdict import DETECTORS
 from unbackdoor.training import Recipe, Runtime
 
 ROWS, TABLE = HERE / "results" / "zoo.jsonl", HERE / "results" / "zoo.md"
+TOGETHER = 2
+"""Models that are made before the detectors look at them, so that little is lost where a folder is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +80,64 @@ KINDS = {
 }
 
 
-def work(name: str, kind: Kind, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Make the zoo of a kind, let the detectors look at it, and return a line a model and number of clean images."""
+def work(name: str, kind: Kind, arguments: argparse.Namespace) -> None:
+    """Make the zoo of a kind and let the detectors look at it; what is there is written after every few models."""
     source = "digits" if kind.source == "digits" else str(arguments.data / kind.source)
     train, test = read_images(source, "train"), read_images(source, "test")
     runtime = Runtime(device=arguments.device, threads=arguments.threads)
     entries = plan(name, kind.attacks, arguments.rounds or kind.rounds)
-    rows = fill(arguments.work, entries, train, test, kind.size, kind.recipe, runtime)
+    sizes = sizes_for(train)
+    ways = ways_of(entries, train, kind.size, kind.recipe, runtime)
+    restore(arguments.work, [line for line in read_lines() if line["kind"] == name], ways, sizes)
     device = {name: value for name, value in runtime.describe().items() if name in ("device", "threads", "torch")}
     facts = {"kind": name, "classes": list(train.class_names), "shape": list(train.shape), **device}
-    lines = []
-    for size in sizes_for(train):
-        looked = scan_zoo(arguments.work, rows, NETWORKS, train, DETECTORS, size, runtime)
-        lines += [{**facts, "clean_size": size, "row": row, "scans": scans} for row, scans in looked]
-    scanned = {line["row"]["key"] for line in lines}
+    for start in range(0, len(entries), TOGETHER):
+        some = entries[start : start + TOGETHER]
+        rows = fill(arguments.work, some, train, test, kind.size, kind.recipe, runtime)
+        for size in sizes:
+            scan_zoo(arguments.work, rows, NETWORKS, train, DETECTORS, size, runtime)
+        done = [row for row in rows_of(arguments.work / INDEX) if row["key"] in ways]
+        write_lines(name, facts, done, sizes, arguments.work)
+
+
+def restore(
+    out: Path, lines: Sequence[dict[str, Any]], ways: Mapping[str, Mapping[str, Any]], sizes: Sequence[int]
+) -> None:
+    """Put back into a zoo's folder what lines of before say of models that need not be made again.
+
+    Those are the ones that all detectors have looked at, and the attacks of which no backdoor or no model came.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    by_key: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        by_key.setdefault(line["row"]["key"], []).append(line)
+    with FileLock(out / "restore.lock"):
+        known = {row["key"] for row in rows_of(out / INDEX)}
+        for key, some in by_key.items():
+            row = some[0]["row"]
+            if key in known or row["made"] != ways.get(key):
+                continue
+            scans = {scan["key"]: scan for line in some for scan in line["scans"]}
+            needed = [scan_key(row, one, size) for one in DETECTORS for size in sizes if usable_of([row])]
+            if set(needed) <= set(scans):
+                for scan in needed:
+                    append(out / SCANS, scans[scan])
+                append(out / INDEX, row)
+
+
+def write_lines(
+    name: str, facts: Mapping[str, Any], rows: Sequence[dict[str, Any]], sizes: Sequence[int], out: Path
+) -> None:
+    """Write a line for each model of a kind and number of clean images, in place of those of before."""
+    lines = [
+        {**facts, "clean_size": size, "row": row, "scans": scans}
+        for size in sizes
+        for row, scans in looked_at(out, rows, DETECTORS, size)
+    ]
     # Attacks that failed, and models that could not be made, are told of as well.
-    return lines + [{**facts, "row": row, "scans": []} for row in rows if row["key"] not in scanned]
+    lines += [{**facts, "row": row, "scans": []} for row in rows if not usable_of([row])]
+    others = [line for line in read_lines() if line["kind"] != name]
+    write_bytes(ROWS, b"".join(json.dumps(line).encode() + b"\n" for line in [*others, *lines]))
 
 
 def calibrate(name: str, lines: Sequence[dict[str, Any]], clean_size: int) -> tuple[list[Table], list[Judged]]:
@@ -122,11 +168,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="only write the tables")
     arguments = parser.parse_args()
-    lines = read_lines()
     for name in [] if arguments.table else arguments.kinds:
-        made = work(name, KINDS[name], arguments)
-        lines = [line for line in read_lines() if line["kind"] != name] + made
-        write_bytes(ROWS, b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        work(name, KINDS[name], arguments)
+    lines = read_lines()
     tables, pages = [], []
     for name in KINDS:
         of_kind = [line for line in lines if line["kind"] == name]
@@ -168,8 +212,9 @@ def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], 
     rows = {line["row"]["key"]: line["row"] for line in lines}.values()
     failed = sorted({row["attack"] for row in rows if "refused" not in row and row["backdoored"] is None})
     refused = sorted({row["attack"] or "clean" for row in rows if "refused" in row})
+    heard = {type(one).__name__ for one in tables[0].detectors}
     seconds = [
-        sum(scan.get("seconds", 0) for scan in line["scans"])
+        sum(scan.get("seconds", 0) for scan in line["scans"] if scan["detector"] in heard)
         for line in lines
         if line["scans"] and line["clean_size"] == size
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from unbackdoor.bench.zoo import plan
-from unbackdoor.bench.zoo_scans import scan_key
+from unbackdoor.bench.zoo import INDEX, plan, rows_of
+from unbackdoor.bench.zoo_scans import SCANS, scan_key
 from unbackdoor.scan import TSBDSignals
 from unbackdoor.scan.verdict import DETECTORS
 
@@ -83,6 +84,31 @@ def test_scans_with_other_options_or_of_another_revision_are_not_in_the_table(pr
     for table in tables:
         assert table.detectors == DETECTORS[:1]
         assert {one.detector for one in table.measures} == {"WeightStatistics"}
+
+
+def test_a_zoo_goes_on_from_its_lines_where_its_folder_is_gone(
+    program: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "ROWS", tmp_path / "zoo.jsonl")
+    other = {"kind": "gtsrb", "row": {"key": "other"}, "scans": []}
+    few, many = lines(50, DETECTORS, rounds=2), lines(250, DETECTORS, rounds=2)
+    ways = {line["row"]["key"]: line["row"]["made"] for line in few}
+    key, _, changed, failed = (line["row"]["key"] for line in few)
+    # A detector has not looked, another recipe, and an attack that failed.
+    many[1]["scans"].pop()
+    ways[changed] = {**ways[changed], "size": 7}
+    few[3] = {**few[3], "row": {**few[3]["row"], "backdoored": None}, "scans": []}
+    given = [*few, *many[:3]]
+    for _ in range(2):
+        program.restore(tmp_path, given, ways, (50, 250))
+        assert [row["key"] for row in rows_of(tmp_path / INDEX)] == [key, failed]
+        assert len(rows_of(tmp_path / SCANS)) == 2 * len(DETECTORS)
+    # The lines come out as they went in, beside those of another kind.
+    program.ROWS.write_text(json.dumps(other))
+    facts = {name: few[0][name] for name in ("kind", "classes", "shape", "device", "threads", "torch")}
+    failed_line = {name: value for name, value in few[3].items() if name != "clean_size"}
+    program.write_lines("digits", facts, rows_of(tmp_path / INDEX), (50, 250), tmp_path)
+    assert program.read_lines() == [other, *json.loads(json.dumps([few[0], many[0], failed_line]))]
 
 
 def test_every_kind_has_clean_models_enough_for_a_rate_of_five_percent(program: ModuleType) -> None:

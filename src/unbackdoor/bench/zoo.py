@@ -175,10 +175,8 @@ def fill(
         InputError: the folder has models of another recipe under these names.
     """
     tested = draw_clean(test, min(MOST_TESTED, len(test)), 0)
-    common = {"size": size, "recipe": options_of(recipe), "precision": runtime.precision, "images": train.digest()}
-    common["kept"] = len(kept_back(train, 0)[1])
+    made = ways_of(entries, train, size, recipe, runtime, networks)
     by_name = {architecture_of(network): network for network in networks}
-    made = {entry.key: {**common, "network": _told(by_name[entry.network])} for entry in entries}
     _check_same(out, made)
     with runtime.progress.bar("zoo", len(entries)) as advance:
         for entry in entries:
@@ -192,13 +190,36 @@ def fill(
     return [row for row in rows_of(out / INDEX) if row["key"] in made]
 
 
-def _told(network: partial[Any]) -> dict[str, Any]:
-    return {"name": architecture_of(network), **network.keywords}
+def ways_of(
+    entries: Sequence[Entry],
+    train: ImageSet,
+    size: int,
+    recipe: Recipe,
+    runtime: Runtime,
+    networks: Sequence[partial[Any]] = NETWORKS,
+) -> dict[str, dict[str, Any]]:
+    """Return how the model of each entry is made, by its key, as rows of an index have it under "made".
+
+    Args:
+        entries: see `plan`.
+        train: see `fill`, as the others.
+        size: training images of a model.
+        recipe: how models are trained.
+        runtime: its precision counts.
+        networks: those that the entries name.
+    """
+    common = {"size": size, "recipe": options_of(recipe), "precision": runtime.precision, "images": train.digest()}
+    common["kept"] = len(kept_back(train, 0)[1])
+    told = {architecture_of(one): {"name": architecture_of(one), **one.keywords} for one in networks}
+    ways: dict[str, dict[str, Any]] = json.loads(
+        json.dumps({entry.key: {**common, "network": told[entry.network]} for entry in entries})
+    )
+    return ways
 
 
 def _check_same(out: Path, made: Mapping[str, Mapping[str, Any]]) -> None:
     for row in rows_of(out / INDEX):
-        if row["key"] in made and row["made"] != json.loads(json.dumps(made[row["key"]])):
+        if row["key"] in made and row["made"] != made[row["key"]]:
             raise InputError(
                 f"{out} has {row['key']} already, made by another recipe, of another network or of other images; choose"
                 " another --out"

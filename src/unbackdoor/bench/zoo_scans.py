@@ -115,8 +115,24 @@ def scan_zoo(
                     if key not in done:
                         append(out / SCANS, _scan(out, row, key, code, train, detector, clean_size, runtime))
             advance()
+    return looked_at(out, rows, detectors, clean_size)
+
+
+def looked_at(
+    out: Path, rows: Sequence[Mapping[str, Any]], detectors: Sequence[Scanner], clean_size: int
+) -> list[Looked]:
+    """Return the rows of a zoo's usable models that all detectors have looked at, each with those of its scans.
+
+    Args:
+        out: the zoo's folder.
+        rows: of its index.
+        detectors: which.
+        clean_size: clean images that they got.
+    """
     scans = {scan["key"]: scan for scan in rows_of(out / SCANS)}
-    wanted = [(row, [scans.get(scan_key(row, detector, clean_size)) for detector in detectors]) for row in usable]
+    wanted = [
+        (row, [scans.get(scan_key(row, detector, clean_size)) for detector in detectors]) for row in usable_of(rows)
+    ]
     return [(row, [one for one in said if one]) for row, said in wanted if all(said)]
 
 

@@ -35,7 +35,6 @@ from unbackdoor.models import Network
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
 from unbackdoor.scan.calibration import Table, class_scores, nearest
 from unbackdoor.scan.calibration_file import SHIPPED, read_tables
-from unbackdoor.scan.mesa import MESA
 from unbackdoor.scan.neural_cleanse import NeuralCleanse
 from unbackdoor.scan.tsbd_signals import TSBDSignals
 from unbackdoor.scan.universal_perturbations import UniversalPerturbations
@@ -46,7 +45,6 @@ DETECTORS: tuple[Scanner, ...] = (
     WeightStatistics(),
     UniversalPerturbations(),
     TSBDSignals(),
-    MESA(finalists=0),
     NeuralCleanse(rounds=30, steps=3, batch_size=16, patience=3, stop_patience=12, most_classes=16),
 )
 """What tables are made with: a scan of seconds; any other registered scanners can be named instead."""
@@ -69,8 +67,8 @@ class Verdict(Scanner):
     false_alarms: float | None = None
     table: Path | None = None
 
-    # Of its detectors those of TSBD give other numbers than before.
-    revision: ClassVar[int] = TSBDSignals.revision
+    # Signals of TSBD changed, and the tables that come with it do without MESA now.
+    revision: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if self.false_alarms is not None and not 0 < self.false_alarms < 1:
