@@ -35,7 +35,7 @@ from unbackdoor.files import write_bytes
 from unbackdoor.scan.calibration import Table
 from unbackdoor.scan.calibration_file import SHIPPED, write_tables
 from unbackdoor.scan.verdict import DETECTORS
-from unbackdoor.training import Recipe, Runtime
+from unbackdoor.training import Recipe, Runtime, architecture_of
 
 ROWS, TABLE = HERE / "results" / "zoo.jsonl", HERE / "results" / "zoo.md"
 TOGETHER = 2
@@ -75,7 +75,20 @@ KINDS = {
             *("BPP", "Blended", "MESAPatch", "SIG", "Smooth", "WaNet"),
         ),
     ),
-    "cifar10": Kind(source="cifar10", size=10_000, recipe=QUICK, rounds=20),
+    "cifar10": Kind(
+        source="cifar10",
+        size=10_000,
+        recipe=QUICK,
+        rounds=24,
+        # A model of each was made first, and none was scanned. Left out are those of which no backdoor came of so few
+        # images and epochs (AdaptiveBlend, AdaptivePatch, BPP, CTRL, FTrojan, MESAPatch, WaNet) or hardly one
+        # (LabelConsistent, ASR 55 %), and those that train further networks for long (AdaptiveTrap, Blind, InputAware,
+        # LIRA).
+        attacks=(
+            *("BadNets", "LF", "Refool", "SSBA", "TaCT"),
+            *("Blended", "Invisible", "SIG", "Smooth", "TrojanNN"),
+        ),
+    ),
     "gtsrb": Kind(source="gtsrb", size=12_000, recipe=replace(QUICK, augmentation="crop"), rounds=20),
 }
 
@@ -85,7 +98,9 @@ def work(name: str, kind: Kind, arguments: argparse.Namespace) -> None:
     source = "digits" if kind.source == "digits" else str(arguments.data / kind.source)
     train, test = read_images(source, "train"), read_images(source, "test")
     runtime = Runtime(device=arguments.device, threads=arguments.threads)
-    entries = plan(name, kind.attacks, arguments.rounds or kind.rounds)
+    planned = plan(name, kind.attacks, arguments.rounds or kind.rounds)
+    # A network's table needs all of its models, and no others.
+    entries = sorted(planned, key=lambda entry: entry.network)
     sizes = sizes_for(train)
     ways = ways_of(entries, train, kind.size, kind.recipe, runtime)
     restore(arguments.work, [line for line in read_lines() if line["kind"] == name], ways, sizes)
@@ -153,8 +168,9 @@ def calibrate(name: str, lines: Sequence[dict[str, Any]], clean_size: int) -> tu
         for line, of in zip(some, keys)
     ]
     made, classes, shape = some[0]["row"]["made"], len(some[0]["classes"]), some[0]["shape"]
-    sides = (shape[0], shape[1], shape[2])
-    return tables_of(told_of(made), name, classes, sides, NETWORKS, clean_size, made["precision"], detectors, models)
+    sides, present = (shape[0], shape[1], shape[2]), {model.network for model in models}
+    networks = [network for network in NETWORKS if architecture_of(network) in present]
+    return tables_of(told_of(made), name, classes, sides, networks, clean_size, made["precision"], detectors, models)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from unbackdoor.attacks import ATTACKS
 from unbackdoor.bench.zoo import INDEX, plan, rows_of
 from unbackdoor.bench.zoo_scans import SCANS, scan_key
 from unbackdoor.scan import TSBDSignals
@@ -120,6 +121,8 @@ def test_every_kind_has_clean_models_enough_for_a_rate_of_five_percent(program: 
             assert sum(entry.part == "weights" for entry in own) >= 4, name
         assert kind.recipe.low_resolution == 0, "a small patch has to stay whole"
         if name != "digits":
-            # Of 98 attacks on the digits 40 failed; were it as many here, 60 are to be left to judge by.
+            # Of 98 attacks on the digits 40 failed; were it as many here, 60 are to be left to judge by. Where attacks
+            # are named, it is those that work.
             judged = [entry for entry in entries if entry.attack is not None and entry.part == "held-out"]
-            assert len(judged) * (1 - 40 / 98) >= 60, name
+            work = 1 if len(kind.attacks) < len(ATTACKS) else 1 - 40 / 98
+            assert len(judged) * work >= 60, name
