@@ -20,7 +20,10 @@ from unbackdoor.data import read_images
 from unbackdoor.options import options_of
 from unbackdoor.scan import mesa
 
-SHORT_SCAN = ["--scanner.rounds", "2", "--scanner.steps", "2", "--clean-size", "60", "--threads", "1"]
+SHORT_SCAN = [
+    *("--scanner", "NeuralCleanse", "--scanner.rounds", "2", "--scanner.steps", "2"),
+    *("--clean-size", "60", "--threads", "1"),
+]
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -167,7 +170,7 @@ def test_a_scan_by_mesa_shows_the_triggers_that_it_learned_and_its_repair_scans_
     victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mesa, "SCREENING_STEPS", 2)
-    model = ["--model", str(victim / "model.safetensors"), "--clean", "digits", *SHORT_SCAN[4:]]
+    model = ["--model", str(victim / "model.safetensors"), "--clean", "digits", *SHORT_SCAN[6:]]
     short = ["--scanner", "MESA", "--scanner.steps", "2", "--scanner.hidden", "8", "--scanner.sizes", "[2, 3]"]
     code, out, _ = run(capsys, "scan", *model, *short, "--out", str(tmp_path / "scan"), "--json")
     scan = json.loads(out)
@@ -195,7 +198,7 @@ def test_purified_model_names_its_parent(victim: Path, tmp_path: Path, capsys: p
     run(
         capsys,
         *["purify", "--model", str(victim / "model.safetensors"), "--clean", "digits", "--method", "FT"],
-        *["--method.epochs", "1", "--rescan", "false", "--out", str(tmp_path / "r"), *SHORT_SCAN[4:]],
+        *["--method.epochs", "1", "--rescan", "false", "--out", str(tmp_path / "r"), *SHORT_SCAN[6:]],
     )
     with safe_open(tmp_path / "r" / "model.safetensors", "pt") as file:
         metadata = json.loads(file.metadata()["unbackdoor"])
@@ -455,7 +458,7 @@ def test_the_advice_of_an_error_arrives_whatever_the_length_of_the_path(
 
 def test_a_configuration_file_may_spell_options_with_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text("model: no-model.pt\nclean: digits\nclean-size: 60\nscanner:\n  first-lambda: 0.01\n")
+    config.write_text("model: no-model.pt\nclean: digits\nclean-size: 60\nscanner:\n  name: NeuralCleanse\n  first-lambda: 0.01\n")
     assert "no-model.pt: cannot be read" in refuse(capsys, "scan", "--config", str(config))
 
 

@@ -125,6 +125,22 @@ def test_a_scanner_that_looks_at_weights_alone_needs_no_images(
     assert "clean" in refuse(capsys, *words, "--scanner", "NeuralCleanse")
 
 
+def test_without_a_name_the_answer_says_whose_it_is(
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor.commands.scan.default_scanner", lambda *given: WeightStatistics())
+    words = ["scan", "--model", str(victim / "model.safetensors"), "--out", str(tmp_path / "out")]
+    code, out, _ = run(capsys, *words)
+    assert code in (0, 1)
+    assert "by WeightStatistics" in " ".join(out.split())
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["options"]["scanner"]["name"] == "WeightStatistics"
+    # Options are those of a scanner that is named.
+    assert "--scanner.threshold is an option of a method, and none is named; name it with --scanner" in refuse(
+        capsys, *words, "--scanner.threshold", "3"
+    )
+
+
 def test_a_damaged_table_is_one_sentence(victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.json").write_text("{")
     words = scan(victim / "model.safetensors", "digits", tmp_path / "t.json", tmp_path / "out")

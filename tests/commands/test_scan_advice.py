@@ -76,6 +76,7 @@ def test_a_search_that_the_budget_cut_short_is_shown(
     victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["scan", "--model", str(victim / "model.safetensors"), "--clean", "digits", "--clean-size", "60"]
+    words += ["--scanner", "NeuralCleanse"]
     for number, (budget, cut) in enumerate((([], False), (["--budget", "0.001"], True))):
         rounds = "100000" if cut else "2"
         out = tmp_path / str(number)

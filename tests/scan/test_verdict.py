@@ -16,7 +16,7 @@ from tests.scan.tables import TABLE, findings, written
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
-from unbackdoor.scan import SCANNERS, Finding, Scanner, Verdict, WeightStatistics
+from unbackdoor.scan import SCANNERS, Finding, NeuralCleanse, Scanner, Verdict, WeightStatistics, default_scanner
 from unbackdoor.scan import verdict as module
 from unbackdoor.scan.calibration import Measure, Table, class_scores
 from unbackdoor.training import Runtime
@@ -249,3 +249,15 @@ def test_a_rate_that_is_none_is_refused(rate: float) -> None:
 
 def test_findings_of_the_made_up_table_agree_with_the_module() -> None:
     assert float(class_scores(TABLE.measures, findings([2.0] * 8, [1.5] * 8)).max()) == 0.0
+
+
+def test_who_names_no_scanner_gets_the_verdict_only_where_a_table_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "read_tables", lambda path: (SAYS,))
+    model, few, many = planted(1).twin, DefenderData(clean=pictures(20, 5)), DefenderData(clean=pictures(60, 5))
+    assert default_scanner(model, many, runtime()) == Verdict()
+    assert default_scanner(model, few, runtime()) == NeuralCleanse()
+    assert default_scanner(model, DefenderData(), runtime()) == NeuralCleanse()
+    other = "bf16" if SAYS.precision == "fp32" else "fp32"
+    assert default_scanner(model, many, replace(runtime(), precision=other)) == NeuralCleanse()
+    monkeypatch.setattr(module, "read_tables", lambda path: (replace(SAYS, classes=CLASSES + 1),))
+    assert default_scanner(model, many, runtime()) == NeuralCleanse()

@@ -213,6 +213,8 @@ def _take_choices(
             _refuse_code_of_files(named, typed)
         elif taken is not None:
             choice.registry[taken]  # an unknown name is an InputError with a hint
+        elif orphan := next((word.partition("=")[0] for word in words if word.startswith(f"--{key}.")), None):
+            raise InputError(f"{orphan} is an option of a method, and none is named; name it with --{key}")
     return chosen, words
 
 

@@ -1,5 +1,8 @@
 """Ask whether a model is backdoored, from the model and clean samples alone.
 
+If no scanner is named it is Verdict where a calibration table of the package fits the model, and elsewhere
+NeuralCleanse.
+
 Exit code 1 if it is, 0 if no evidence was found, 3 if the scan is inconclusive.
 """
 
@@ -28,10 +31,10 @@ from unbackdoor.report import (
     verdict_word,
     write_report,
 )
-from unbackdoor.scan import SCANNERS, Finding, Scanner
+from unbackdoor.scan import SCANNERS, Finding, Scanner, default_scanner
 from unbackdoor.training import Runtime
 
-CHOICES = {"scanner": Choice(SCANNERS, "NeuralCleanse")}
+CHOICES = {"scanner": Choice(SCANNERS, None)}
 FEW_IMAGES, CUT_SHORT, PRECISION = "clean images", "the budget", "a precision of"
 """Words of the misfits that more clean images, or more time, would mend (see `Table.misfits` and `Verdict`)."""
 
@@ -40,7 +43,7 @@ def run(
     *,
     model: Path,
     clean: str | None = None,
-    scanner: Scanner,
+    scanner: Scanner | None = None,
     runtime: Runtime,
     clean_size: int = 2500,
     arch: str | None = None,
@@ -52,7 +55,7 @@ def run(
         model: checkpoint file, or a Hugging Face folder.
         clean: clean images of the model's classes: a folder, an .npz, digits, or a hub id; WeightStatistics alone looks
             at nothing but the model, and needs none.
-        scanner: how.
+        scanner: how; the one that suits the model if none is named, see `default_scanner`.
         runtime: device, seed, budget, progress.
         clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
         arch: architecture of a file that does not name one: a network's name or module:function.
@@ -62,6 +65,7 @@ def run(
     clock = Run("scan", runtime)
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
     folder = report_folder(out or Path("runs") / f"scan-{loaded.sha256[:8]}", clock.command)
+    scanner = scanner or default_scanner(loaded.network, data, runtime)
     finding = scanner.scan(loaded.network, data, runtime)
     clock.inputs = {model.name: loaded.sha256}
     if data.clean is not None:
@@ -73,7 +77,7 @@ def run(
     mark = mark_sentence(loaded)
     return Outcome(
         code=exit_code(finding),
-        title=f"scan of {model.name}",
+        title=f"scan of {model.name} by {type(scanner).__name__}",
         rows=[
             *([("mark", mark)] if mark else []),
             ("verdict", verdict_word(finding)),
@@ -87,6 +91,7 @@ def run(
             ("next", next_steps(finding, model.name)[0]),
         ],
         result={
+            "scanner": type(scanner).__name__,
             "model_sha256": loaded.sha256,
             "marked": loaded.backdoored is not None,
             "marked_repaired": is_repaired(loaded),

@@ -7,7 +7,7 @@ from unbackdoor.scan.neural_cleanse import NeuralCleanse
 from unbackdoor.scan.trigger_distribution import TriggerDistribution
 from unbackdoor.scan.tsbd_signals import TSBDSignals
 from unbackdoor.scan.universal_perturbations import UniversalPerturbations
-from unbackdoor.scan.verdict import Verdict
+from unbackdoor.scan.verdict import Verdict, default_scanner
 from unbackdoor.scan.weight_statistics import WeightStatistics
 
 SCANNERS: Registry[Scanner] = Registry(
@@ -27,4 +27,5 @@ __all__ = [
     "UniversalPerturbations",
     "Verdict",
     "WeightStatistics",
+    "default_scanner",
 ]

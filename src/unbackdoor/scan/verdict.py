@@ -16,6 +16,8 @@ Where no table fits the model, nobody knows how often the verdict is wrong: the 
 false), and its answer is inconclusive. Compared with the nearest table, the classes that would be suspected are named
 as a hint, and no more: numbers of the whole model mean little on another kind of model.
 
+So who names no scanner gets the verdict only where a table fits (see `default_scanner`).
+
 Who is told of a suspected class wants to see its trigger. Where the table does without Neural Cleanse, it runs
 afterwards, and what it says is shown and not weighed.
 """
@@ -105,6 +107,19 @@ class Verdict(Scanner):
         triggers, said = _hear(FOR_TRIGGERS, model, given, runtime, seconds)
         told += [{**one, "weighed": False} for one in said]
         return replace(finding, reconstructions=_reconstructions(triggers))
+
+
+def default_scanner(model: Network, data: DefenderData, runtime: Runtime) -> Scanner:
+    """Return the scanner for who names none: the verdict where a table of the package fits, Neural Cleanse elsewhere.
+
+    Args:
+        model: that will be scanned.
+        data: what there is; its clean images count.
+        runtime: its precision counts.
+    """
+    images = 0 if data.clean is None else len(data.clean)
+    table = nearest(read_tables(SHIPPED), model.description, images, runtime.precision)
+    return NeuralCleanse() if table.misfits(model.description, images, runtime.precision) else Verdict()
 
 
 def _hear(
