@@ -238,8 +238,8 @@ def written(rows: list[dict[str, Any]]) -> str:
         "",
         "Made by `python benchmarks/molecule_scans.py`. A cell is one poisoned set; a rate is the share of poisoned"
         " rows among all that are learned from. First: the true pair of trigger and target stands first among the"
-        " suspects (a suspect counts as true if it has a word of the trigger, and a subgraph that is the target, holds"
-        " it or is a part of it). Flagged: it is beyond the threshold. TPR and FPR are of rows held poisoned.",
+        " suspects (a suspect counts as true if it has half of the words of a trigger, and a subgraph that holds the"
+        " target or is most of it). Flagged: it is beyond the threshold. TPR and FPR are of rows held poisoned.",
         "",
         *machines(rows),
         "",

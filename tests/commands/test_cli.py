@@ -458,7 +458,9 @@ def test_the_advice_of_an_error_arrives_whatever_the_length_of_the_path(
 
 def test_a_configuration_file_may_spell_options_with_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "run.yaml"
-    config.write_text("model: no-model.pt\nclean: digits\nclean-size: 60\nscanner:\n  name: NeuralCleanse\n  first-lambda: 0.01\n")
+    config.write_text(
+        "model: no-model.pt\nclean: digits\nclean-size: 60\nscanner:\n  name: NeuralCleanse\n  first-lambda: 0.01\n"
+    )
     assert "no-model.pt: cannot be read" in refuse(capsys, "scan", "--config", str(config))
 
 
