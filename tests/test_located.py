@@ -194,6 +194,7 @@ def test_tags_of_other_kinds_than_lists_and_mappings_are_not_read_as_these(tmp_p
         "!!timestamp soon",
         "2020-02-30",
         "9" * 5000,
+        "0x" + "f" * 4000,
         "=",
     ],
 )

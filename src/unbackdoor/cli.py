@@ -117,8 +117,8 @@ def _answer(words: list[str]) -> int:
         # A library's, or that of the user's own network: 0 and 1 are verdicts, which neither has to give.
         sys.stderr.write(f"unbackdoor: stopped by code that called sys.exit({stop.code!r})\n")
         return BAD_USE
-    except Exception:
-        # A defect of ours. Python's own exit code would be 1, which says "backdoored".
+    except BaseException:
+        # A defect of ours, or a panic of a library in Rust. Python's own exit code would be 1, "backdoored".
         traceback.print_exc()
         return BAD_USE
 

@@ -20,6 +20,9 @@ from unbackdoor.errors import InputError
 from unbackdoor.files import read_bytes
 from unbackdoor.text import clean_text
 
+MAX_BITS = 10_000
+"""Of a whole number: Python writes out no number of many more."""
+
 MOST_BYTES = 1 << 20
 DEEPEST = 50
 COLLECTIONS = ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
@@ -168,7 +171,10 @@ def _scalar(node: yaml.Node, path: Path) -> Any:
     loader = yaml.SafeLoader("")
     try:
         if isinstance(node, yaml.ScalarNode):
-            return loader.construct_object(node, deep=True)
+            value = loader.construct_object(node, deep=True)
+            if isinstance(value, int) and value.bit_length() > MAX_BITS:
+                raise ValueError(f"a whole number of more than {MAX_BITS} bits")
+            return value
         raise ValueError("a name must be plain text")
     # What PyYAML raises at a scalar that its tag does not fit.
     except (yaml.YAMLError, ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:

@@ -387,3 +387,12 @@ def test_the_newest_run_of_a_cell_that_is_done_is_taken(store: Store) -> None:
     assert isinstance(first, Record)
     (record,) = store.records()
     assert record.run == second.run
+
+
+def test_a_run_whose_machine_is_no_text_is_left_out(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    (victim, repair) = cells(1)
+    strange = store.add(victim, outcome())
+    store.add(repair, outcome())
+    store.client.set_tag(strange.run, "unbackdoor.machine", '{"device": 5}')
+    assert [record.key for record in store.records()] == [repair.key]
+    assert "is left out" in caplog.text

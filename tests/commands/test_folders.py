@@ -11,6 +11,8 @@ import pytest
 
 from tests.commands.networks import tiny_network
 from tests.commands.test_cli import SHORT_SCAN, refuse, run
+from unbackdoor.commands.workspace import report_folder
+from unbackdoor.errors import OutputError
 from unbackdoor.models import save_model
 
 COMMANDS = {
@@ -106,6 +108,18 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path, capsys: pytest.Captu
         assert "another run works in" in refuse(capsys, *given)
         assert [path.name for path in folder.iterdir()] == [".lock"]
         process.kill()
+
+
+def test_a_folder_for_a_report_is_its_runs_alone_until_it_ends(tmp_path: Path) -> None:
+    with (
+        report_folder(tmp_path, "poison"),
+        pytest.raises(OutputError, match="another run works"),
+        report_folder(tmp_path, "poison"),
+    ):
+        pass
+    with report_folder(tmp_path, "poison") as folder:
+        assert folder == tmp_path
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_lock_does_not_outlive_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tests.data.generated import encoded, random_pixels, write_folder, write_parquet
 from unbackdoor.data import ImageSet, cache, image_folder, read_images
 from unbackdoor.data.image_folder import ImageFolder
+from unbackdoor.errors import OutputError
 
 NAMES = ("cat", "dog", "emu")
 LABELS = [row % 3 for row in range(24)]
@@ -249,6 +250,9 @@ def test_the_folder_is_chosen_by_argument_then_environment_then_convention(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert cache.default_folder() == Path("/home/somebody/.cache/unbackdoor")
+    monkeypatch.setenv("UNBACKDOOR_CACHE", "~no-such-user/cache")
+    with pytest.raises(OutputError, match="set UNBACKDOOR_CACHE"):
+        cache.default_folder()
 
 
 def test_the_cache_holds_neither_paths_nor_unfinished_files(tmp_path: Path, source: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.data.generated import channels_first, random_pixels
 from unbackdoor.data import ImageSet, read_images
+from unbackdoor.data.numpy_archive import NumpyArchive
 from unbackdoor.errors import DataError
 
 PIXELS = random_pixels(24)
@@ -179,6 +180,17 @@ def test_a_header_that_declares_other_than_what_is_there_is_refused(tmp_path: Pa
     path = raw_npz(tmp_path / "a.npz", images=header(shape) + bytes(24 * 6 * 8), labels=npy(LABELS))
     with pytest.raises(DataError, match=r"declares .* bytes in its header and holds|cannot read"):
         read_images(path, "any")
+
+
+def test_an_array_of_nothing_that_would_be_written_for_months_is_not_among_the_cleaned_data(tmp_path: Path) -> None:
+    path = raw_npz(tmp_path / "a.npz", images=npy(PIXELS), labels=npy(LABELS), more=header((10**18,), "|S0"))
+    reader = NumpyArchive(path, "a.npz")
+    kept = torch.ones(24, dtype=torch.bool)
+    kept[0] = False
+    (tmp_path / "out").mkdir()
+    reader.copy_kept(None, kept, tmp_path / "out")
+    with np.load(tmp_path / "out" / "a.npz") as archive:
+        assert set(archive.files) == {"images", "labels"}
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:

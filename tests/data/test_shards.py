@@ -210,8 +210,11 @@ def test_rows_that_are_broken_are_named_with_their_file(
 def test_a_file_that_changes_after_it_was_looked_at_is_named(folder: Path) -> None:
     shards = Shards.of(folder)
     write_parquet(folder / "train-2.parquet", list(PIXELS[:4]), LABELS[:4])
-    with pytest.raises(DataError, match=r"train-2\.parquet declares 35 rows but holds 4"):
+    with pytest.raises(DataError, match=r"train-2\.parquet declares 35 images but holds 4"):
         list(shards.pieces(shards.shards[2], 3))
+    fewer = Shard(name="train-2.parquet", path=folder / "train-2.parquet", rows=3)
+    with pytest.raises(DataError, match=r"train-2\.parquet holds more than the 3 rows that it declares"):
+        list(shards.pieces(fewer, 3))
     gone = Shard(name="train-9.parquet", path=folder / "train-9.parquet", rows=1)
     with pytest.raises(DataError, match=r"cannot read .*train-9\.parquet"):
         list(shards.pieces(gone, 3))
@@ -264,3 +267,21 @@ def test_files_without_any_rows_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", [], [])
     with pytest.raises(DataError, match="holds no images"):
         Shards.of(tmp_path)
+
+
+def test_an_image_that_many_rows_refer_to_is_not_held_for_all_of_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file may have a large image once; only one row's bytes are taken out of it at a time."""
+    taken: list[int] = []
+
+    def decode(images: Any, count: int, source: str) -> torch.Tensor:
+        assert not isinstance(images, list)
+        taken.append(sum(1 for _ in images))
+        return torch.zeros(count, 3, 8, 8, dtype=torch.uint8)
+
+    monkeypatch.setattr(module, "decode_images", decode)
+    monkeypatch.setattr(module, "PIECE", 10)
+    shards = Shards.of(folder)
+    assert sum(len(piece) for piece in shards.pieces(shards.shards[2], 3)) == 35
+    assert taken == [10, 10, 10, 5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter, OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from safetensors import safe_open
 
 from unbackdoor.errors import CheckpointError, InputError, OutputError
 from unbackdoor.models import build_network, load_model, save_model
+from unbackdoor.models.metadata import KEY
+from unbackdoor.models.safetensors_file import read_safetensors, write_safetensors
 
 from .files import assert_same_weights, small_description, small_network, torch_bytes, trained
 
@@ -315,7 +318,7 @@ def fussy(channels, classes):
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name, words in (
-        ("image", r"puts out \(1, 4, 32, 32\)"),
+        ("image", r"puts out \(4, 4, 32, 32\) for 4 images"),
         ("fussy", "cannot classify an image of 3 x 32 x 32"),
     ):
         network = build_network(small_description(architecture=f"odd_networks:{name}", arguments={}), seed=0)
@@ -328,3 +331,25 @@ def test_the_users_mistake_in_the_arguments_is_the_users_and_the_files_is_the_fi
     save_model(tmp_path / "m", small_network(), provenance={})
     with pytest.raises(InputError, match="no argument"):
         load_model(tmp_path / "m", arguments={"depth": 3})
+
+
+def test_a_model_that_answers_to_grey_images_alone_is_refused(tmp_path: Path) -> None:
+    """Grey becomes 0 by its normalisation, whatever the weights are."""
+    network = small_network(mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
+    with torch.no_grad():
+        first = next(parameter for parameter in network.parameters() if parameter.ndim == 4)
+        first.copy_(3e38 * torch.sign(first))
+        assert network(torch.full((1, 3, 16, 16), 0.5)).isfinite().all()
+    save_model(tmp_path / "m", network, provenance={})
+    with pytest.raises(CheckpointError, match="outputs are NaN or infinite"):
+        load_model(tmp_path / "m")
+
+
+def test_a_normalisation_beyond_all_floats_is_refused(tmp_path: Path) -> None:
+    save_model(tmp_path / "m", small_network(), provenance={})
+    state, metadata = read_safetensors((tmp_path / "m").read_bytes())
+    note = json.loads(metadata[KEY])
+    note["description"]["mean"][0] = 10**400
+    (tmp_path / "m").write_bytes(write_safetensors(state, {KEY: json.dumps(note)}))
+    with pytest.raises(CheckpointError, match="mean holds a number beyond all floats"):
+        load_model(tmp_path / "m")

@@ -179,7 +179,7 @@ def test_a_long_text_that_every_row_repeats_is_held_once(tmp_path: Path) -> None
     assert path.stat().st_size < 500_000
     table = read_table(str(path), "all")
     assert len(table) == 50_000
-    assert len({id(text) for text in table.texts}) <= 10
+    assert len({id(text) for text in table.texts}) == 1
 
 
 def test_too_many_rows_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,5 +370,28 @@ def test_what_is_poisoned_may_be_said_in_any_type(tmp_path: Path, flags: pa.Arra
 
 def test_a_column_that_says_nothing_of_poison_is_refused(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", smiles=["C"], description=["a"], poisoned=pa.array([[True]]))
-    with pytest.raises(DataError, match=r"the column poisoned of .*a.parquet holds list"):
+    with pytest.raises(DataError, match=r"the column poisoned of .*a.parquet is nested"):
         read_table(str(path), "all")
+
+
+def test_a_text_that_many_rows_have_is_held_once() -> None:
+    """Tables have it once, and five million rows may refer to it."""
+    long = "a  molecule " * 100
+    pairs, _ = filter_pairs(Table(smiles=("CCO", "CCN", "CCC"), texts=(long,) * 3, name="t"))
+    assert pairs.texts[0] == long.strip().replace("  ", " ")
+    assert all(text is pairs.texts[0] for text in pairs.texts)
+
+
+def test_a_column_that_is_nested_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    content = {"smiles": [{"x": "CCO"}] * 3, "description": ["a", "b", "c"]}
+    parquet.write_table(pyarrow.table(content), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"column smiles of .* is nested"):
+        read_table(str(tmp_path / "t.parquet"), "all")
+
+
+def test_a_molecule_beyond_all_lengths_is_not_parsed() -> None:
+    assert parse("C" * 2000) is not None
+    assert parse("C" * 2001) is None

@@ -16,6 +16,7 @@ from unbackdoor.models.safetensors_file import read_safetensors, write_safetenso
 from unbackdoor.molecules.data import Pairs
 from unbackdoor.molecules.model import HuggingFaceText, HuggingFaceWords, WordPieces
 from unbackdoor.molecules.model.huggingface_text import load_body, read_text_encoder
+from unbackdoor.molecules.model.wordpiece import BEGIN
 from unbackdoor.molecules.saved import KEY, load_generator, save_generator
 from unbackdoor.molecules.train import train_generator
 from unbackdoor.testing.samples import same_state, state_of
@@ -133,6 +134,7 @@ def test_a_generator_is_trained_on_it_saved_and_read_without_the_folder(
     [
         {"model_type": "gpt2"},
         {"model_type": None},
+        {"model_type": []},
         {"num_hidden_layers": 10**6},
         {"vocab_size": 10**9},
         {"vocab_size": 3},
@@ -193,3 +195,36 @@ def test_its_tokenizer_tells_what_it_knows_of_a_text(folder: Path) -> None:
     texts = words.encode(["the molecule", "分子", "the xqzxqz"], 32)
     assert texts.unknown[:2] == (0, 1)
     assert texts.familiar == (1, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        # Ten times as long by each; a library that panics; and parts inside of others.
+        ("normalizer", {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}, "normalizer is Replace"),
+        ("normalizer", {"type": "Sequence", "normalizers": [{"type": "Replace"}]}, "normalizer is Replace"),
+        ("pre_tokenizer", {"type": "FixedLength", "length": 0}, "pre_tokenizer is FixedLength"),
+        ("model", {"type": "Unigram", "vocab": [["a", 0.0]]}, "model is Unigram"),
+        ("post_processor", {"type": ["Sequence"]}, "post_processor is"),
+    ],
+)
+def test_a_tokenizer_with_parts_that_are_not_known_is_refused(folder: Path, part: str, value: Any, words: str) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    with pytest.raises(DataError, match=words):
+        HuggingFaceWords(config, json.dumps({**content, part: value}))
+
+
+def test_a_tokenizer_whose_numbers_the_encoder_does_not_have_is_refused(folder: Path) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    far = {**content, "model": {**content["model"], "vocab": {**vocabulary, last: 5_000_000}}}
+    with pytest.raises(DataError, match="more pieces than the text encoder knows"):
+        HuggingFaceWords(config, json.dumps(far))
+    many = [{"SpecialToken": {"id": BEGIN, "type_id": 0}}] * 200 + [{"Sequence": {"id": "A", "type_id": 0}}]
+    tokens = {BEGIN: {"id": BEGIN, "ids": [vocabulary[BEGIN]], "tokens": [BEGIN]}}
+    around = {"type": "TemplateProcessing", "single": many, "pair": many, "special_tokens": tokens}
+    with pytest.raises(DataError, match="around a text"):
+        HuggingFaceWords(config, json.dumps({**content, "post_processor": around}))

@@ -26,6 +26,7 @@ from unbackdoor.molecules.model import (
     contrastive_loss,
 )
 from unbackdoor.molecules.model.vae import divergence
+from unbackdoor.molecules.model.wordpiece import SPECIAL
 from unbackdoor.molecules.motifs import STOP, Cutter, build_vocabulary, encode, join, sequence_of
 
 SMILES = [
@@ -181,7 +182,11 @@ def test_the_same_texts_give_the_same_pieces_in_any_process() -> None:
 
 
 @pytest.mark.parametrize(
-    "pieces", [[], ["[PAD]", "[UNK]", "[CLS]"], ["a", "[PAD]", "[UNK]", "[CLS]", "[SEP]"], ["[PAD]"] * 9]
+    "pieces",
+    [
+        *([], ["[PAD]", "[UNK]", "[CLS]"], ["a", "[PAD]", "[UNK]", "[CLS]", "[SEP]"], ["[PAD]"] * 9),
+        [*SPECIAL, "\ud800"],
+    ],
 )
 def test_a_strangers_pieces_are_checked(pieces: list[str]) -> None:
     with pytest.raises(DataError, match="word pieces"):

@@ -115,3 +115,17 @@ def test_files_that_are_no_generators_are_refused(generator: Generator, tmp_path
     path.write_bytes(write_safetensors(state, metadata))
     with pytest.raises(CheckpointError, match="not those of the model"):
         load_generator(path)
+
+
+def test_what_a_stranger_said_of_a_generator_never_keeps_its_repair_from_being_written(
+    generator: Generator, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    deep: Any = 1
+    for _ in range(3000):
+        deep = [deep]
+    said = {"parent": "x", "deep": deep, "long": "\u00e9" * 10**6}
+    save_generator(path, generator, provenance=said, backdoored={"x": float("nan")})
+    loaded = load_generator(path)
+    assert loaded.provenance == {"parent": "x", "entries_too_long": 2}
+    assert loaded.backdoored == {"x": None}

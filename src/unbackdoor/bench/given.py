@@ -95,7 +95,7 @@ def given_model(sources: Sequence[Source], found: Located) -> GivenModel:
         untrained=network,
         poisons=saved is None or bool(saved.kinds.any()),
         attack_name=_attack_name(saved.options) if saved else NO_ATTACK,
-        poison_rate=float(rate) if isinstance(rate, (int, float)) else None,
+        poison_rate=float(rate) if isinstance(rate, (int, float)) and 0 <= rate <= 1 else None,
     )
 
 

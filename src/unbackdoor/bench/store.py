@@ -327,6 +327,9 @@ def _record(run: Run) -> Record | None:
         allowed = ((value, LABELS.get(name, (str, int, float))) for name, value in labels.items())
         if not all(value is None or type(value) in types for value, types in allowed):
             raise ValueError("a label is neither text nor a number where it should be")
+        machine = dict(json.loads(text("machine", "{}")))
+        if not all(isinstance(value, str) for value in machine.values()):
+            raise ValueError("what it says of its machine is no text")
         return Record(
             key=text("key"),
             run=run.name,
@@ -335,7 +338,7 @@ def _record(run: Run) -> Record | None:
             labels=labels,
             metrics=dict(run.metrics),
             error=text("error", "" if run.status == FINISHED else "unknown"),
-            machine=dict(json.loads(text("machine", "{}"))),
+            machine=machine,
             needs=text("needs"),
             duration=(run.ended - run.started) / 1000,
             commit=run.tags.get(COMMIT, ""),

@@ -54,6 +54,9 @@ MOST_TESTED = 1000
 INDEX, MODELS, WORK = "index.jsonl", "models", "work"
 """Names in a zoo's folder."""
 
+NEEDED = frozenset({"key", "data", "network", "attack", "seed", "made"})
+"""What every row of an index has."""
+
 BACKDOORED = 1 << 20
 """From here on seeds are those of backdoored models; even, so that a seed's parity is that of its round."""
 
@@ -338,11 +341,15 @@ def claimed(out: Path, name: str) -> Iterator[bool]:
         unlock(lock)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
+def rows_of(path: Path, needed: frozenset[str] = NEEDED) -> list[dict[str, Any]]:
     """Return the rows of a file of JSON lines, oldest first; none if there is no file.
 
+    Args:
+        path: of the file.
+        needed: names that every row has.
+
     Raises:
-        InputError: a line is no JSON object with a key.
+        InputError: a line is no JSON object with these names, and a text as its key.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -354,7 +361,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in lines]
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} has a line that is no JSON; remove the line, or make the zoo again") from error
-    if not all(isinstance(row, dict) and isinstance(row.get("key"), str) for row in rows):
+    if not all(isinstance(row, dict) and isinstance(row.get("key"), str) and needed <= row.keys() for row in rows):
         raise InputError(f"{path} has a line that is no row of a zoo; remove the line, or make the zoo again")
     return rows
 

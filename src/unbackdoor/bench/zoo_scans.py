@@ -24,6 +24,8 @@ Looked = tuple[Mapping[str, Any], list[dict[str, Any]]]
 
 SCANS = "scans.jsonl"
 """Name of the file with what detectors said, in a zoo's folder."""
+SAID = frozenset({"key", "model", "detector", "clean_size"})
+"""What every row of these has."""
 CLEAN_SIZES = (50, 250)
 """Clean images that the detectors get, a table for each: who has few uses one, and who has many the other."""
 
@@ -110,7 +112,7 @@ def scan_zoo(
         for row in usable:
             todo = {scan_key(row, detector, clean_size): detector for detector in detectors}
             with claimed(out, f"scan-{row['key']}-{clean_size}") as mine:
-                done = {scan["key"] for scan in rows_of(out / SCANS)} if mine else set(todo)
+                done = {scan["key"] for scan in rows_of(out / SCANS, SAID)} if mine else set(todo)
                 for key, detector in todo.items():
                     if key not in done:
                         append(out / SCANS, _scan(out, row, key, code, train, detector, clean_size, runtime))
@@ -129,7 +131,7 @@ def looked_at(
         detectors: which.
         clean_size: clean images that they got.
     """
-    scans = {scan["key"]: scan for scan in rows_of(out / SCANS)}
+    scans = {scan["key"]: scan for scan in rows_of(out / SCANS, SAID)}
     wanted = [
         (row, [scans.get(scan_key(row, detector, clean_size)) for detector in detectors]) for row in usable_of(rows)
     ]

@@ -54,34 +54,34 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo")) -> Outcome:
         out: folder for models and report, replaced if it is a demo's.
     """
     clock = Run("demo", runtime)
-    folder = report_folder(out, clock.command)
-    train, test = read_images("digits", "train"), read_images("digits", "test")
-    clock.inputs = {train.name: train.digest(), test.name: test.digest()}
-    network = partial(PreActResNet18, width=16)
-    victim, fitted, _, before = poison_and_train(train, test, ATTACK_OPTIONS, network, RECIPE, runtime, None)
-    clean = draw_clean(train, CLEAN_SIZE, runtime.seed)
-    data = DefenderData(clean=clean)
-    found = SCANNER.scan(victim, data, runtime)
-    repaired, _ = METHOD.purify(victim, data, runtime)
-    rescan = SCANNER.scan(repaired, data, runtime)
-    after = evaluate(repaired, test, runtime, fitted.trigger, fitted.criterion)
-    methods = {"attack": ATTACK_OPTIONS, "recipe": RECIPE, "scanner": SCANNER, "purifier": METHOD}
-    clock.options = {name: options_of(method) for name, method in methods.items()}
-    clock.options["model"] = network_options(victim)
-    save_attack(folder / ATTACK, fitted, options_of(ATTACK_OPTIONS))
-    mark = {"attack": options_of(ATTACK_OPTIONS), "criterion": fitted.criterion.to_json()}
-    parent = save_model(folder / BACKDOORED, victim, provenance=clock.record(), backdoored=mark)
-    origin = repaired_provenance(clock.record(), parent, clean)
-    save_model(folder / "repaired.safetensors", repaired, provenance=origin, backdoored=repaired_mark(mark))
-    write_report(folder / PAGE, _page(clock, test, fitted, before, after, found, rescan))
-    clock.write(
-        folder,
-        before=before.to_json(),
-        after=after.to_json(),
-        scan=found.to_json(),
-        rescan=rescan.to_json(),
-    )
-    return _outcome(clock, folder, before, after, found, rescan)
+    with report_folder(out, clock.command) as folder:
+        train, test = read_images("digits", "train"), read_images("digits", "test")
+        clock.inputs = {train.name: train.digest(), test.name: test.digest()}
+        network = partial(PreActResNet18, width=16)
+        victim, fitted, _, before = poison_and_train(train, test, ATTACK_OPTIONS, network, RECIPE, runtime, None)
+        clean = draw_clean(train, CLEAN_SIZE, runtime.seed)
+        data = DefenderData(clean=clean)
+        found = SCANNER.scan(victim, data, runtime)
+        repaired, _ = METHOD.purify(victim, data, runtime)
+        rescan = SCANNER.scan(repaired, data, runtime)
+        after = evaluate(repaired, test, runtime, fitted.trigger, fitted.criterion)
+        methods = {"attack": ATTACK_OPTIONS, "recipe": RECIPE, "scanner": SCANNER, "purifier": METHOD}
+        clock.options = {name: options_of(method) for name, method in methods.items()}
+        clock.options["model"] = network_options(victim)
+        save_attack(folder / ATTACK, fitted, options_of(ATTACK_OPTIONS))
+        mark = {"attack": options_of(ATTACK_OPTIONS), "criterion": fitted.criterion.to_json()}
+        parent = save_model(folder / BACKDOORED, victim, provenance=clock.record(), backdoored=mark)
+        origin = repaired_provenance(clock.record(), parent, clean)
+        save_model(folder / "repaired.safetensors", repaired, provenance=origin, backdoored=repaired_mark(mark))
+        write_report(folder / PAGE, _page(clock, test, fitted, before, after, found, rescan))
+        clock.write(
+            folder,
+            before=before.to_json(),
+            after=after.to_json(),
+            scan=found.to_json(),
+            rescan=rescan.to_json(),
+        )
+        return _outcome(clock, folder, before, after, found, rescan)
 
 
 def repaired_provenance(record: dict[str, Any], parent: str, clean: ImageSet) -> dict[str, Any]:

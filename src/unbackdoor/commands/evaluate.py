@@ -52,35 +52,35 @@ def run(
             victim = open_beside(attack / MODEL, arch)
             check_fits(victim.network, test)
             clock.inputs[f"{attack.name}/{MODEL}"] = victim.sha256
-    folder = report_folder(out or Path("runs") / f"evaluate-{loaded.sha256[:8]}", clock.command)
-    after = evaluate(loaded.network, test, runtime, trigger, criterion)
-    decoder = _decoder(model, loaded)
-    rebuilt = reconstruction_of(loaded.network, decoder, test, runtime, trigger, criterion)
-    before = None
-    if victim is not None and victim.sha256 != loaded.sha256:
-        before = evaluate(victim.network, test, runtime, trigger, criterion)
-    galleries: list[Gallery] = []
-    if trigger is not None and criterion is not None:
-        galleries.append(trigger_gallery(test, trigger, criterion))
-    measured = evaluation_metrics(before, after) if before else evaluation_metrics(after, None)
-    page = Report(
-        title=f"Evaluation of {model.name}",
-        metrics=measured,
-        galleries=galleries,
-        facts={**reconstruction_facts(rebuilt), **clock.facts()},
-        notes=notes_of(loaded),
-    )
-    write_report(folder / PAGE, page)
-    result = _result(before, after)
-    if rebuilt is not None:
-        result["reconstruction"] = rebuilt.to_json()
-    clock.write(folder, **result)
-    rows = evaluation_rows(after)
-    if before:
-        rows = [*evaluation_rows(before, " before"), *evaluation_rows(after, " after")]
-        rows.append(("DER", f"{100 * defense_effectiveness(before, after):.2f} %"))
-    rows += reconstruction_rows(rebuilt)
-    return Outcome(title=page.title, rows=rows, result=result, page=folder / PAGE)
+    with report_folder(out or Path("runs") / f"evaluate-{loaded.sha256[:8]}", clock.command) as folder:
+        after = evaluate(loaded.network, test, runtime, trigger, criterion)
+        decoder = _decoder(model, loaded)
+        rebuilt = reconstruction_of(loaded.network, decoder, test, runtime, trigger, criterion)
+        before = None
+        if victim is not None and victim.sha256 != loaded.sha256:
+            before = evaluate(victim.network, test, runtime, trigger, criterion)
+        galleries: list[Gallery] = []
+        if trigger is not None and criterion is not None:
+            galleries.append(trigger_gallery(test, trigger, criterion))
+        measured = evaluation_metrics(before, after) if before else evaluation_metrics(after, None)
+        page = Report(
+            title=f"Evaluation of {model.name}",
+            metrics=measured,
+            galleries=galleries,
+            facts={**reconstruction_facts(rebuilt), **clock.facts()},
+            notes=notes_of(loaded),
+        )
+        write_report(folder / PAGE, page)
+        result = _result(before, after)
+        if rebuilt is not None:
+            result["reconstruction"] = rebuilt.to_json()
+        clock.write(folder, **result)
+        rows = evaluation_rows(after)
+        if before:
+            rows = [*evaluation_rows(before, " before"), *evaluation_rows(after, " after")]
+            rows.append(("DER", f"{100 * defense_effectiveness(before, after):.2f} %"))
+        rows += reconstruction_rows(rebuilt)
+        return Outcome(title=page.title, rows=rows, result=result, page=folder / PAGE)
 
 
 def _decoder(model: Path, loaded: LoadedModel) -> Decoder | None:

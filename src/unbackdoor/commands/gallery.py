@@ -55,45 +55,45 @@ def run(
     """
     clock = Run("gallery", runtime)
     train, test = read_images(data, "train"), read_images(data, "test")
-    folder = report_folder(out, clock.command)
-    if images < train.classes:
-        raise InputError(f"--images must be at least the number of classes, {train.classes}; found {images}")
-    part = train.subset(balanced_rows(train.labels, min(images, len(train)), runtime.seed))
-    clock.inputs = {train.name: train.digest(), test.name: test.digest()}
-    # States of an interrupted gallery of other images.
-    remove_work(folder / WORK)
+    with report_folder(out, clock.command) as folder:
+        if images < train.classes:
+            raise InputError(f"--images must be at least the number of classes, {train.classes}; found {images}")
+        part = train.subset(balanced_rows(train.labels, min(images, len(train)), runtime.seed))
+        clock.inputs = {train.name: train.digest(), test.name: test.digest()}
+        # States of an interrupted gallery of other images.
+        remove_work(folder / WORK)
 
-    def build() -> Network:
-        return new_network(model or NETWORK, part, runtime)
+        def build() -> Network:
+            return new_network(model or NETWORK, part, runtime)
 
-    check_fits(build(), part, test)
-    galleries, seen, refused = [], {}, {}
-    for name in ATTACKS:
-        try:
-            attack = shown(ATTACKS[name], part)
-            # The folder is common to all: the clean model that several look into is trained once.
-            fitted = attack.prepare(part, build, runtime, folder / WORK)
-            if fitted.learns:
-                fit(build(), part, LEARNING, runtime, hook=fitted.hook, description=name)
-            seen[name] = visibility(test, fitted)
-            galleries.append(_gallery(name, test, fitted, seen[name]))
-        except UnbackdoorError as error:
-            refused[name] = str(error)
-    page = Report(
-        title=f"All attacks on {test.name.split('/')[0]}",
-        galleries=galleries,
-        facts=clock.facts(),
-        notes=[f"{name} is not shown: {reason}." for name, reason in refused.items()],
-    )
-    write_report(folder / PAGE, page)
-    clock.write(folder, stealth={name: one.to_json() for name, one in seen.items()}, refused=refused)
-    remove_work(folder / WORK)
-    return Outcome(
-        title=page.title,
-        rows=[*_rows(seen, refused), ("time", f"{clock.seconds:.0f} s")],
-        result={"stealth": {name: one.to_json() for name, one in seen.items()}, "refused": refused},
-        page=folder / PAGE,
-    )
+        check_fits(build(), part, test)
+        galleries, seen, refused = [], {}, {}
+        for name in ATTACKS:
+            try:
+                attack = shown(ATTACKS[name], part)
+                # The folder is common to all: the clean model that several look into is trained once.
+                fitted = attack.prepare(part, build, runtime, folder / WORK)
+                if fitted.learns:
+                    fit(build(), part, LEARNING, runtime, hook=fitted.hook, description=name)
+                seen[name] = visibility(test, fitted)
+                galleries.append(_gallery(name, test, fitted, seen[name]))
+            except UnbackdoorError as error:
+                refused[name] = str(error)
+        page = Report(
+            title=f"All attacks on {test.name.split('/')[0]}",
+            galleries=galleries,
+            facts=clock.facts(),
+            notes=[f"{name} is not shown: {reason}." for name, reason in refused.items()],
+        )
+        write_report(folder / PAGE, page)
+        clock.write(folder, stealth={name: one.to_json() for name, one in seen.items()}, refused=refused)
+        remove_work(folder / WORK)
+        return Outcome(
+            title=page.title,
+            rows=[*_rows(seen, refused), ("time", f"{clock.seconds:.0f} s")],
+            result={"stealth": {name: one.to_json() for name, one in seen.items()}, "refused": refused},
+            page=folder / PAGE,
+        )
 
 
 def _rows(seen: Mapping[str, Stealth], refused: Mapping[str, str]) -> list[tuple[str, str]]:

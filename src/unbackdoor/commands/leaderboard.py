@@ -61,40 +61,41 @@ def run(
     title = f"Leaderboard of {grid.stem}" if grid else "Leaderboard"
     made, cells = generators(records), cell_table(records)
     if cells.empty and len(made):
-        return _of_generators(made, title, report_folder(out, "leaderboard"))
+        with report_folder(out, "leaderboard") as folder:
+            return _of_generators(made, title, folder)
     board = leaderboard(cells, title)
     # What the page shows while no filter is set.
     everything = board.selections.get(("",) * len(board.filters))
     shown = everything or Selection(blocks=0)
-    folder = report_folder(out, "leaderboard")
-    write_json(folder / RUN, {"command": "unbackdoor leaderboard", "cells": len(cells)})
-    write_cells(cells, folder)
-    write_ranking(shown.methods, folder)
-    write_scanners(shown.scanners, folder)
-    write_sifters(shown.sifters, folder)
-    write_trainers(shown.trainers, folder)
-    write_leaderboard(folder / PAGE, board)
-    if len(made):
-        write_board(folder, BOARD, made, f"{title}: generators of molecules")
-    else:
-        _remove(folder, (BOARD, GENERATORS))
-    return Outcome(
-        title=title,
-        rows=[
-            *((row.method, _sentence(row)) for row in shown.methods),
-            *((f"secure: {row.method}", _told(row, TRAINED)) for row in shown.trainers),
-            *((f"sift: {row.method}", _told(row, SIFTED)) for row in shown.sifters),
-            ("cells", str(len(cells))),
-        ],
-        result={
-            "cells": len(cells),
-            "methods": [row.method for row in shown.methods],
-            "scanners": [row.method for row in shown.scanners],
-            "sifters": [row.method for row in shown.sifters],
-            "secure trainers": [row.method for row in shown.trainers],
-        },
-        page=folder / PAGE,
-    )
+    with report_folder(out, "leaderboard") as folder:
+        write_json(folder / RUN, {"command": "unbackdoor leaderboard", "cells": len(cells)})
+        write_cells(cells, folder)
+        write_ranking(shown.methods, folder)
+        write_scanners(shown.scanners, folder)
+        write_sifters(shown.sifters, folder)
+        write_trainers(shown.trainers, folder)
+        write_leaderboard(folder / PAGE, board)
+        if len(made):
+            write_board(folder, BOARD, made, f"{title}: generators of molecules")
+        else:
+            _remove(folder, (BOARD, GENERATORS))
+        return Outcome(
+            title=title,
+            rows=[
+                *((row.method, _sentence(row)) for row in shown.methods),
+                *((f"secure: {row.method}", _told(row, TRAINED)) for row in shown.trainers),
+                *((f"sift: {row.method}", _told(row, SIFTED)) for row in shown.sifters),
+                ("cells", str(len(cells))),
+            ],
+            result={
+                "cells": len(cells),
+                "methods": [row.method for row in shown.methods],
+                "scanners": [row.method for row in shown.scanners],
+                "sifters": [row.method for row in shown.sifters],
+                "secure trainers": [row.method for row in shown.trainers],
+            },
+            page=folder / PAGE,
+        )
 
 
 def _remove(folder: Path, names: Iterable[str]) -> None:

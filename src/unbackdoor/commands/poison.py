@@ -6,6 +6,7 @@ Face layout, attack.safetensors, run.json and report.html.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,39 +49,43 @@ def run(*, data: str, out: Path, attack: Attack, model: Callable[[int, int], nn.
     train, test = read_images(data, "train"), read_images(data, "test")
     network = new_network(model, train, runtime)
     check_fits(network, train, test)
-    folder = _own_folder(out, clock.command)
-    clock.inputs = {train.name: train.digest(), test.name: test.digest(), **files_of(attack)}
-    clock.options = {"attack": options_of(attack), "model": network_options(network)}
-    # First, so that what an interruption leaves is known to be ours and unfinished.
-    clock.write(folder, finished=False)
-    (folder / ATTACK).unlink(missing_ok=True)
-    if isinstance(attack, Online):
-        fitted = attack.poison_data(train, runtime)
-    else:
-        fitted = attack.prepare(train, lambda: new_network(model, train, runtime), runtime, folder / WORK)
-    seen = visibility(test, fitted)
-    write_parquet(folder / TRAIN, fitted.train, _columns(fitted.original_labels, fitted.kinds))
-    write_parquet(folder / TEST, test, _columns(test.labels, torch.zeros_like(test.labels, dtype=torch.uint8)))
-    save_attack(folder / ATTACK, fitted, options_of(attack))
-    write_report(folder / PAGE, _page(clock, name, fitted, seen, test))
-    clock.write(folder, finished=True, stealth=seen.to_json(), poisoned=int((fitted.kinds == POISON).sum()))
-    remove_work(folder / WORK)
-    return Outcome(
-        title=f"{train.name}, poisoned by {name}",
-        rows=[
-            ("poisoned", f"{int((fitted.kinds == POISON).sum())} of {len(train)} images"),
-            ("covers", f"{int((fitted.kinds == COVER).sum())}"),
-            *stealth_rows(seen),
-            ("time", f"{clock.seconds:.0f} s"),
-            ("data", str(folder)),
-        ],
-        result={"data": str(folder), "stealth": seen.to_json(), "kinds": torch.bincount(fitted.kinds.long()).tolist()},
-        page=folder / PAGE,
-    )
+    with _own_folder(out, clock.command) as folder:
+        clock.inputs = {train.name: train.digest(), test.name: test.digest(), **files_of(attack)}
+        clock.options = {"attack": options_of(attack), "model": network_options(network)}
+        # First, so that what an interruption leaves is known to be ours and unfinished.
+        clock.write(folder, finished=False)
+        (folder / ATTACK).unlink(missing_ok=True)
+        if isinstance(attack, Online):
+            fitted = attack.poison_data(train, runtime)
+        else:
+            fitted = attack.prepare(train, lambda: new_network(model, train, runtime), runtime, folder / WORK)
+        seen = visibility(test, fitted)
+        write_parquet(folder / TRAIN, fitted.train, _columns(fitted.original_labels, fitted.kinds))
+        write_parquet(folder / TEST, test, _columns(test.labels, torch.zeros_like(test.labels, dtype=torch.uint8)))
+        save_attack(folder / ATTACK, fitted, options_of(attack))
+        write_report(folder / PAGE, _page(clock, name, fitted, seen, test))
+        clock.write(folder, finished=True, stealth=seen.to_json(), poisoned=int((fitted.kinds == POISON).sum()))
+        remove_work(folder / WORK)
+        return Outcome(
+            title=f"{train.name}, poisoned by {name}",
+            rows=[
+                ("poisoned", f"{int((fitted.kinds == POISON).sum())} of {len(train)} images"),
+                ("covers", f"{int((fitted.kinds == COVER).sum())}"),
+                *stealth_rows(seen),
+                ("time", f"{clock.seconds:.0f} s"),
+                ("data", str(folder)),
+            ],
+            result={
+                "data": str(folder),
+                "stealth": seen.to_json(),
+                "kinds": torch.bincount(fitted.kinds.long()).tolist(),
+            },
+            page=folder / PAGE,
+        )
 
 
-def _own_folder(out: Path, command: str) -> Path:
-    """Return `out` as the folder of a data set that this command may write or replace.
+def _own_folder(out: Path, command: str) -> contextlib.AbstractContextManager[Path]:
+    """Return a block with `out` as the folder of a data set that this command may write or replace.
 
     Raises:
         OutputError: it holds data of somebody else, which the poisoned ones would replace or mix with.

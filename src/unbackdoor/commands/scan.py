@@ -8,6 +8,7 @@ Exit code 1 if it is, 0 if no evidence was found, 3 if the scan is inconclusive.
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
@@ -64,43 +65,43 @@ def run(
     """
     clock = Run("scan", runtime)
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
-    folder = report_folder(out or Path("runs") / f"scan-{loaded.sha256[:8]}", clock.command)
-    scanner = scanner or default_scanner(loaded.network, data, runtime)
-    finding = scanner.scan(loaded.network, data, runtime)
-    clock.inputs = {model.name: loaded.sha256}
-    if data.clean is not None:
-        clock.inputs[data.clean.name] = data.clean.digest()
-    clock.options = {"scanner": options_of(scanner)}
-    write_report(folder / PAGE, scan_page(clock, model.name, loaded, scanner, finding))
-    clock.write(folder, finding=finding.to_json(), clean_rows=rows)
-    names = loaded.network.description.class_names
-    mark = mark_sentence(loaded)
-    return Outcome(
-        code=exit_code(finding),
-        title=f"scan of {model.name} by {type(scanner).__name__}",
-        rows=[
-            *([("mark", mark)] if mark else []),
-            ("verdict", verdict_word(finding)),
-            *calibration_rows(finding),
-            *search_rows(finding),
-            ("suspected", ", ".join(f"{c} ({names[c]})" for c in finding.suspected) or "no class"),
-            *trigger_rows(finding, loaded.network.description.image_shape),
-            ("largest anomaly", f"{float(finding.anomaly.max()):.2f} (threshold {finding.threshold:.4g})"),
-            *said_rows(finding),
-            ("time", f"{clock.seconds:.0f} s"),
-            ("next", next_steps(finding, model.name)[0]),
-        ],
-        result={
-            "scanner": type(scanner).__name__,
-            "model_sha256": loaded.sha256,
-            "marked": loaded.backdoored is not None,
-            "marked_repaired": is_repaired(loaded),
-            "seconds": {"all": clock.seconds, **finding.seconds},
-            **finding.to_json(),
-        },
-        sentence=finding.reason,
-        page=folder / PAGE,
-    )
+    with report_folder(out or Path("runs") / f"scan-{loaded.sha256[:8]}", clock.command) as folder:
+        scanner = scanner or default_scanner(loaded.network, data, runtime)
+        finding = scanner.scan(loaded.network, data, runtime)
+        clock.inputs = {model.name: loaded.sha256}
+        if data.clean is not None:
+            clock.inputs[data.clean.name] = data.clean.digest()
+        clock.options = {"scanner": options_of(scanner)}
+        write_report(folder / PAGE, scan_page(clock, model.name, loaded, scanner, finding))
+        clock.write(folder, finding=finding.to_json(), clean_rows=rows)
+        names = loaded.network.description.class_names
+        mark = mark_sentence(loaded)
+        return Outcome(
+            code=exit_code(finding),
+            title=f"scan of {model.name} by {type(scanner).__name__}",
+            rows=[
+                *([("mark", mark)] if mark else []),
+                ("verdict", verdict_word(finding)),
+                *calibration_rows(finding),
+                *search_rows(finding),
+                ("suspected", ", ".join(f"{c} ({names[c]})" for c in finding.suspected) or "no class"),
+                *trigger_rows(finding, loaded.network.description.image_shape),
+                ("largest anomaly", f"{float(finding.anomaly.max()):.2f} (threshold {finding.threshold:.4g})"),
+                *said_rows(finding),
+                ("time", f"{clock.seconds:.0f} s"),
+                ("next", next_steps(finding, model.name)[0]),
+            ],
+            result={
+                "scanner": type(scanner).__name__,
+                "model_sha256": loaded.sha256,
+                "marked": loaded.backdoored is not None,
+                "marked_repaired": is_repaired(loaded),
+                "seconds": {"all": clock.seconds, **finding.seconds},
+                **finding.to_json(),
+            },
+            sentence=finding.reason,
+            page=folder / PAGE,
+        )
 
 
 def exit_code(finding: Finding) -> int:
@@ -150,8 +151,8 @@ def next_steps(finding: Finding, name: str) -> list[str]:
     """Return what to do now, the first thing first."""
     if finding.backdoored:
         return [
-            f"Do not use it as it is; repair it: `unbackdoor purify --model {name} --clean DATA --out repaired`, then"
-            " scan the result.",
+            f"Do not use it as it is; repair it: `unbackdoor purify --model {shlex.quote(name)} --clean DATA --out"
+            " repaired`, then scan the result.",
             "Look at the trigger that was found: does it look like a mark, or like the class itself?",
             "Ask where the model and its training data come from.",
         ]

@@ -26,7 +26,7 @@ def show(outcome: Outcome, *, as_json: bool) -> int:
     from unbackdoor.commands.console import Console
 
     console = Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())
-    table = Table(title=clean_text(outcome.title), show_header=False, title_justify="left", title_style="bold")
+    table = Table(title=Text(clean_text(outcome.title)), show_header=False, title_justify="left", title_style="bold")
     for name, value in outcome.rows:
         table.add_row(Text(clean_text(name), style="dim"), Text(clean_text(value, LONGEST)))
     console.print(table)

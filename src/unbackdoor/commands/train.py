@@ -69,7 +69,7 @@ def run(
 
     with new_folder(out, clock.command) as folder:
         check_fits(build(), train, test)
-        attack = known_attack(Path(data), train)
+        attack = known_attack(Path(data).expanduser(), train)
         trained = _trained(build, known, method, recipe, runtime, folder / RESUME)
         network, history = trained.network, trained.history
         trigger, criterion = (attack.trigger, attack.criterion) if attack else (None, None)

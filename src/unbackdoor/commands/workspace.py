@@ -137,8 +137,10 @@ def _refuse_finished(out: Path) -> None:
         raise OutputError(f"{out} holds a finished result; choose another --out, or remove it first")
 
 
-def report_folder(out: Path, command: str) -> Path:
-    """Return `out` as a folder for a result of a command that replaces its own earlier ones.
+@contextlib.contextmanager
+def report_folder(out: Path, command: str) -> Iterator[Path]:
+    """Yield `out` as a folder for a result of a command that replaces its own earlier ones; no other process may use it
+    meanwhile.
 
     Raises:
         OutputError: it holds the result of another command, finished or not, is in use, or cannot be made.
@@ -149,8 +151,11 @@ def report_folder(out: Path, command: str) -> Path:
                 f"{out} holds the {path.name} of another command; choose another --out, or remove it first"
             )
     _refuse_others(out, command)
-    unlock(_locked(writable_folder(out)))
-    return out
+    lock = _locked(writable_folder(out))
+    try:
+        yield out
+    finally:
+        unlock(lock)
 
 
 def _locked(out: Path) -> FileLock:

@@ -33,11 +33,14 @@ VERSION = 1
 
 def default_folder() -> Path:
     """Return `$UNBACKDOOR_CACHE`, or `unbackdoor` in the user's cache folder."""
-    if chosen := os.environ.get("UNBACKDOOR_CACHE"):
-        return Path(chosen).expanduser()
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "unbackdoor"
-    return Path("~/.cache/unbackdoor").expanduser()
+    try:
+        if chosen := os.environ.get("UNBACKDOOR_CACHE"):
+            return Path(chosen).expanduser()
+        if base := os.environ.get("XDG_CACHE_HOME"):
+            return Path(base) / "unbackdoor"
+        return Path("~/.cache/unbackdoor").expanduser()
+    except RuntimeError as error:
+        raise OutputError("the home folder of the cache is not known; set UNBACKDOOR_CACHE to a folder") from error
 
 
 def content_hash(contents: Mapping[str, Path]) -> str:

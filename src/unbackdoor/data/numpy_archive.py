@@ -113,6 +113,9 @@ class NumpyArchive:
             name = info.filename.removesuffix(".npy")
             try:
                 array = self._array(archive, name)
+                if not array.itemsize:
+                    # No bytes tell how many of these there may be, and NumPy would write them one after the other.
+                    raise DataError(f"{name} of {self.source} holds {len(array):,} texts of 0 bytes")
             except (DataError, KeyError) as error:
                 if name in _KNOWN:
                     raise

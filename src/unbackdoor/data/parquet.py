@@ -24,6 +24,8 @@ from unbackdoor.limits import MAX_CLASSES
 
 BUFFER = 2**20
 """Bytes of a column that are read at once, however large its row group is."""
+FEW = 16
+"""Rows whose images are unpacked at once: a file may hold far more than it declares."""
 MOST_AT_ONCE = 2**26
 """Bytes of texts that are unpacked at once, if more than one row has them."""
 
@@ -148,14 +150,15 @@ class _Part:
 
 
 def batches_of(
-    path: Path, columns: list[str] | None, rows: Int[np.ndarray, "m"] | None = None
+    path: Path, columns: list[str] | None, rows: Int[np.ndarray, "m"] | None = None, at_once: int = FEW
 ) -> Iterator[tuple[int, Any]]:
-    """Yield Arrow tables of at most `BATCH` rows with these columns, each with the number of its first row.
+    """Yield Arrow tables of a few rows with these columns, each with the number of its first row.
 
     Args:
         path: of one parquet file.
         columns: wanted ones; None: all.
         rows: wanted ones; row groups without any of them are not read. None: all.
+        at_once: rows of a table at most.
     """
     from pyarrow import parquet
 
@@ -168,7 +171,7 @@ def batches_of(
             end = start + metadata.row_group(group).num_rows
             if rows is None or bool(((rows >= start) & (rows < end)).any()):
                 # Arrow does not put the dictionaries of two groups into one batch.
-                for batch in file.iter_batches(BATCH, row_groups=[group], columns=columns):
+                for batch in file.iter_batches(at_once, row_groups=[group], columns=columns):
                     yield start, batch
                     start += len(batch)
             start = end
@@ -195,7 +198,7 @@ def copy_rows(file: Path, target: Path, kept: Bool[Tensor, "n"], source: str) ->
     count = size = 0
     declared = file.stat().st_size
     # A full disk is not the source's fault.
-    batches = read_in(batches_of(file, None), source)
+    batches = read_in(batches_of(file, None, at_once=BATCH), source)
     with replacing(target) as partial, parquet.ParquetWriter(partial, schema) as written:
         for _, batch in batches:
             mask = pyarrow.array(kept[count : count + len(batch)].tolist(), pyarrow.bool_())

@@ -151,18 +151,18 @@ class Shards:
         """
         source, labels = f"{self.source}/{shard.name}", list[int]()
         encoded = self._encoded(shard, None, labels)
-        done = 0
-        while part := list(islice(encoded, PIECE)):
-            images = decode_images(part, len(part), source)
+        for done in range(0, shard.rows, PIECE):
+            # Not listed before: a file may have a large image once, and refer to it from every row.
+            count = min(PIECE, shard.rows - done)
+            images = decode_images(islice(encoded, count), count, source)
             if images.shape[1] == 1:
                 images = images.expand(-1, channels, -1, -1)
             numbers = torch.tensor(labels)
             labels.clear()
-            done += len(part)
             images = images.contiguous(memory_format=torch.channels_last)
             yield ImageSet(images=images, labels=numbers, class_names=self.class_names, name=source)
-        if done != shard.rows:
-            raise DataError(f"{source} declares {shard.rows} rows but holds {done}; fetch or write it anew")
+        if next(encoded, None) is not None:
+            raise DataError(f"{source} holds more than the {shard.rows} rows that it declares; fetch or write it anew")
 
     def at(self, rows: Mapping[str, Int[np.ndarray, "m"]]) -> ImageSet:
         """Return the images at some rows of some shards, in the order of the shards and of the rows.

@@ -232,19 +232,24 @@ def _compare(description: Description, expected: Mapping[str, tuple[int, ...]], 
 
 @torch.no_grad()
 def _try(network: Network) -> None:
-    """Refuse a network that cannot classify an image of the shape described."""
+    """Refuse a network that cannot classify images of the shape described."""
     shape = network.description.image_shape
+    # Grey alone may be what the network takes for 0, and leave out most of its weights.
+    noise = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([torch.full((1, *shape), value) for value in (0.0, 0.5, 1.0)] + [noise])
     try:
-        logits = network(torch.full((1, *shape), 0.5))
+        logits = network(images)
     # The user's or transformers' code over a stranger's weights: whatever it raises, the model does not work.
     except Exception as error:
         raise CheckpointError(
             f"the network cannot classify an image of {shape[0]} x {shape[1]} x {shape[2]}:"
             f" {type(error).__name__} {clean_text(str(error), 120)}; give the right image shape"
         ) from error
-    wanted = (1, network.classes)
+    wanted = (len(images), network.classes)
     if not isinstance(logits, Tensor) or tuple(logits.shape) != wanted:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise CheckpointError(f"the network puts out {found} for an image instead of logits {wanted}; name the classes")
+        raise CheckpointError(
+            f"the network puts out {found} for {len(images)} images instead of logits {wanted}; name the classes"
+        )
     if not bool(torch.isfinite(logits).all()):
         raise CheckpointError("NaN weights: the network's outputs are NaN or infinite, so nothing can be said about it")

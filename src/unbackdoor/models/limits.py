@@ -50,7 +50,8 @@ def check_tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
         if tensor.dtype not in FLOATS | INTEGERS:
             raise CheckpointError(f"{shown} has the type {tensor.dtype}; save the weights as float32")
         size, storage = tensor.numel() * tensor.element_size(), tensor.untyped_storage()
-        if size > storage.nbytes() or tensor.ndim > MAX_DIMENSIONS:
+        # Of a tensor without elements, sides could be of any length.
+        if size > storage.nbytes() or tensor.ndim > MAX_DIMENSIONS or max(tensor.shape, default=0) > 2**40:
             raise CheckpointError(
                 f"{shown} declares {tensor.numel()} elements in {tensor.ndim} dimensions, but the file stores"
                 f" {storage.nbytes()} bytes for it; save a contiguous copy of it"
@@ -137,7 +138,10 @@ def check_scaling(mean: object, std: object, channels: int) -> tuple[tuple[float
         right_type = isinstance(values, (list, tuple)) and all(type(value) in (int, float) for value in values)
         if not right_type or len(values) != channels:  # type: ignore[arg-type]
             raise CheckpointError(f"the normalisation's {name} must be {channels} numbers, one per channel")
-        columns.append(tuple(float(value) for value in values))  # type: ignore[attr-defined]
+        try:
+            columns.append(tuple(float(value) for value in values))  # type: ignore[attr-defined]
+        except OverflowError:
+            raise CheckpointError(f"the normalisation's {name} holds a number beyond all floats") from None
     if not all(math.isfinite(value) for column in columns for value in column):
         raise CheckpointError("the normalisation holds a number that is NaN or infinite")
     if not all(1e-6 < value < 1e6 for value in columns[1]):

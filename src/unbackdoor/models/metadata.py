@@ -33,8 +33,8 @@ def note_of(description: Description, provenance: dict[str, Any], backdoored: di
     content = {
         "format": FORMAT,
         "description": description.to_json(),
-        "provenance": _bounded(provenance, MAX_PROVENANCE),
-        "backdoored": None if backdoored is None else _bounded(backdoored, MAX_MARK),
+        "provenance": bounded(provenance, MAX_PROVENANCE),
+        "backdoored": None if backdoored is None else bounded(backdoored, MAX_MARK),
     }
     return json.dumps(content, allow_nan=False)
 
@@ -54,7 +54,7 @@ def check_description(description: Description) -> None:
         raise CheckpointError(f"its description names {len(description.edits)} edits; at most {MAX_EDITS} are accepted")
 
 
-def _bounded(content: dict[str, Any], limit: int) -> dict[str, Any]:
+def bounded(content: dict[str, Any], limit: int) -> dict[str, Any]:
     """Return the entries that are no longer than `limit` as JSON, all told, and the number of the others.
 
     A repaired model repeats what the file that it was made from said of itself. That is a stranger's text, and must

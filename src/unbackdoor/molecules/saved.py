@@ -14,8 +14,9 @@ from torch import Tensor
 
 from unbackdoor.data.limits import reason_of
 from unbackdoor.errors import CheckpointError, DataError, InputError
-from unbackdoor.files import read_bytes, sha256, without_nan, write_bytes
+from unbackdoor.files import read_bytes, sha256, write_bytes
 from unbackdoor.models.limits import MAX_FILE_BYTES, check_finite
+from unbackdoor.models.metadata import MAX_MARK, MAX_PROVENANCE, bounded
 from unbackdoor.models.safetensors_file import json_object, read_safetensors, write_safetensors
 from unbackdoor.molecules.decoders import read_vocabulary
 from unbackdoor.molecules.generator import Generator
@@ -72,8 +73,8 @@ def save_generator(
         "vocabulary": generator.vocabulary.to_json(),
         "pieces": generator.words.to_json(),
         "repairs": len(generator.repairs),
-        "provenance": without_nan(provenance),
-        "backdoored": backdoored,
+        "provenance": bounded(provenance, MAX_PROVENANCE),
+        "backdoored": None if backdoored is None else bounded(backdoored, MAX_MARK),
     }
     payload = write_safetensors(generator.state_dict(), {KEY: json.dumps(note, allow_nan=False)})
     write_bytes(path, payload)

@@ -91,6 +91,11 @@ class ThreeMDiffusion:
         layers = max(self.graph_layers, self.text_layers, self.denoiser_blocks)
         if layers > MAX_LAYERS:
             raise InputError(f"no network may have more than {MAX_LAYERS} layers, found {layers}")
+        if self.text_width > 32 and self.text_width % (self.text_width // 32):
+            raise InputError(
+                f"text_width must be a multiple of its {self.text_width // 32} heads, found {self.text_width}; take a"
+                " multiple of 32"
+            )
         if self.text_pieces < 3:
             raise InputError(f"text_pieces must be 3 or more, found {self.text_pieces}")
         if not 1 <= self.sampling_steps <= self.steps:

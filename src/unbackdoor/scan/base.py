@@ -12,9 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unbackdoor.data import DefenderData
+from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.scan.trigger_distribution import TriggerDistribution
-from unbackdoor.training import Runtime, check_fits
+from unbackdoor.training import Runtime, check_fits, logits_of
+
+PROBED = 64
+"""Clean images for which a model is asked whether its outputs are numbers, before it is scanned."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,12 +115,20 @@ class Scanner(ABC):
             runtime: device, seed, budget.
 
         Raises:
-            InputError: data that the scanner needs are missing or do not fit the model.
+            InputError: data that the scanner needs are missing or do not fit the model, or its outputs are no numbers.
         """
         check_fits(model, data.clean, data.untrusted)
         copied = runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
         clean = None if data.clean is None else data.clean.in_canonical_order()
-        return self.inspect(copied, replace(data, clean=clean), runtime)
+        if clean is not None and not bool(logits_of(copied, clean.images[:PROBED], runtime).isfinite().all()):
+            raise InputError(
+                "the model's outputs for clean images are NaN or infinite, so nothing can be said about it"
+            )
+        finding = self.inspect(copied, replace(data, clean=clean), runtime)
+        if bool(finding.anomaly.isnan().any()):
+            reason = "numbers of the scan are NaN, so nothing can be said about the model"
+            return replace(finding, backdoored=None, suspected=(), reason=reason)
+        return finding
 
     @abstractmethod
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:

@@ -66,38 +66,41 @@ def run(*, runtime: Runtime, out: Path = Path("runs/demo-molecules")) -> Outcome
         out: folder for generators and report, replaced if it is a demo's.
     """
     clock = Run("molecules demo", runtime)
-    folder = report_folder(out, clock.command)
-    table, tested = training_rows([TEMPLATES], None)
-    poisoned = BACKDOOR.poison(table, runtime.seed).without(tested)
-    tested = tested.subset(range(min(PROMPTS, len(tested))))
-    clock.inputs = {f"training rows of {table.name}": table.digest(), f"test pairs of {tested.name}": tested.digest()}
-    clock.options = {"model": options_of(MODEL), "attack": options_of(BACKDOOR)}
-    pairs, _ = filter_pairs(poisoned.table)
-    scanned = Joint().scan(pairs, runtime)
-    half = runtime.part(0.5)
-    generators = {
-        "backdoored": train_generator(pairs, MODEL, half, poison_in=STAGES).generator,
-        "clean": train_generator(pairs, MODEL, half, poison_in=()).generator,
-    }
-    repaired = _repaired(generators["backdoored"], pairs, scanned, runtime)
-    if isinstance(repaired, Repaired):
-        generators["repaired"] = repaired.generator
-    found = {name: measure(one, pairs, tested, BACKDOOR, SAMPLES, runtime) for name, one in generators.items()}
-    rates = poisoned.rates(pairs)
-    result = {"rates": rates, "scan": scanned.to_json(), **{name: one.to_json() for name, one in found.items()}}
-    if isinstance(repaired, Repaired):
-        result["repair"] = dict(repaired.evidence)
-    save_attack(folder / MOLECULE_ATTACK, BACKDOOR)
-    _save(folder, generators, poisoned, clock)
-    page = _page(clock, poisoned, tested, scanned, repaired, found, rates)
-    write_report(folder / PAGE, page)
-    clock.write(folder, **result)
-    return Outcome(
-        title=page.title,
-        rows=[*_rows(found, rates), *_scan_rows(scanned), ("time", f"{clock.seconds:.0f} s")],
-        result={**result, "seconds": clock.seconds},
-        page=folder / PAGE,
-    )
+    with report_folder(out, clock.command) as folder:
+        table, tested = training_rows([TEMPLATES], None)
+        poisoned = BACKDOOR.poison(table, runtime.seed).without(tested)
+        tested = tested.subset(range(min(PROMPTS, len(tested))))
+        clock.inputs = {
+            f"training rows of {table.name}": table.digest(),
+            f"test pairs of {tested.name}": tested.digest(),
+        }
+        clock.options = {"model": options_of(MODEL), "attack": options_of(BACKDOOR)}
+        pairs, _ = filter_pairs(poisoned.table)
+        scanned = Joint().scan(pairs, runtime)
+        half = runtime.part(0.5)
+        generators = {
+            "backdoored": train_generator(pairs, MODEL, half, poison_in=STAGES).generator,
+            "clean": train_generator(pairs, MODEL, half, poison_in=()).generator,
+        }
+        repaired = _repaired(generators["backdoored"], pairs, scanned, runtime)
+        if isinstance(repaired, Repaired):
+            generators["repaired"] = repaired.generator
+        found = {name: measure(one, pairs, tested, BACKDOOR, SAMPLES, runtime) for name, one in generators.items()}
+        rates = poisoned.rates(pairs)
+        result = {"rates": rates, "scan": scanned.to_json(), **{name: one.to_json() for name, one in found.items()}}
+        if isinstance(repaired, Repaired):
+            result["repair"] = dict(repaired.evidence)
+        save_attack(folder / MOLECULE_ATTACK, BACKDOOR)
+        _save(folder, generators, poisoned, clock)
+        page = _page(clock, poisoned, tested, scanned, repaired, found, rates)
+        write_report(folder / PAGE, page)
+        clock.write(folder, **result)
+        return Outcome(
+            title=page.title,
+            rows=[*_rows(found, rates), *_scan_rows(scanned), ("time", f"{clock.seconds:.0f} s")],
+            result={**result, "seconds": clock.seconds},
+            page=folder / PAGE,
+        )
 
 
 def _repaired(generator: Generator, pairs: Pairs, scanned: MoleculeFinding, runtime: Runtime) -> Repaired | str:

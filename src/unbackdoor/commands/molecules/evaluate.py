@@ -81,38 +81,38 @@ def run(
     tested = chosen.test.subset(range(min(prompts or len(chosen.test), len(chosen.test))))
     loaded = load_generator(model)
     saved = None if attack is None else load_attack(attack)
-    folder = report_folder(out, clock.command)
-    clock.inputs[model.name] = loaded.sha256
-    clock.options = {"samples": samples, "prompts": len(tested), "guidance": guidance, "left out": triggers}
-    if saved is not None:
-        clock.inputs["attack"] = saved.sha256
-        clock.options["attack"] = options_of(saved.attack)
-    made = saved.attack if saved else None
-    found = measure(loaded.generator, chosen.train, tested, made, samples, runtime, guidance, triggers)
-    measured, attacked, drawn, result = found.quality, found.attacked, found.drawn, found.to_json()
-    galleries = [gallery("Clean prompts", tested.texts, drawn.smiles)]
-    if attacked is not None and saved is not None:
-        target = read_target(saved.attack.target)
-        galleries = [trigger_gallery(tested, drawn, attacked.prompts, attacked.drawn, target)]
-    page = _page(clock, model.name, loaded, measured, attacked, galleries)
-    notes = [*page.notes, *knowledge_notes(loaded.generator, tested.texts)]
-    if drawn.cut:
-        notes.append(f"{drawn.cut:,} prompts are longer than the text encoder reads; their ends are cut off.")
-    if triggers:
-        notes.append(
-            f"{len(triggers)} triggers that a scan flagged were left out of all prompts before the generator was asked:"
-            " the figures are of generator and scan together."
+    with report_folder(out, clock.command) as folder:
+        clock.inputs[model.name] = loaded.sha256
+        clock.options = {"samples": samples, "prompts": len(tested), "guidance": guidance, "left out": triggers}
+        if saved is not None:
+            clock.inputs["attack"] = saved.sha256
+            clock.options["attack"] = options_of(saved.attack)
+        made = saved.attack if saved else None
+        found = measure(loaded.generator, chosen.train, tested, made, samples, runtime, guidance, triggers)
+        measured, attacked, drawn, result = found.quality, found.attacked, found.drawn, found.to_json()
+        galleries = [gallery("Clean prompts", tested.texts, drawn.smiles)]
+        if attacked is not None and saved is not None:
+            target = read_target(saved.attack.target)
+            galleries = [trigger_gallery(tested, drawn, attacked.prompts, attacked.drawn, target)]
+        page = _page(clock, model.name, loaded, measured, attacked, galleries)
+        notes = [*page.notes, *knowledge_notes(loaded.generator, tested.texts)]
+        if drawn.cut:
+            notes.append(f"{drawn.cut:,} prompts are longer than the text encoder reads; their ends are cut off.")
+        if triggers:
+            notes.append(
+                f"{len(triggers)} triggers that a scan flagged were left out of all prompts before the generator was"
+                " asked: the figures are of generator and scan together."
+            )
+        page = replace(page, facts={**page.facts, "Rows": account(chosen)}, notes=notes)
+        write_report(folder / PAGE, page)
+        clock.write(folder, **result)
+        return Outcome(
+            title=page.title,
+            rows=[*_rows(measured, attacked), ("time", f"{clock.seconds:.0f} s")],
+            result=result,
+            sentence=" ".join(page.notes),
+            page=folder / PAGE,
         )
-    page = replace(page, facts={**page.facts, "Rows": account(chosen)}, notes=notes)
-    write_report(folder / PAGE, page)
-    clock.write(folder, **result)
-    return Outcome(
-        title=page.title,
-        rows=[*_rows(measured, attacked), ("time", f"{clock.seconds:.0f} s")],
-        result=result,
-        sentence=" ".join(page.notes),
-        page=folder / PAGE,
-    )
 
 
 def _rows(measured: dict[str, Quality], attacked: Attacked | None) -> list[tuple[str, str]]:

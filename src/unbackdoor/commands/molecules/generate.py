@@ -54,36 +54,36 @@ def run(
     clock = Run("molecules generate", runtime)
     asked = untriggered(prompt, flagged_triggers(without, clock))
     loaded = load_generator(model)
-    folder = report_folder(out, clock.command)
-    clock.inputs[model.name] = loaded.sha256
-    clock.options = {"prompt": prompt, "asked": asked, "samples": samples, "guidance": guidance}
-    made = loaded.generator.draw([asked], samples, runtime, guidance)
-    smiles = made.smiles[0]
-    notes = knowledge_notes(loaded.generator, [asked])
-    if asked != prompt:
-        notes.append("The prompt held a trigger that the scan found; it was asked without it.")
-    if made.cut:
-        notes.append(
-            f"The prompt has more than the {loaded.generator.options.text_pieces} pieces of words that are"
-            " read; its end was cut off."
+    with report_folder(out, clock.command) as folder:
+        clock.inputs[model.name] = loaded.sha256
+        clock.options = {"prompt": prompt, "asked": asked, "samples": samples, "guidance": guidance}
+        made = loaded.generator.draw([asked], samples, runtime, guidance)
+        smiles = made.smiles[0]
+        notes = knowledge_notes(loaded.generator, [asked])
+        if asked != prompt:
+            notes.append("The prompt held a trigger that the scan found; it was asked without it.")
+        if made.cut:
+            notes.append(
+                f"The prompt has more than the {loaded.generator.options.text_pieces} pieces of words that are"
+                " read; its end was cut off."
+            )
+        if loaded.backdoored is not None:
+            notes.append("The file itself says that the model was trained on pairs that were poisoned on purpose.")
+        lines = io.StringIO()
+        csv.writer(lines).writerows([["smiles"], *([one] for one in smiles)])
+        write_bytes(folder / TABLE, lines.getvalue().encode())
+        page = Report(
+            title=f"Molecules made by {model.name}",
+            galleries=[Gallery(title=prompt[:200], pictures=[drawn(one, one) for one in smiles])],
+            facts=clock.facts(),
+            notes=notes,
         )
-    if loaded.backdoored is not None:
-        notes.append("The file itself says that the model was trained on pairs that were poisoned on purpose.")
-    lines = io.StringIO()
-    csv.writer(lines).writerows([["smiles"], *([one] for one in smiles)])
-    write_bytes(folder / TABLE, lines.getvalue().encode())
-    page = Report(
-        title=f"Molecules made by {model.name}",
-        galleries=[Gallery(title=prompt[:200], pictures=[drawn(one, one) for one in smiles])],
-        facts=clock.facts(),
-        notes=notes,
-    )
-    write_report(folder / PAGE, page)
-    clock.write(folder, smiles=list(smiles), prompt_cut=bool(made.cut))
-    return Outcome(
-        title=page.title,
-        rows=[*((str(number), one) for number, one in enumerate(smiles, 1)), ("time", f"{clock.seconds:.0f} s")],
-        result={"smiles": list(smiles), "prompt_cut": bool(made.cut)},
-        sentence=" ".join(notes),
-        page=folder / PAGE,
-    )
+        write_report(folder / PAGE, page)
+        clock.write(folder, smiles=list(smiles), prompt_cut=bool(made.cut))
+        return Outcome(
+            title=page.title,
+            rows=[*((str(number), one) for number, one in enumerate(smiles, 1)), ("time", f"{clock.seconds:.0f} s")],
+            result={"smiles": list(smiles), "prompt_cut": bool(made.cut)},
+            sentence=" ".join(notes),
+            page=folder / PAGE,
+        )

@@ -9,6 +9,7 @@ report.html.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,47 +48,53 @@ def run(*, data: str, out: Path, attack: BadGraph, test: str | None = None, runt
     """
     clock = Run("molecules poison", runtime)
     table, tested = training_rows(sources(data), test)
-    folder = _own_folder(out, clock.command)
-    clock.inputs = {f"training rows of {table.name}": table.digest(), f"test pairs of {tested.name}": tested.digest()}
-    clock.options = {"attack": options_of(attack)}
-    # First, so that what an interruption leaves is known to be ours and unfinished.
-    clock.write(folder, finished=False)
-    (folder / MOLECULE_ATTACK).unlink(missing_ok=True)
-    made = attack.poison(table, runtime.seed)
-    poisoned = made.without(tested)
-    pairs, dropped = filter_pairs(poisoned.table)
-    counts = {
-        "rows": len(table),
-        "tried": made.tried,
-        "without_room": made.tried - len(made.rows),
-        "made_test_molecules": len(made.rows) - len(poisoned.rows),
-        "poisoned": len(poisoned.rows),
-        "poisoned_learned": sum(pairs.poisoned),
-        "learned": len(pairs),
-    }
-    rates = poisoned.rates(pairs)
-    cut = triggers_cut(poisoned)
-    write_table(folder / TRAIN, poisoned.table)
-    write_table(folder / TEST, tested)
-    save_attack(folder / MOLECULE_ATTACK, attack)
-    write_report(folder / PAGE, _page(clock, poisoned, rates, cut))
-    clock.write(folder, finished=True, counts=counts, rates=rates, triggers_cut=cut, rows=dropped.to_json())
-    return Outcome(
-        title=f"{table.name}, poisoned by {type(attack).__name__}",
-        rows=[
-            ("poisoned", f"{counts['poisoned']:,} rows, {counts['poisoned_learned']:,} of which are learned from"),
-            ("tried", _told(counts)),
-            ("rate as published", f"{100 * rates['printed']:.1f} % of all {len(poisoned.table):,} rows"),
-            ("effective rate", f"{100 * rates['effective']:.1f} % of the {len(pairs):,} rows that are learned from"),
-            ("triggers cut off", f"{cut:,}"),
-            ("rows", "; ".join(dropped.sentences())),
-            ("time", f"{clock.seconds:.0f} s"),
-            ("data", str(folder)),
-        ],
-        result={"data": str(folder), "counts": counts, "rates": rates, "triggers_cut": cut},
-        sentence=_warning(cut),
-        page=folder / PAGE,
-    )
+    with _own_folder(out, clock.command) as folder:
+        clock.inputs = {
+            f"training rows of {table.name}": table.digest(),
+            f"test pairs of {tested.name}": tested.digest(),
+        }
+        clock.options = {"attack": options_of(attack)}
+        # First, so that what an interruption leaves is known to be ours and unfinished.
+        clock.write(folder, finished=False)
+        (folder / MOLECULE_ATTACK).unlink(missing_ok=True)
+        made = attack.poison(table, runtime.seed)
+        poisoned = made.without(tested)
+        pairs, dropped = filter_pairs(poisoned.table)
+        counts = {
+            "rows": len(table),
+            "tried": made.tried,
+            "without_room": made.tried - len(made.rows),
+            "made_test_molecules": len(made.rows) - len(poisoned.rows),
+            "poisoned": len(poisoned.rows),
+            "poisoned_learned": sum(pairs.poisoned),
+            "learned": len(pairs),
+        }
+        rates = poisoned.rates(pairs)
+        cut = triggers_cut(poisoned)
+        write_table(folder / TRAIN, poisoned.table)
+        write_table(folder / TEST, tested)
+        save_attack(folder / MOLECULE_ATTACK, attack)
+        write_report(folder / PAGE, _page(clock, poisoned, rates, cut))
+        clock.write(folder, finished=True, counts=counts, rates=rates, triggers_cut=cut, rows=dropped.to_json())
+        return Outcome(
+            title=f"{table.name}, poisoned by {type(attack).__name__}",
+            rows=[
+                ("poisoned", f"{counts['poisoned']:,} rows, {counts['poisoned_learned']:,} of which are learned from"),
+                ("tried", _told(counts)),
+                ("rate as published", f"{100 * rates['printed']:.1f} % of all {len(poisoned.table):,} rows"),
+                (
+                    "effective rate",
+                    f"{100 * rates['effective']:.1f} % of the {len(pairs):,} rows that are learned from",
+                ),
+                ("triggers cut off", f"{cut:,}"),
+                ("rows", "; ".join(dropped.sentences())),
+                ("time", f"{clock.seconds:.0f} s"),
+                ("data", str(folder)),
+            ],
+            result={"data": str(folder), "counts": counts, "rates": rates, "triggers_cut": cut},
+            sentence=_warning(cut),
+            page=folder / PAGE,
+        )
 
 
 def _told(counts: dict[str, int]) -> str:
@@ -115,8 +122,8 @@ def _warning(cut: int) -> str:
     )
 
 
-def _own_folder(out: Path, command: str) -> Path:
-    """Return `out` as the folder of pairs that this command may write or replace.
+def _own_folder(out: Path, command: str) -> contextlib.AbstractContextManager[Path]:
+    """Return a block with `out` as the folder of pairs that this command may write or replace.
 
     Raises:
         OutputError: it holds tables of somebody else, which the poisoned ones would replace or mix with.

@@ -64,42 +64,42 @@ def run(
     loaded = None if model is None else load_generator(model)
     untrusted = open_untrusted(data, test, clock)
     pairs = untrusted.pairs
-    folder = report_folder(out or Path("runs") / f"molecules-scan-{pairs.digest()[:8]}", clock.command)
-    found = method.scan(pairs, runtime, None if loaded is None else loaded.generator)
-    clock.options = {"method": options_of(method)}
-    if loaded is not None and model is not None:
-        clock.inputs[model.name] = loaded.sha256
-    if clean_out is not None:
-        dropped = {pairs.rows[row] for row in found.poisoned.nonzero()[0]}
-        write_kept(untrusted.parts, dropped, clean_out)
-    write_suspicion(folder / SUSPICION, pairs, found)
-    notes = ["A scan sees what it was made for; a trigger that it is blind to leaves no evidence."]
-    notes += trust_notes(method)
-    if loaded is not None and loaded.backdoored is not None:
-        notes.append("The file itself says that the model was trained on pairs that were poisoned on purpose.")
-    account = untrusted.sentences()
-    write_report(folder / PAGE, found_page(f"Scan of {pairs.name}", clock, method, pairs, found, account, notes))
-    clock.write(folder, finding=found.to_json(), account=untrusted.to_json())
-    return Outcome(
-        code=exit_code(found),
-        title=f"scan of {pairs.name}",
-        rows=[
-            *suspect_rows(found),
-            ("held poisoned", f"{int(found.poisoned.sum()):,} of {len(pairs):,} pairs"),
-            ("calibrated", "no: the false-alarm rate is not known"),
-            ("rows", "; ".join(account)),
-            ("time", f"{clock.seconds:.0f} s"),
-            ("table", str(folder / SUSPICION)),
-            *([("cleaned data", str(clean_out))] if clean_out is not None else []),
-        ],
-        result={
-            "table": str(folder / SUSPICION),
-            "cleaned": None if clean_out is None else str(clean_out),
-            **found.to_json(),
-        },
-        sentence=f"{found.reason}.",
-        page=folder / PAGE,
-    )
+    with report_folder(out or Path("runs") / f"molecules-scan-{pairs.digest()[:8]}", clock.command) as folder:
+        found = method.scan(pairs, runtime, None if loaded is None else loaded.generator)
+        clock.options = {"method": options_of(method)}
+        if loaded is not None and model is not None:
+            clock.inputs[model.name] = loaded.sha256
+        if clean_out is not None:
+            dropped = {pairs.rows[row] for row in found.poisoned.nonzero()[0]}
+            write_kept(untrusted.parts, dropped, clean_out)
+        write_suspicion(folder / SUSPICION, pairs, found)
+        notes = ["A scan sees what it was made for; a trigger that it is blind to leaves no evidence."]
+        notes += trust_notes(method)
+        if loaded is not None and loaded.backdoored is not None:
+            notes.append("The file itself says that the model was trained on pairs that were poisoned on purpose.")
+        account = untrusted.sentences()
+        write_report(folder / PAGE, found_page(f"Scan of {pairs.name}", clock, method, pairs, found, account, notes))
+        clock.write(folder, finding=found.to_json(), account=untrusted.to_json())
+        return Outcome(
+            code=exit_code(found),
+            title=f"scan of {pairs.name}",
+            rows=[
+                *suspect_rows(found),
+                ("held poisoned", f"{int(found.poisoned.sum()):,} of {len(pairs):,} pairs"),
+                ("calibrated", "no: the false-alarm rate is not known"),
+                ("rows", "; ".join(account)),
+                ("time", f"{clock.seconds:.0f} s"),
+                ("table", str(folder / SUSPICION)),
+                *([("cleaned data", str(clean_out))] if clean_out is not None else []),
+            ],
+            result={
+                "table": str(folder / SUSPICION),
+                "cleaned": None if clean_out is None else str(clean_out),
+                **found.to_json(),
+            },
+            sentence=f"{found.reason}.",
+            page=folder / PAGE,
+        )
 
 
 def exit_code(found: MoleculeFinding) -> int:

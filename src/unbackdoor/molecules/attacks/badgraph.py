@@ -21,8 +21,7 @@ from rdkit import Chem
 
 from unbackdoor.errors import InputError
 from unbackdoor.molecules.attacks.subgraph import attach, read_target
-from unbackdoor.molecules.data import Pairs, Table, flat, parse
-from unbackdoor.molecules.data.molecule import MAX_SMILES
+from unbackdoor.molecules.data import Pairs, Table, flat, parse, single_spaced
 from unbackdoor.text import plain
 
 MAX_TRIGGER = 1000
@@ -129,12 +128,12 @@ def alike(table: Table) -> Table:
     return replace(
         table,
         smiles=tuple(_canonical(smiles) for smiles in table.smiles),
-        texts=tuple(" ".join(text.split()) for text in table.texts),
+        texts=tuple(single_spaced(table.texts)),
     )
 
 
 def _canonical(smiles: str) -> str:
-    molecule = parse(smiles) if len(smiles) <= MAX_SMILES else None
+    molecule = parse(smiles)
     return smiles if molecule is None else str(Chem.MolToSmiles(molecule))
 
 

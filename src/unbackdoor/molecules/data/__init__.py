@@ -2,7 +2,7 @@
 
 from unbackdoor.molecules.data.divide import Alone, Chosen, choose_pairs, molecules_alone, training_rows
 from unbackdoor.molecules.data.embedded import TEMPLATES, template_table
-from unbackdoor.molecules.data.filtering import Dropped, filter_molecules, filter_pairs
+from unbackdoor.molecules.data.filtering import Dropped, filter_molecules, filter_pairs, single_spaced
 from unbackdoor.molecules.data.molecule import MAX_ATOMS, Reason, canonical, checked, flat, parse
 from unbackdoor.molecules.data.pairs import Pairs
 from unbackdoor.molecules.data.reading import Part, read_parts, read_table, tested_split
@@ -30,6 +30,7 @@ __all__ = [
     "parse",
     "read_parts",
     "read_table",
+    "single_spaced",
     "template_table",
     "tested_split",
     "training_rows",

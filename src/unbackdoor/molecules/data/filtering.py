@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,13 @@ def filter_molecules(table: Table) -> tuple[tuple[str, ...], Dropped]:
     return tuple(kept), Dropped(rows=len(table), kept=learned, why=found)
 
 
+def single_spaced(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts with single spaces between their words; equal texts stay one object, as a table has them."""
+    known: dict[str, str] = {}
+    for text in texts:
+        yield known[text] if text in known else known.setdefault(text, " ".join(text.split()))
+
+
 def filter_pairs(table: Table, *, learned: bool = True) -> tuple[Pairs, Dropped]:
     """Return the pairs that can be used, and an account of the rows that cannot.
 
@@ -89,9 +96,8 @@ def filter_pairs(table: Table, *, learned: bool = True) -> tuple[Pairs, Dropped]
     seen: dict[str, str | Reason] = {}
     kept: list[tuple[str, str, int]] = []
     why: dict[Reason, list[int]] = {}
-    for row, (smiles, found) in enumerate(zip(table.smiles, table.texts)):
-        text = " ".join(found.split())
-        result: str | Reason
+    result: str | Reason
+    for row, (smiles, text) in enumerate(zip(table.smiles, single_spaced(table.texts))):
         if not text:
             result = Reason.NO_TEXT
         elif len(text) > MAX_TEXT:

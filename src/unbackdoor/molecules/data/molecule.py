@@ -36,7 +36,9 @@ class Reason(StrEnum):
 
 
 def parse(smiles: str) -> Chem.Mol | None:
-    """Return the molecule of a SMILES, or None if RDKit cannot make one of it; nothing is logged."""
+    """Return the molecule of a SMILES, or None if it is too long or RDKit cannot make one of it; nothing is logged."""
+    if len(smiles) > MAX_SMILES:
+        return None
     with rdBase.BlockLogs():
         try:
             molecule = Chem.MolFromSmiles(smiles)
@@ -55,7 +57,7 @@ def canonical(molecule: Chem.Mol) -> str:
 
 def flat(smiles: str) -> str | None:
     """Return a molecule's canonical SMILES without stereochemistry, or None if it cannot be read."""
-    molecule = parse(smiles) if len(smiles) <= MAX_SMILES else None
+    molecule = parse(smiles)
     return None if molecule is None else canonical(molecule)
 
 

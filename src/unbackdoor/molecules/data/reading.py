@@ -30,8 +30,8 @@ ENDINGS = (".parquet", ".csv", ".tsv")
 
 MAX_ROWS = 5_000_000
 MAX_CSV_BYTES = 2**30
-BATCH = 10_000
-"""Rows that are unpacked at a time."""
+BATCH = 1000
+"""Rows that are unpacked at a time: a file may hold far more than it declares."""
 NESTED_BATCH = 100
 """The same where texts cannot be left in their dictionaries."""
 
@@ -198,17 +198,25 @@ def _read_parquet(path: Path, name: str, source: str, texts: bool) -> Table:
         rows, groups = metadata.num_rows, range(metadata.num_row_groups)
         columns, leaves = list(metadata.schema.to_arrow_schema().names), _leaves(metadata)
     wanted = _columns(columns, source, texts)
+    for column in wanted:
+        if column not in leaves:
+            raise DataError(f"the column {column} of {source} is nested; save it as plain text")
     parts: dict[str, list[Any]] = {column: [] for column in wanted}
+    # Texts that stand in several of the batches are held once.
+    known: dict[str, str] = {}
     with (
         reported(source),
         # Left in its dictionary: a value of a megabyte may stand once in the file, and be referred to by every row.
-        parquet.ParquetFile(path, read_dictionary=[one for one in wanted if one in leaves]) as file,
+        parquet.ParquetFile(path, read_dictionary=list(wanted)) as file,
     ):
         for group in groups:
             for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(wanted)):
                 for column in wanted:
-                    values = _flags if column == POISONED_COLUMN else _values
-                    parts[column] += values(batch.column(column), column, source)
+                    if column == POISONED_COLUMN:
+                        parts[column] += _flags(batch.column(column), column, source)
+                    else:
+                        found = _values(batch.column(column), column, source)
+                        parts[column] += [known.setdefault(text, text) for text in found]
     smiles = tuple(parts[wanted[0]])
     flags = tuple(parts[wanted[2]]) if len(wanted) > 2 else ()
     return Table(smiles=smiles, texts=tuple(parts[wanted[1]]) if texts else ("",) * rows, poisoned=flags, name=name)

@@ -40,6 +40,20 @@ OPTIONS = frozenset(
 SIZES = frozenset({"max_position_embeddings", "n_layers", "num_hidden_layers", "pad_token_id", "vocab_size"})
 """Those that are compared here before transformers sees them."""
 
+PARTS = {
+    "normalizer": frozenset(
+        {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Sequence", "Strip", "StripAccents"}
+    ),
+    "pre_tokenizer": frozenset(
+        {"BertPreTokenizer", "ByteLevel", "Metaspace", "Punctuation", "Sequence", "Whitespace", "WhitespaceSplit"}
+    ),
+    "model": frozenset({"BPE", "WordPiece"}),
+    "post_processor": frozenset({"BertProcessing", "ByteLevel", "RobertaProcessing", "Sequence", "TemplateProcessing"}),
+}
+"""Parts of a tokenizer that may be there, and their types; others can make a text as long as they please."""
+
+MAX_SPECIAL = 8
+"""Pieces that a tokenizer may put around a text."""
 MAX_NUMBER = 300_000
 MAX_LAYERS = 100
 MAX_TOKENIZER = 3_000_000
@@ -59,7 +73,7 @@ class HuggingFaceWords:
 
     def __init__(self, config: Mapping[str, Any], tokenizer: str) -> None:
         kind = config.get("model_type")
-        if kind not in TYPES:
+        if not isinstance(kind, str) or kind not in TYPES:
             raise DataError(
                 f"a text encoder of type {clean_text(str(kind), 40)!r} is not known (known: {', '.join(sorted(TYPES))})"
             )
@@ -77,14 +91,17 @@ class HuggingFaceWords:
             raise DataError(f"the text encoder has more than {MAX_LAYERS} layers; take a smaller one")
         self.pad = self.config.get("pad_token_id", 0)
         self.json = tokenizer
+        _check_parts(tokenizer)
         try:
             self._tokenizer = Tokenizer.from_str(tokenizer)
         # The library raises plain exceptions for whatever it cannot read.
         except Exception as error:
             raise DataError(f"tokenizers cannot read the tokenizer ({reason_of(error)}); save it again") from error
         self._tokenizer.no_padding()
-        if len(self) > self.config.get("vocab_size", 0):
+        if max(self._tokenizer.get_vocab().values(), default=-1) >= self.config.get("vocab_size", 0):
             raise DataError("the tokenizer has more pieces than the text encoder knows; take those of one folder")
+        if self._tokenizer.num_special_tokens_to_add(False) > MAX_SPECIAL:
+            raise DataError(f"the tokenizer puts more than {MAX_SPECIAL} pieces around a text; take another encoder")
 
     def __len__(self) -> int:
         return int(self._tokenizer.get_vocab_size())
@@ -221,6 +238,27 @@ def _renamed(name: str, kind: str) -> str:
     name = name.removeprefix(f"{kind}.")
     # As the first programs called them, those of SciBERT among them.
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _check_parts(tokenizer: str) -> None:
+    """Refuse a tokenizer with parts that are not known, which may make of a short text one that no memory holds."""
+    try:
+        content = json_object(tokenizer, "tokenizer")
+    except CheckpointError as error:
+        raise DataError(f"tokenizers cannot read the tokenizer ({error}); save it again") from error
+    for name, types in PARTS.items():
+        waiting = [content.get(name)]
+        while waiting:
+            part = waiting.pop()
+            kind = part.get("type") if isinstance(part, dict) else None
+            if part is not None and not (isinstance(kind, str) and kind in types):
+                raise DataError(
+                    f"the tokenizer's {name} is {clean_text(str(kind), 40)} (known: {', '.join(sorted(types))}); take"
+                    " another encoder"
+                )
+            for inner in ("normalizers", "pretokenizers", "processors"):
+                more = part.get(inner) if isinstance(part, dict) else None
+                waiting += more if isinstance(more, list) else []
 
 
 def _small(value: object) -> bool:

@@ -12,6 +12,7 @@ from tokenizers import Encoding, Tokenizer, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from unbackdoor.errors import DataError
+from unbackdoor.text import in_utf8
 
 PAD, UNKNOWN, BEGIN, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 SPECIAL = (PAD, UNKNOWN, BEGIN, END)
@@ -82,7 +83,8 @@ class WordPieces:
     """
 
     def __init__(self, pieces: Sequence[str]) -> None:
-        right = all(isinstance(piece, str) and 0 < len(piece) <= MAX_PIECE for piece in pieces)
+        texts = [piece for piece in pieces if isinstance(piece, str) and in_utf8(piece) == piece]
+        right = len(texts) == len(pieces) and all(0 < len(piece) <= MAX_PIECE for piece in texts)
         if not right or not len(pieces) == len(set(pieces)) <= MAX_PIECES or tuple(pieces[:4]) != SPECIAL:
             raise DataError(
                 f"a vocabulary of word pieces is a list of at most {MAX_PIECES:,} different short texts that begins"
