@@ -28,7 +28,7 @@ from unbackdoor.attacks import ATTACKS
 from unbackdoor.bench.calibrate import tables_of, told_of
 from unbackdoor.bench.judge import Judged
 from unbackdoor.bench.zoo import INDEX, NETWORKS, QUICK, append, fill, plan, rows_of, ways_of
-from unbackdoor.bench.zoo_scans import SCANS, Scanned, looked_at, scan_key, scan_zoo, sizes_for, usable_of
+from unbackdoor.bench.zoo_scans import SCANS, Scanned, looked_at, scan_key, scan_zoo, usable_of
 from unbackdoor.data import read_images
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
@@ -50,6 +50,7 @@ class Kind:
         source: of its images, a folder of --data, or "digits".
         size: training images of a model.
         recipe: how models are trained.
+        clean_sizes: clean images that the detectors get, a table for each.
         rounds: of the zoo, half of which are held out; each network needs 19 clean models to rank among.
         attacks: names; those that train networks of their own before the victim take longer.
     """
@@ -58,6 +59,7 @@ class Kind:
     size: int
     recipe: Recipe
     rounds: int
+    clean_sizes: tuple[int, ...] = (50,)
     attacks: tuple[str, ...] = tuple(sorted(ATTACKS))
 
 
@@ -101,18 +103,17 @@ def work(name: str, kind: Kind, arguments: argparse.Namespace) -> None:
     planned = plan(name, kind.attacks, arguments.rounds or kind.rounds)
     # A network's table needs all of its models, and no others.
     entries = sorted(planned, key=lambda entry: entry.network)
-    sizes = sizes_for(train)
     ways = ways_of(entries, train, kind.size, kind.recipe, runtime)
-    restore(arguments.work, [line for line in read_lines() if line["kind"] == name], ways, sizes)
+    restore(arguments.work, [line for line in read_lines() if line["kind"] == name], ways, kind.clean_sizes)
     device = {name: value for name, value in runtime.describe().items() if name in ("device", "threads", "torch")}
     facts = {"kind": name, "classes": list(train.class_names), "shape": list(train.shape), **device}
     for start in range(0, len(entries), TOGETHER):
         some = entries[start : start + TOGETHER]
         rows = fill(arguments.work, some, train, test, kind.size, kind.recipe, runtime)
-        for size in sizes:
+        for size in kind.clean_sizes:
             scan_zoo(arguments.work, rows, NETWORKS, train, DETECTORS, size, runtime)
         done = [row for row in rows_of(arguments.work / INDEX) if row["key"] in ways]
-        write_lines(name, facts, done, sizes, arguments.work)
+        write_lines(name, facts, done, kind.clean_sizes, arguments.work)
 
 
 def restore(

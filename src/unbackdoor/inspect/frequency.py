@@ -27,6 +27,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.inspect.base import Figure, Insight, Inspection, Material, Pictures
 from unbackdoor.inspect.compared import CLEAN, SUSPECT, TRIGGERED, batches, drawn, models_of, samples_of, side_by_side
 from unbackdoor.models import Network
+from unbackdoor.spectrum import images_of, spectrum_of
 from unbackdoor.training import Runtime
 
 
@@ -124,31 +125,11 @@ class Frequency(Inspection):
         )
 
 
-def dct_matrix(size: int) -> Float[Tensor, "size size"]:
-    """Return the matrix of the orthonormal DCT-II: its product with a column of values is their transform."""
-    import numpy as np
-    from scipy.fft import dct
-
-    return torch.from_numpy(dct(np.eye(size), axis=0, norm="ortho")).float()
-
-
 def bands_of(height: int, width: int, count: int) -> Int[Tensor, "h w"]:
     """Return the number of the band that each coefficient belongs to, from the lowest frequency to the highest."""
     rows, columns = (torch.arange(side, dtype=torch.float64) / max(side - 1, 1) for side in (height, width))
     frequency = ((rows[:, None].square() + columns[None, :].square()) / 2).sqrt()
     return (frequency * count).long().clamp_max(count - 1)
-
-
-def spectrum_of(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Return the two-dimensional DCT of each channel."""
-    rows, columns = (dct_matrix(side).to(images.device) for side in images.shape[2:])
-    return rows @ images @ columns.mT
-
-
-def images_of(spectrum: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """Return the images whose DCT this is."""
-    rows, columns = (dct_matrix(side).to(spectrum.device) for side in spectrum.shape[2:])
-    return rows.mT @ spectrum @ columns
 
 
 @torch.no_grad()

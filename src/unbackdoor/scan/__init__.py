@@ -4,6 +4,7 @@ from unbackdoor.registry import Registry
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
 from unbackdoor.scan.mesa import MESA
 from unbackdoor.scan.neural_cleanse import NeuralCleanse
+from unbackdoor.scan.smooth_perturbations import SmoothPerturbations
 from unbackdoor.scan.trigger_distribution import TriggerDistribution
 from unbackdoor.scan.tsbd_signals import TSBDSignals
 from unbackdoor.scan.universal_perturbations import UniversalPerturbations
@@ -11,7 +12,7 @@ from unbackdoor.scan.verdict import Verdict, default_scanner
 from unbackdoor.scan.weight_statistics import WeightStatistics
 
 SCANNERS: Registry[Scanner] = Registry(
-    "scanner", MESA, NeuralCleanse, TSBDSignals, UniversalPerturbations, Verdict, WeightStatistics
+    "scanner", MESA, NeuralCleanse, SmoothPerturbations, TSBDSignals, UniversalPerturbations, Verdict, WeightStatistics
 )
 """All scanners, by name."""
 
@@ -22,6 +23,7 @@ __all__ = [
     "NeuralCleanse",
     "Reconstruction",
     "Scanner",
+    "SmoothPerturbations",
     "TSBDSignals",
     "TriggerDistribution",
     "UniversalPerturbations",

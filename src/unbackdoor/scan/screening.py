@@ -28,7 +28,9 @@ LEAST_LEFT = 1e-3
 """Of a budget that is spent when the classes are chosen."""
 
 
-def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runtime) -> tuple[Int[Tensor, "m"], Runtime]:
+def worth_searching(
+    model: nn.Module, clean: ImageSet, most: int, runtime: Runtime, frequencies: int | None = None
+) -> tuple[Int[Tensor, "m"], Runtime]:
     """Return the classes to search, ascending, all if there are not more than `most`; and a runtime with what is left
     of the budget.
 
@@ -37,6 +39,7 @@ def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runti
         clean: on the runtime's device.
         most: classes to return, 1 or more.
         runtime: device, precision and seed.
+        frequencies: along each side that a change has, the lowest ones; all if None.
     """
     everything = torch.arange(clean.classes, device=clean.device)
     if clean.classes <= most:
@@ -48,7 +51,7 @@ def worth_searching(model: nn.Module, clean: ImageSet, most: int, runtime: Runti
     # In parts, as all changes of many classes would fill the memory too.
     for part in torch.split(everything, max(1, at_once(clean.shape, runtime) // IMAGES)):
         found = universal_perturbations(
-            model, clean.images, clean.classes, radius, runtime, steps=STEPS, batch_size=IMAGES, only=part
+            model, clean.images, clean.classes, radius, runtime, STEPS, IMAGES, part, frequencies
         )
         odds.append(log_odds(model, judges, part, found, runtime))
     classes = torch.cat(odds).topk(most).indices.sort().values

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unbackdoor.data import ImageSet
 from unbackdoor.models.derivatives import frozen_norms
 from unbackdoor.scan.passes import at_once, tiles
+from unbackdoor.spectrum import smoothed
 from unbackdoor.training import Runtime
 
 FIRST_STEP, LAST_STEP = 0.5, 0.02
@@ -30,6 +31,7 @@ def universal_perturbations(
     steps: int = 30,
     batch_size: int = 64,
     only: Int[Tensor, "k"] | None = None,
+    frequencies: int | None = None,
 ) -> Float[Tensor, "k c h w"]:
     """Return for each class a change of all images that leads them there, as far as one was found.
 
@@ -42,6 +44,7 @@ def universal_perturbations(
         steps: of the search.
         batch_size: images a class and step.
         only: the classes that are sought; all if None.
+        frequencies: along each side that a change has, the lowest ones; all if None.
     """
     draws = runtime.generator("universal perturbations")
     sought = torch.arange(classes) if only is None else only
@@ -54,6 +57,9 @@ def universal_perturbations(
         with frozen_norms(model):
             for these, some in tiles(len(sought), batch_size, batch.shape, runtime):
                 gradient[these] += _gradient(model, batch[some], found[these], wanted[these], runtime)
+        if frequencies is not None:
+            # Steepest descent among smooth changes: all that are added up are projected.
+            gradient = smoothed(gradient, frequencies)
         length = radius * (LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 - step / steps))
         found = within(found - length * gradient / norms(gradient), radius)
     return found

@@ -49,15 +49,21 @@ class UniversalPerturbations(Scanner):
     most_classes: int = 16
     threshold: float = 3.5
 
+    @property
+    def lowest(self) -> int | None:
+        """How many of the lowest frequencies along each side a change has; None: it may have all."""
+        return None
+
     def __post_init__(self) -> None:
+        name = type(self).__name__
         if not 0 < self.radius < math.inf:
-            raise InputError(f"UniversalPerturbations: the radius must be a positive number, found {self.radius}")
+            raise InputError(f"{name}: the radius must be a positive number, found {self.radius}")
         if not math.isfinite(self.threshold):
-            raise InputError(f"UniversalPerturbations: the threshold must be a number, found {self.threshold}")
+            raise InputError(f"{name}: the threshold must be a number, found {self.threshold}")
         counts = (self.steps, self.batch_size)
         if min(counts) < 1 or self.most_classes < 3:
             raise InputError(
-                "UniversalPerturbations: steps and batch size must be 1 or more, and most classes 3 or more, found"
+                f"{name}: steps and batch size must be 1 or more, and most classes 3 or more, found"
                 f" {self.steps}, {self.batch_size} and {self.most_classes}"
             )
 
@@ -71,12 +77,12 @@ class UniversalPerturbations(Scanner):
             )
         searched_on, judges = hold_out(clean, runtime.seed, share=0.5)
         judges = draw_clean(judges, JUDGES, runtime.seed)
-        classes, runtime = worth_searching(model, searched_on, self.most_classes, runtime)
+        classes, runtime = worth_searching(model, searched_on, self.most_classes, runtime, self.lowest)
         radius = self.radius * math.sqrt(clean.shape[1] * clean.shape[2])
 
         def search(steps: int) -> Float[Tensor, "m c h w"]:
             return universal_perturbations(
-                model, searched_on.images, clean.classes, radius, runtime, steps, self.batch_size, classes
+                model, searched_on.images, clean.classes, radius, runtime, steps, self.batch_size, classes, self.lowest
             )
 
         steps = affordable(self.steps, 1, lambda: search(1), runtime)
@@ -89,21 +95,21 @@ class UniversalPerturbations(Scanner):
             calibrated=False,
             anomaly=anomaly,
             threshold=self.threshold,
-            reason=_reason(suspected, anomaly, self.threshold),
+            reason=_reason("small" if self.lowest is None else "smooth", suspected, anomaly, self.threshold),
             statistics={"lead": float(found.max() - found.quantile(0.5))},
             shortened=steps < self.steps,
             evidence={"searched": len(classes)},
         )
 
 
-def _reason(suspected: list[int], anomaly: Float[Tensor, "k"], threshold: float) -> str:
+def _reason(kind: str, suspected: list[int], anomaly: Float[Tensor, "k"], threshold: float) -> str:
     largest = f"{float(anomaly.max()):.1f}"
     if suspected:
         return (
-            f"one small change of all images leads them to class {suspected[0]} unusually well"
+            f"one {kind} change of all images leads them to class {suspected[0]} unusually well"
             f" (anomaly index {largest}, threshold {threshold:g})"
         )
     return (
-        "no evidence of an unusually strong universal perturbation: the largest anomaly index is"
+        f"no evidence of a {kind} change of all images that works unusually well: the largest anomaly index is"
         f" {largest} (threshold {threshold:g})"
     )

@@ -38,6 +38,7 @@ from unbackdoor.scan.base import Finding, Reconstruction, Scanner
 from unbackdoor.scan.calibration import Table, class_scores, nearest
 from unbackdoor.scan.calibration_file import SHIPPED, read_tables
 from unbackdoor.scan.neural_cleanse import NeuralCleanse
+from unbackdoor.scan.smooth_perturbations import SmoothPerturbations
 from unbackdoor.scan.tsbd_signals import TSBDSignals
 from unbackdoor.scan.universal_perturbations import UniversalPerturbations
 from unbackdoor.scan.weight_statistics import WeightStatistics
@@ -46,6 +47,7 @@ from unbackdoor.training import Runtime
 DETECTORS: tuple[Scanner, ...] = (
     WeightStatistics(),
     UniversalPerturbations(),
+    SmoothPerturbations(),
     TSBDSignals(),
     NeuralCleanse(rounds=30, steps=3, batch_size=16, patience=3, stop_patience=12, most_classes=16),
 )
