@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from unbackdoor.secure import Part, SecureTrainer, Trained
 from unbackdoor.sift import InputFilter, Sifter, Suspicion
 from unbackdoor.sift.observed import Observed
 from unbackdoor.testing.samples import sample_network
-from unbackdoor.training import History, Recipe, Runtime, fit
+from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,41 @@ class NotInItsState(Stamp):
 
 
 NotInItsState.__name__ = "Stamp"
+
+
+def with_batches(spoil: Callable[[Batch, torch.Generator], Batch]) -> Attack:
+    """Return an attack whose hook makes such batches."""
+
+    class Online(Hook):
+        def batch(self, model: nn.Module, batch: Batch, draws: torch.Generator) -> Batch:
+            return spoil(batch, draws)
+
+    return Spoils(spoil=lambda fitted, train: replace(fitted, hook=Online()))
+
+
+def batch_changed_in_place(batch: Batch, draws: torch.Generator) -> Batch:
+    batch.images[0] = 0
+    return batch
+
+
+def batch_of_another_shape(batch: Batch, draws: torch.Generator) -> Batch:
+    return replace(batch, images=batch.images[..., 1:])
+
+
+def batch_too_bright(batch: Batch, draws: torch.Generator) -> Batch:
+    return replace(batch, images=batch.images + 1)
+
+
+def batch_too_dark(batch: Batch, draws: torch.Generator) -> Batch:
+    return replace(batch, images=batch.images - 1)
+
+
+def batch_without_the_seed(batch: Batch, draws: torch.Generator) -> Batch:
+    return replace(batch, images=batch.images * torch.rand(()))
+
+
+def batch_with_labels_that_nobody_wants(batch: Batch, draws: torch.Generator) -> Batch:
+    return replace(batch, targets=(batch.targets + 1) % 4)
 
 
 def untouched_image_changed(fitted: FittedAttack, train: ImageSet) -> FittedAttack:
@@ -207,6 +243,17 @@ def leaves_a_hook_on_the_result(model: Network, own: Network, data: DefenderData
 
 def leaves_it_in_training(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
     return own.train()
+
+
+def answers_with_fewer_classes(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    own.body = nn.Sequential(own.body, nn.AdaptiveAvgPool1d(2))
+    return own
+
+
+def answers_with_no_numbers(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:
+    with torch.no_grad():
+        next(own.parameters()).fill_(math.inf)
+    return own
 
 
 def draws_without_the_seed(model: Network, own: Network, data: DefenderData, runtime: Runtime) -> Network:

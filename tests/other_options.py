@@ -150,6 +150,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "purify SAU": {"steps": other(4, start="zero", step_size=0.01)},
     "purify TSBD": {"neurons": (0.9,)},
     "scan NeuralCleanse": {"success": 0.1, "stop_patience": 1, "threshold": -5.0, "most_classes": 3},
+    "scan SmoothPerturbations": {"most_classes": 3},
     "scan TSBDSignals": {"most_images": 32},
     "scan UniversalPerturbations": {"most_classes": 3},
     "scan Verdict": {"table": OTHER_TABLE, "false_alarms": 0.5},
@@ -188,6 +189,7 @@ MEANT: dict[str, dict[str, float]] = {
     "attack Blind": {"threshold": math.inf},
     # Anomalies may lie below 0.
     "scan NeuralCleanse": {"threshold": -1.0},
+    "scan SmoothPerturbations": {"threshold": -1.0},
     "scan TSBDSignals": {"threshold": -1.0},
     "scan UniversalPerturbations": {"threshold": -1.0},
     "scan WeightStatistics": {"threshold": -1.0},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tests import broken
 from tests.parted import GivenDBR, GivenDST
+from tests.scan.tables import TABLE
 from unbackdoor.attacks import (
     ATTACKS,
     SIG,
@@ -31,7 +32,7 @@ from unbackdoor.errors import OracleError
 from unbackdoor.inspect import INSPECTIONS, Insight, Inspection, Material
 from unbackdoor.models import Network
 from unbackdoor.purify import PURIFIERS
-from unbackdoor.scan import SCANNERS, Scanner
+from unbackdoor.scan import SCANNERS, Scanner, patch_search, sub_models, verdict
 from unbackdoor.secure import TRAINERS, Trained
 from unbackdoor.sift import INPUT_FILTERS, SIFTERS, Sifter, Suspicion
 from unbackdoor.sift.observed import Observed
@@ -79,6 +80,14 @@ OWN: dict[str, dict[str, Any]] = {
 def _short_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the clean model into which an attack looks learn for a few steps: what it knows is no matter here."""
     monkeypatch.setattr(preparation, "LEAST_STEPS", 10)
+
+
+@pytest.fixture(autouse=True)
+def _brief_judgement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let MESA judge triggers by few images, and a verdict hear two detectors: how well they see is no matter here."""
+    for module in (patch_search, sub_models):
+        monkeypatch.setattr(module, "JUDGED", 16)
+    monkeypatch.setattr(verdict, "read_tables", lambda path: (TABLE,))
 
 
 def shortened(method: Any) -> Any:
@@ -145,6 +154,12 @@ def test_attacks_conform_with_other_options_too(attack: Attack) -> None:
         (SIG(poison_rate=0.9), "supports none"),
         (broken.Spoils(spoil=broken.poisoned_rows_without_the_trigger), "do not carry a trigger"),
         (broken.Spoils(spoil=broken.one_poisoned_row_without_the_trigger), "do not carry a trigger"),
+        (broken.with_batches(broken.batch_changed_in_place), "the batch it was given has changed"),
+        (broken.with_batches(broken.batch_of_another_shape), "changes the shape of a batch"),
+        (broken.with_batches(broken.batch_too_bright), r"a batch leaves \[0, 1\]"),
+        (broken.with_batches(broken.batch_too_dark), r"a batch leaves \[0, 1\]"),
+        (broken.with_batches(broken.batch_without_the_seed), "the same seed gave other batches"),
+        (broken.with_batches(broken.batch_with_labels_that_nobody_wants), "labels that nobody wants"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -176,6 +191,8 @@ def test_an_honest_purifier_passes_so_the_scaffold_is_not_what_is_caught() -> No
         (broken.leaves_a_hook_on_the_model, "hooks are left on the model"),
         (broken.leaves_a_hook_on_the_result, "hooks are left on the result"),
         (broken.leaves_it_in_training, "not in evaluation mode"),
+        (broken.answers_with_fewer_classes, "does not answer with a number for each class"),
+        (broken.answers_with_no_numbers, "does not answer with a number for each class"),
         (broken.draws_without_the_seed, "the same seed gave other weights"),
         (broken.shares_weights, "shares weights with the model"),
         (broken.changes_the_samples, "the clean samples have changed"),

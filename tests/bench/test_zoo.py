@@ -30,6 +30,7 @@ from unbackdoor.bench.zoo import (
 from unbackdoor.bench.zoo_scans import scan_zoo, sizes_for, usable_of
 from unbackdoor.data import DefenderData, ImageSet, read_images
 from unbackdoor.errors import DivergedError, InputError
+from unbackdoor.evaluate import Evaluation, Proportion
 from unbackdoor.models import Network, PreActResNet18, WRN16x1, load_model
 from unbackdoor.scan import Finding, Scanner
 from unbackdoor.training import Recipe, Runtime, UserNetwork
@@ -163,7 +164,6 @@ def test_models_are_made_once_and_are_what_their_rows_say(
     clean, backdoored, refused = rows
     assert (clean["part"], clean["target"], clean["asr"], clean["backdoored"]) == ("weights", None, None, False)
     assert clean["backdoored"] is False
-    assert backdoored["backdoored"] is (True if backdoored["asr"] >= 0.5 else None)
     assert refused["refused"] == "cannot"
     loaded = load_model(tmp_path / backdoored["file"])
     assert loaded.sha256 == backdoored["sha256"]
@@ -306,3 +306,18 @@ def test_rows_come_back_in_order(tmp_path: Path) -> None:
     assert rows_of(tmp_path / INDEX, frozenset({"value"})) == rows
     assert [json.loads(line) for line in (tmp_path / INDEX).read_text().splitlines()] == rows
     assert rows_of(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(("asr", "backdoored"), [(0, None), (49, None), (50, True), (100, True)])
+def test_an_attack_that_works_on_less_than_half_of_the_images_leaves_no_backdoored_model(
+    tmp_path: Path,
+    digits: tuple[ImageSet, ImageSet],
+    monkeypatch: pytest.MonkeyPatch,
+    asr: int,
+    backdoored: bool | None,
+) -> None:
+    measured = Evaluation(acc=Proportion(9, 10), asr=Proportion(asr, 100), ra=Proportion(0, 100))
+    monkeypatch.setattr(module, "fit", lambda *_, **__: None)
+    monkeypatch.setattr(module, "evaluate", lambda *_: measured)
+    (row,) = fill(tmp_path, [entry("BadNets")], *digits, 100, RECIPE, RUNTIME)
+    assert row["backdoored"] is backdoored

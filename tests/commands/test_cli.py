@@ -18,7 +18,7 @@ from unbackdoor.attacks import Blended
 from unbackdoor.cli import COMMANDS, main
 from unbackdoor.data import read_images
 from unbackdoor.options import options_of
-from unbackdoor.scan import mesa
+from unbackdoor.scan import mesa, patch_search, sub_models
 
 SHORT_SCAN = [
     *("--scanner", "NeuralCleanse", "--scanner.rounds", "2", "--scanner.steps", "2"),
@@ -170,6 +170,8 @@ def test_a_scan_by_mesa_shows_the_triggers_that_it_learned_and_its_repair_scans_
     victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mesa, "SCREENING_STEPS", 2)
+    for module in (patch_search, sub_models):
+        monkeypatch.setattr(module, "JUDGED", 16)
     model = ["--model", str(victim / "model.safetensors"), "--clean", "digits", *SHORT_SCAN[6:]]
     short = ["--scanner", "MESA", "--scanner.steps", "2", "--scanner.hidden", "8", "--scanner.sizes", "[2, 3]"]
     code, out, _ = run(capsys, "scan", *model, *short, "--out", str(tmp_path / "scan"), "--json")
@@ -209,7 +211,7 @@ def test_purified_model_names_its_parent(victim: Path, tmp_path: Path, capsys: p
 def test_interrupted_attack_goes_on_to_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from unbackdoor.training import resume
 
-    words = ["attack", "--data", "digits", "--attack", "BadNets", *NETWORK, "--recipe.epochs", "4", *QUICK[2:], "--out"]
+    words = ["attack", "--data", "digits", "--attack", "BadNets", *NETWORK, "--recipe.epochs", "2", *QUICK[2:], "--out"]
     assert main([*words, str(tmp_path / "whole")]) == 0
     written = resume.Resume.write
     count = 0
@@ -218,7 +220,7 @@ def test_interrupted_attack_goes_on_to_the_same_model(tmp_path: Path, monkeypatc
         nonlocal count
         written(self, state)
         count += 1
-        if count == 3:
+        if count == 1:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

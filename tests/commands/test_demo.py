@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.commands.test_cli import run
+from unbackdoor.attacks import load_attack
+from unbackdoor.commands import demo
 from unbackdoor.commands.demo import conclusion, repaired_provenance, said
 from unbackdoor.data import read_images
-from unbackdoor.evaluate import Evaluation, Proportion
-from unbackdoor.scan import Finding
+from unbackdoor.evaluate import Evaluation, Proportion, evaluate
+from unbackdoor.models import load_model
+from unbackdoor.models.mark import is_repaired
+from unbackdoor.purify import SAU
+from unbackdoor.scan import Finding, NeuralCleanse
+from unbackdoor.testing.samples import same_state, state_of
+from unbackdoor.training import Runtime
 
 
 def measured(acc: int, asr: int) -> Evaluation:
@@ -54,3 +64,32 @@ def test_the_repaired_model_names_its_parent_and_its_clean_samples() -> None:
 def test_a_scan_is_told_with_the_classes_that_it_suspects_so_that_an_alarm_about_another_class_shows() -> None:
     assert said(finding(False)) == "no evidence found"
     assert said(replace(finding(True), suspected=(2,))) == "backdoored, class [2]"
+
+
+def test_the_demo_writes_both_models_and_a_page_that_says_what_it_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "RECIPE", replace(demo.RECIPE, epochs=1))
+    monkeypatch.setattr(demo, "METHOD", SAU(rounds=1, steps=1, batch_size=30))
+    monkeypatch.setattr(demo, "SCANNER", NeuralCleanse(rounds=2, steps=2, batch_size=8))
+    monkeypatch.setattr(demo, "CLEAN_SIZE", 60)
+    out = tmp_path / "demo"
+    code, told, err = run(capsys, "demo", "--out", str(out), "--threads", "1", "--json")
+    assert code == 0, err
+    record = json.loads((out / "run.json").read_text())
+    backdoored, repaired = (load_model(out / f"{name}.safetensors") for name in ("backdoored", "repaired"))
+    assert repaired.provenance["parent"] == backdoored.sha256
+    assert backdoored.backdoored is not None
+    assert [is_repaired(one) for one in (repaired, backdoored)] == [True, False]
+    assert not same_state(state_of(repaired.network), state_of(backdoored.network))
+    test = read_images("digits", "test")
+    attack = load_attack(out / "attack.safetensors")
+    # What it says is true of the files that it wrote.
+    for model, name in ((backdoored, "before"), (repaired, "after")):
+        runtime = Runtime(device="cpu", threads=1)
+        assert record[name] == evaluate(model.network, test, runtime, attack.trigger, attack.criterion).to_json()
+    assert {"scan", "rescan"} <= record.keys()
+    assert json.loads(told)["exit_code"] == 0
+    page = (out / "report.html").read_text()
+    assert "BadNets on digits: " in page
+    assert page.count("<svg") > 0

@@ -146,7 +146,7 @@ def test_a_model_trained_on_data_that_we_poisoned_says_so_and_its_attack_is_meas
         str(tmp_path / "model"),
         *NETWORK,
         "--recipe.epochs",
-        "4",
+        "1",
         *QUICK[2:],
         "--json",
     ]

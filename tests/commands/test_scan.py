@@ -175,9 +175,6 @@ def test_a_hugging_face_classifier_of_43_classes_is_scanned_with_50_images(
     assert len(found["anomaly"]) == 43
     assert [one["anomaly"] is not None for one in found["detectors"]] == [True] * 4
     assert "43 classes instead of 10" in found["calibration"]["misfits"]
-    # Four classes were searched, and no other can be the most unusual.
-    cleanse = found["detectors"][3]
-    assert cleanse["class"] in {one["target"] for one in found["triggers"] if one["success"] > 0} | {cleanse["class"]}
 
 
 def test_zoo_makes_models_that_scan_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,3 +100,5 @@ def test_code_that_was_typed_wins_over_a_configuration_file(tmp_path: Path, caps
     (tmp_path / "run.yaml").write_text("data: digits\nmodel: WRN16x1\nrecipe:\n  epochs: 1\n")
     words = ["--config", str(tmp_path / "run.yaml"), "--model", TINY, *SHORT[4:], "--out", str(tmp_path / "o")]
     assert run(capsys, "train", *words)[0] == 0
+    # Both would train.
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["options"]["model"]["name"] == TINY

@@ -16,15 +16,8 @@ from tests.inspect.known import linear, material, random_images
 from tests.planted import planted, runtime
 from unbackdoor.errors import InputError
 from unbackdoor.inspect import Frequency, Pictures
-from unbackdoor.inspect.frequency import (
-    bands_of,
-    changed_answers,
-    dct_matrix,
-    images_of,
-    sensitivity,
-    shades,
-    spectrum_of,
-)
+from unbackdoor.inspect.frequency import bands_of, changed_answers, sensitivity, shades
+from unbackdoor.spectrum import dct_matrix, images_of, smoothed, spectrum_of
 
 
 def wave(row: int, column: int, height: int = 8, width: int = 8) -> torch.Tensor:
@@ -38,6 +31,16 @@ def test_the_matrix_is_the_cosine_transform_s() -> None:
         scale = math.sqrt((1 if row == 0 else 2) / size)
         expected = [scale * math.cos(math.pi * (2 * place + 1) * row / (2 * size)) for place in range(size)]
         assert dct_matrix(size)[row].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 10))
+@settings(max_examples=20, deadline=None)
+def test_smoothed_images_have_the_lowest_frequencies_alone(height: int, width: int, frequencies: int) -> None:
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(height))
+    kept = spectrum_of(images)
+    kept[:, :, frequencies:] = 0
+    kept[..., frequencies:] = 0
+    torch.testing.assert_close(smoothed(images, frequencies), images_of(kept))
 
 
 def test_the_spectrum_is_scipy_s_and_goes_back() -> None:

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.patched import SIZE, TARGET, patched
-from tests.planted import CLASSES, NAMES, SHAPE, network, pictures, runtime
+from tests.planted import CLASSES, SHAPE, network, pictures, runtime
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
+from unbackdoor.models import Network
 from unbackdoor.options import options_of, with_options
 from unbackdoor.scan import MESA, SCANNERS, Finding
 from unbackdoor.scan import mesa as module
 from unbackdoor.scan.mesa import Screened, chosen_size, screen
-from unbackdoor.scan.verdict import DETECTORS
 
 SHORT = MESA(steps=200, batch_size=32, learning_rate=1e-3, hidden=48, finalists=2)
 BRIEF = replace(SHORT, steps=2, batch_size=8, hidden=8)
@@ -145,10 +146,13 @@ def test_the_same_seed_says_the_same_and_another_does_not() -> None:
 
 
 def test_few_images_and_two_classes_will_do() -> None:
-    model = network(0)
-    model.description = replace(model.description, class_names=NAMES)
-    few = DefenderData(clean=pictures(5, 7))
-    assert len(BRIEF.scan(model, few, runtime()).anomaly) == CLASSES
+    model, few = network(0), pictures(6, 7)
+    body = nn.Sequential(*list(model.body)[:-1], nn.Linear(model.body[-1].in_features, 2))
+    two = Network(body, replace(model.description, class_names=("a", "b")))
+    clean = replace(few, labels=few.labels % 2, class_names=("a", "b"))
+    found = BRIEF.scan(two, DefenderData(clean=clean), runtime())
+    assert len(found.anomaly) == 2
+    assert found.anomaly.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -209,9 +213,8 @@ def test_it_has_a_number_of_the_whole_model_for_the_verdict(searched: tuple[Find
     assert searched[0].statistics["lead"] > 0.5 > searched[1].statistics["lead"]
 
 
-def test_the_verdict_asks_the_search_alone_and_its_tables_can_name_it() -> None:
-    (detector,) = (one for one in DETECTORS if isinstance(one, MESA))
-    assert detector.finalists == 0
+def test_tables_of_verdicts_can_name_the_search_alone() -> None:
+    detector = MESA(finalists=0)
     options = json.loads(json.dumps(options_of(detector)))
     assert with_options(SCANNERS[options.pop("name")], options)() == detector
 

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from tests.planted import CLASSES, NAMES, network, pictures, runtime
 from unbackdoor.data import DefenderData, ImageSet
-from unbackdoor.scan import MESA, NeuralCleanse, Scanner, UniversalPerturbations, mesa, passes, patch_search
+from unbackdoor.scan import (
+    MESA,
+    NeuralCleanse,
+    Scanner,
+    SmoothPerturbations,
+    UniversalPerturbations,
+    mesa,
+    passes,
+    patch_search,
+)
 from unbackdoor.scan.neural_cleanse import _Search
 from unbackdoor.scan.passes import at_once, tiles
 from unbackdoor.scan.screening import worth_searching
@@ -40,6 +49,7 @@ def test_tiles_cover_every_cell_once_and_none_is_larger_than_a_pass(
 SEARCHES = {
     "NeuralCleanse": NeuralCleanse(rounds=1, steps=1, batch_size=16, most_classes=4),
     "UniversalPerturbations": UniversalPerturbations(steps=1, batch_size=16, most_classes=4),
+    "SmoothPerturbations": SmoothPerturbations(steps=1, batch_size=16, most_classes=4),
     "MESA": MESA(finalists=0),
     "MESA, generators": MESA(finalists=1, betas=(0.9, 0.5), steps=1, batch_size=32, hidden=4),
 }

@@ -37,18 +37,22 @@ def test_of_a_linear_model_the_direction_is_that_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("radius", [0.5, 2.0])
-def test_a_planted_backdoor_has_the_easiest_one(radius: float) -> None:
+def test_no_change_is_longer_than_the_radius(radius: float) -> None:
+    images = pictures(40, 3).images
+    found = universal_perturbations(planted(1).suspect, images, CLASSES, radius, runtime(), steps=4)
+    assert 0 < float(norms(found).max()) <= radius * (1 + 1e-5)
+
+
+def test_a_planted_backdoor_has_the_easiest_one() -> None:
     models = planted(1)
     images = pictures(120, 3)
-    found = universal_perturbations(models.suspect, images.images, CLASSES, radius, runtime())
-    assert float(norms(found).max()) <= radius * (1 + 1e-5)
+    found = universal_perturbations(models.suspect, images.images, CLASSES, 2.0, runtime())
     success = []
     for number, change in enumerate(found):
         others = images.images[images.labels != number].float() / 255
         with torch.no_grad():
             success.append(float((models.suspect((others + change).clamp(0, 1)).argmax(1) == number).float().mean()))
-    if radius == 2.0:
-        assert max(success) == success[models.target] > 0.3
+    assert max(success) == success[models.target] > 0.3
 
 
 def test_the_seed_decides() -> None:

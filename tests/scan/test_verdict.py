@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +15,13 @@ from torch import Tensor
 
 from tests.planted import CLASSES, pictures, planted, runtime
 from tests.scan.tables import TABLE, findings, written
-from unbackdoor.data import DefenderData
+from unbackdoor.data import DefenderData, read_images
 from unbackdoor.errors import InputError
-from unbackdoor.models import Network
+from unbackdoor.models import Network, PreActResNet18, WRN16x1
 from unbackdoor.scan import SCANNERS, Finding, NeuralCleanse, Scanner, Verdict, WeightStatistics, default_scanner
 from unbackdoor.scan import verdict as module
 from unbackdoor.scan.calibration import Measure, Table, class_scores
-from unbackdoor.training import Runtime
+from unbackdoor.training import Runtime, new_network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,3 +263,17 @@ def test_who_names_no_scanner_gets_the_verdict_only_where_a_table_fits(monkeypat
     assert default_scanner(model, many, replace(runtime(), precision=other)) == NeuralCleanse()
     monkeypatch.setattr(module, "read_tables", lambda path: (replace(SAYS, classes=CLASSES + 1),))
     assert default_scanner(model, many, runtime()) == NeuralCleanse()
+
+
+@pytest.mark.parametrize(
+    ("network", "right"),
+    [
+        (partial(PreActResNet18, width=8), Verdict()),
+        (partial(WRN16x1, width=16), Verdict()),
+        (partial(PreActResNet18, width=64), NeuralCleanse()),
+    ],
+)
+def test_the_tables_that_are_shipped_fit_the_networks_that_they_are_of(network: partial[Any], right: Scanner) -> None:
+    images = read_images("digits", "train").subset(torch.arange(60))
+    model = new_network(network, images, runtime())
+    assert default_scanner(model, DefenderData(clean=images), replace(runtime(), precision="bf16")) == right

@@ -17,9 +17,9 @@ from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.evaluate import evaluate
 from unbackdoor.secure import ABL
 from unbackdoor.secure.abl import _Ascent, _Falling
-from unbackdoor.secure.isolation import losses_of, lowest
+from unbackdoor.secure.isolation import lowest
 from unbackdoor.testing.samples import same_state, state_of
-from unbackdoor.training import Batch, Recipe, Runtime, fit
+from unbackdoor.training import Batch, Recipe, Runtime, fit, losses_of
 from unbackdoor.training.bounded import Bounded
 
 SHORT: dict[str, Any] = {"isolation_epochs": 2, "epochs": 2, "unlearning_epochs": 2, "batch_size": 40, "isolated": 0.1}

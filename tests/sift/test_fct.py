@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.planted import pictures, planted, runtime
+from tests.purify.stages import StopsIn
 from tests.sift.spread import auroc
 from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
@@ -173,10 +175,18 @@ def test_rows_with_a_patch_move_more_and_without_a_backdoor_they_hardly_do() -> 
 
 
 def test_interrupted_fine_tuning_goes_on(tmp_path: Path) -> None:
+    """To the same scores, the best epoch so far being kept with the weights."""
     models = planted(0)
     data = DefenderData(untrusted=models.fitted.train)
-    FCT(epochs=1, draws=1).score(data, runtime(), models.suspect, tmp_path / "resume.pt")
+    sifter = FCT(epochs=3, draws=1)
+    whole = sifter.score(data, runtime(), models.suspect)
+    stopping = replace(runtime(), progress=StopsIn("FCT: pushing classes apart", 10))
+    with pytest.raises(KeyboardInterrupt):
+        sifter.score(data, stopping, models.suspect, tmp_path / "resume.pt")
     assert (tmp_path / "resume-fct.pt").exists()
+    again = sifter.score(data, runtime(), models.suspect, tmp_path / "resume.pt")
+    assert torch.equal(again.scores, whole.scores)
+    assert again.evidence == whole.evidence
 
 
 @pytest.mark.parametrize("options", [{"draws": 0}, {"epochs": -1}, {"clean_share": 0.0}, {"poisoned_share": 1.0}])

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from tests.planted import network, pictures, runtime
 from unbackdoor.errors import InputError
-from unbackdoor.secure.isolation import losses_of
-from unbackdoor.training import Batch, Recipe, fit
+from unbackdoor.training import Batch, Recipe, fit, losses_of
 from unbackdoor.training.bounded import Bounded, bounded_loss
 
 

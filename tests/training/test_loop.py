@@ -68,6 +68,21 @@ class Watch(Hook):
         return loss
 
 
+def test_a_stage_with_a_name_has_draws_of_its_own() -> None:
+    """Two stages on the same rows would else see the same crops of them, in the same order."""
+    recipe = Recipe(epochs=2, batch_size=8, learning_rate=0.1, augmentation="crop", low_resolution=0.0)
+
+    def seen(*names: str) -> Watch:
+        watch = Watch()
+        fit(linear(), sample_images((3, 16, 16), 24), recipe, runtime(), hook=watch, names=names)
+        return watch
+
+    first, again, other = seen(), seen(), seen("second")
+    assert first.rows == again.rows != other.rows
+    assert torch.equal(torch.cat(first.images), torch.cat(again.images))
+    assert Counter(row for rows in other.rows for row in rows) == Counter(row for rows in first.rows for row in rows)
+
+
 def softmax_gradient(weight: np.ndarray, bias: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any, float]:
     """Return the gradients and the mean cross-entropy of softmax regression, in closed form."""
     logits = x @ weight.T + bias

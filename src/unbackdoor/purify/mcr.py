@@ -64,8 +64,9 @@ class MCR(Purifier):
     allowance: float = 0.02
     augmentation: str = "crop-flip"
 
-    # Since statistics are counted in float32, those of positions that are tried by fewer images.
-    revision: ClassVar[int] = 2
+    # Since statistics are counted in float32, those of positions that are tried by fewer images, and the end has draws
+    # of its own.
+    revision: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
         if self.end_epochs < 1 or self.epochs < 1:
@@ -81,7 +82,8 @@ class MCR(Purifier):
         share = self.end_epochs / (self.end_epochs + self.epochs)
         end = copy.deepcopy(runtime.settle(model))
         recipe = fine_tuning(self.end_epochs, self.batch_size, self.learning_rate, self.augmentation)
-        fit(end, kept, recipe, runtime.part((1 - CHOICE) * share), resume=stage(resume, "end"), description="MCR's end")
+        part, resumed = runtime.part((1 - CHOICE) * share), stage(resume, "end")
+        fit(end, kept, recipe, part, resume=resumed, description="MCR's end", names=("end",))
         curve = _Curve(model, end)
         part = runtime.part((1 - CHOICE) * (1 - share))
         recipe = replace(recipe, epochs=self.epochs, weight_decay=1e-4)

@@ -21,6 +21,7 @@ import copy
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,9 @@ class NAD(Purifier):
     power: float = 2.0
     augmentation: str = "crop-flip"
 
+    # Since the teacher has draws of its own.
+    revision: ClassVar[int] = 1
+
     def __post_init__(self) -> None:
         if self.teacher_epochs < 1:
             raise InputError(f"NAD: the teacher's epochs must be 1 or more, found {self.teacher_epochs}")
@@ -78,7 +82,8 @@ class NAD(Purifier):
         share = 3 * self.teacher_epochs / (3 * self.teacher_epochs + 4 * self.epochs)
         teacher = copy.deepcopy(model)
         first = replace(recipe, epochs=self.teacher_epochs)
-        fit(teacher, clean, first, runtime.part(share), resume=stage(resume, "teacher"), description="NAD's teacher")
+        part, resumed = runtime.part(share), stage(resume, "teacher")
+        fit(teacher, clean, first, part, resume=resumed, description="NAD's teacher", names=("teacher",))
         hook = _Distillation(self, teacher, maps)
         return fit(model, clean, recipe, runtime.part(1 - share), hook=hook, resume=resume, description="NAD")
 

@@ -77,8 +77,8 @@ class RNP(Purifier):
     allowance: float = 0.03
     augmentation: str = "crop-flip"
 
-    # Since unlearning and masks are in float32.
-    revision: ClassVar[int] = 1
+    # Since unlearning and masks are in float32, and recovery has draws of its own.
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.unlearning_epochs < 1:
@@ -120,7 +120,9 @@ class RNP(Purifier):
         masked = MaskedNetwork(forgetful, norm_layers(forgetful, "RNP"))
         hook = MaskHook(self, masked, weight=self.alpha)
         part = runtime.part(1 - share).in_float32()
-        history = fit(masked, kept, self._recipe(), part, hook=hook, resume=resume, description="RNP")
+        history = fit(
+            masked, kept, self._recipe(), part, hook=hook, resume=resume, description="RNP", names=("recovery",)
+        )
         sweep, note = prune_by_mask(
             "RNP", model, layers, masked.mask, self.by, self.values, held, self.allowance, runtime
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -26,8 +27,8 @@ from unbackdoor.data import DefenderData
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.secure.base import SecureTrainer, Trained
-from unbackdoor.secure.isolation import losses_of, lowest
-from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, stage
+from unbackdoor.secure.isolation import lowest
+from unbackdoor.training import Batch, Hook, Recipe, Runtime, fit, losses_of, stage
 from unbackdoor.training.bounded import Bounded
 
 LATE = 2 / 3
@@ -61,6 +62,9 @@ class ABL(SecureTrainer):
     batch_size: int = 128
     weight_decay: float = 1e-4
     augmentation: str = "crop-flip"
+
+    # Since losses are in float32.
+    revision: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.isolated < 1:

@@ -8,18 +8,8 @@ by one; here it is one batched pass.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
-
-from unbackdoor.data import ImageSet
-from unbackdoor.training import Runtime, logits_of
-
-
-def losses_of(model: nn.Module, data: ImageSet, runtime: Runtime) -> Float[Tensor, "n"]:
-    """Return the cross-entropy of each image with the label that it has, in evaluation mode, as it is."""
-    data = data.to(runtime.place)
-    return F.cross_entropy(logits_of(model, data.images, runtime), data.labels, reduction="none")
+from torch import Tensor
 
 
 def lowest(losses: Float[Tensor, "n"], share: float) -> tuple[Int[Tensor, "isolated"], Int[Tensor, "kept"]]:

@@ -11,7 +11,7 @@ and each row is then scored by how far a random rotation and shift tau moves its
 
 The rows with the lowest fifth are held clean, those with the highest twentieth poisoned: always, also in clean data.
 
-Five things differ from the published code. The loss leaves the features' scale free and can shrink them until nothing
+Six things differ from the published code. The loss leaves the features' scale free and can shrink them until nothing
 moves, which users of that code met; so the spread of Delta,
 
     (95 % quantile - median) / median,
@@ -20,7 +20,8 @@ is measured on some rows before the first and after each epoch, the weights with
 fine-tuning ends after two epochs without a larger one. Rows without any features are counted. Delta is the mean over
 several draws of tau, as one draw ranks noisily. What is drawn for a row depends on the seed and its pixels alone, so
 its score does not depend on its company. The split is made once, from the scores that are reported; the published code
-draws tau anew between threshold and split.
+draws tau anew between threshold and split. Features are in the runtime's precision (published: single), and their
+differences in float32.
 """
 
 from __future__ import annotations

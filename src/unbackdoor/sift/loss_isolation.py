@@ -29,7 +29,7 @@ from unbackdoor.sift.base import check_share
 from unbackdoor.sift.observed import Observed
 from unbackdoor.sift.quick_model import NETWORK
 from unbackdoor.sift.row_sifter import RowSifter
-from unbackdoor.training import Recipe, Runtime, fit, new_network, stage
+from unbackdoor.training import Recipe, Runtime, fit, losses_of, new_network, stage
 from unbackdoor.training.bounded import Bounded
 
 
@@ -49,8 +49,8 @@ class LossIsolation(RowSifter):
     learning_rate: float = 0.01
     gamma: float = 0.5
 
-    # Since the bound is of a batch.
-    revision: ClassVar[int] = 1
+    # Since the bound is of a batch, and losses are in float32.
+    revision: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         check_share("LossIsolation", poisoned_share=self.poisoned_share)
@@ -84,7 +84,7 @@ class LossIsolation(RowSifter):
 
     def measure(self, seen: Observed, model: Network) -> tuple[Float[Tensor, "n"], dict[str, int]]:
         """Return minus the loss of each row (see `RowSifter.measure`)."""
-        return -seen.losses, {}
+        return -losses_of(model, seen.rows, seen.runtime).cpu(), {}
 
     def reason(self, score: float) -> str:
         """Tell the loss (see `RowSifter.reason`)."""

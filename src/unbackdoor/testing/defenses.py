@@ -46,6 +46,11 @@ def check_purifier(purifier: Purifier) -> None:
         assert same_state(state_of(repaired), state_of(again)), f"{name}: the same seed gave other weights"
         shared = {p.data_ptr() for p in model.parameters()} & {p.data_ptr() for p in repaired.parameters()}
         assert not shared, f"{name}: the result shares weights with the model that it was given"
+        assert data.clean is not None
+        with torch.no_grad():
+            answers = repaired(data.clean.images[:4].float() / 255)
+        right = answers.shape == (4, data.clean.classes) and bool(answers.isfinite().all())
+        assert right, f"{name}: the result does not answer with a number for each class"
 
     _over_shapes(type(purifier).__name__, check)
 

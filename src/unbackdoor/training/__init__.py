@@ -4,7 +4,7 @@ from unbackdoor.training.budget import affordable
 from unbackdoor.training.fits import check_fits
 from unbackdoor.training.history import Candidate, History, Sweep
 from unbackdoor.training.hook import Batch, Hook
-from unbackdoor.training.inference import logits_of
+from unbackdoor.training.inference import logits_of, losses_of
 from unbackdoor.training.loop import fit
 from unbackdoor.training.new import UserNetwork, architecture_of, network_options, new_network
 from unbackdoor.training.recipe import Recipe, enough_epochs
@@ -28,6 +28,7 @@ __all__ = [
     "enough_epochs",
     "fit",
     "logits_of",
+    "losses_of",
     "network_options",
     "new_network",
     "stage",

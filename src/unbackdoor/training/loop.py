@@ -36,6 +36,7 @@ def fit(
     hook: Hook | None = None,
     resume: Path | None = None,
     description: str = "training",
+    names: tuple[str, ...] = (),
 ) -> History:
     """Train `model` in place and leave it in evaluation mode.
 
@@ -50,6 +51,8 @@ def fit(
             goes on after the last finished epoch, and a finished run gives its model and history again without
             training. It stays: whoever saves the model removes it then, and not before.
         description: for the progress bar.
+        names: of a stage, where another one has as many rows: without them both would see the same crops and flips in
+            the same order.
 
     Returns:
         The number of epochs and the mean loss of each.
@@ -59,7 +62,8 @@ def fit(
         ResumeError: `resume` is damaged, or belongs to another run.
         UnbackdoorError: the loss stopped being a number.
     """
-    return _Run(runtime.settle(model), data.to(runtime.place), recipe, runtime, hook or Hook()).go(resume, description)
+    run = _Run(runtime.settle(model), data.to(runtime.place), recipe, runtime, hook or Hook(), names)
+    return run.go(resume, description)
 
 
 class _Run(Run):
@@ -67,7 +71,15 @@ class _Run(Run):
 
     drawn: ClassVar[str] = "augment"
 
-    def __init__(self, model: nn.Module, data: ImageSet, recipe: Recipe, runtime: Runtime, hook: Hook) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: ImageSet,
+        recipe: Recipe,
+        runtime: Runtime,
+        hook: Hook,
+        names: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(
             model,
             _optimizer(model, recipe),
@@ -76,6 +88,7 @@ class _Run(Run):
             epochs=recipe.epochs,
             ema=recipe.ema,
             runtime=runtime,
+            names=names,
         )
         self.forward = runtime.compiled(model)
         self.data = data
@@ -96,7 +109,8 @@ class _Run(Run):
 
     def copied(self) -> _Run:
         """Return a copy with a hook for timing."""
-        return _Run(copy.deepcopy(self.module), self.data, self.recipe, self.runtime, self.hook.for_timing())
+        hook = self.hook.for_timing()
+        return _Run(copy.deepcopy(self.module), self.data, self.recipe, self.runtime, hook, self.names)
 
     def begin(self) -> None:
         """Prepare the hook."""

@@ -6,7 +6,9 @@ so, the child's motif, its marked atoms, and where it hangs; if not, it goes bac
 messages that arrive at its source.
 
 Where published code differs: places that do not exist, by which it pads lists of places, compete with those that do;
-where a motif hangs is decided here only if there is a choice; see also `graph.junctions` and `partial.Partial.places`.
+where a motif hangs is decided here only if there is a choice; messages along bonds of a motif that stands already are
+not passed anew when a child is joined to it, so of its atoms only the shared ones see the child; see also
+`graph.junctions` and `partial.Partial.places`.
 """
 
 from __future__ import annotations

@@ -104,13 +104,13 @@ class Writing:
         _, owner = flat([node.atoms for node in here])
         kinds = tensor([decoder.vocabulary.number_of[node.attachment.smiles] for node in here], latent)
         summed = atoms.new_zeros(len(here), atoms.shape[1]).index_add(0, tensor(owner, latent), atoms)
-        attachment = decoder.attachment_in(torch.cat((decoder.attachment(kinds), summed), 1)).float()
+        attachment = decoder.attachment_in(torch.cat((decoder.attachment(kinds), summed), 1)).float().relu()
         arrived, of = flat(
             [[row * self.tree.each + message for message in g.at(n)] for row, g, n in zip(rows, growths, nodes)]
         )
         sums = self._sums(self.attachment, arrived, of, len(here))
         state = decoder.attachment_out(torch.cat((attachment, sums), 1)).float().relu()
-        motif = decoder.motif_in(torch.cat((decoder.motif(decoder.motif_of[kinds]), state), 1)).float()
+        motif = decoder.motif_in(torch.cat((decoder.motif(decoder.motif_of[kinds]), state), 1)).float().relu()
         state = decoder.motif_out(torch.cat((motif, self._sums(self.tree, arrived, of, len(here))), 1)).float().relu()
         starts, total = [], 0
         for node in here:
