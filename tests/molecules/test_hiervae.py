@@ -268,10 +268,12 @@ class Plain:
             arriving = sum((self.along[edge][0] for edge in self.along if edge[1] == atom), zero)
             vectors[atom] = decoder.atom_out(torch.cat((label(self.atoms[atom]), arriving))).relu()
         kind = VOCABULARY.number_of[node.attachment.smiles]
-        attachment = decoder.attachment_in(torch.cat((decoder.attachment.weight[kind], sum(vectors.values(), zero))))
+        attachment = decoder.attachment_in(
+            torch.cat((decoder.attachment.weight[kind], sum(vectors.values(), zero)))
+        ).relu()
         arriving = sum((one[0] for edge, one in self.attachment_messages.items() if edge[1] == number), zero)
         state = decoder.attachment_out(torch.cat((attachment, arriving))).relu()
-        motif = decoder.motif_in(torch.cat((decoder.motif.weight[VOCABULARY.motif_of[kind]], state)))
+        motif = decoder.motif_in(torch.cat((decoder.motif.weight[VOCABULARY.motif_of[kind]], state))).relu()
         arriving = sum((one[0] for edge, one in self.tree_messages.items() if edge[1] == number), zero)
         return vectors, attachment, motif, decoder.motif_out(torch.cat((motif, arriving))).relu()
 
@@ -368,7 +370,7 @@ def test_an_autoencoder_learns_a_few_molecules_by_heart() -> None:
     graphs, every = Graphs.of(smiles), torch.arange(len(smiles))
     optimizer = torch.optim.Adam(vae.parameters(), 6e-3)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(140):
+    for _ in range(220):
         optimizer.zero_grad()
         noise = torch.randn(len(smiles), 8, generator=generator)
         vae.loss(graphs.rows(every), trees, noise, 0.01).backward()
