@@ -213,15 +213,15 @@ def read_lines() -> list[dict[str, Any]]:
 HEAD = """# The verdict
 
 Made by `python benchmarks/zoo.py`. Half of the attacks (by the hash of their names) and every second seed are held
-out: no weight and no threshold has seen them. The options of the detectors themselves were set before, looking at
-planted models and at a few models of digits; whether some of those are held out here was not recorded. An attack
-counts as backdoored from an ASR of 50 % on. What is usual, and the clean models to rank among, are those of the
-model's own network; the weights are those of all. "Verdict" weighs all numbers; each of the next lines ranks one
-number alone, so that all have the same rate of false alarms, and of a number of the whole model names the class of
-its detector's highest anomaly; the last lines are what each detector says by its own threshold, at whatever rate that
-has. "NeuralCleanse" is the verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32. Bounds:
-one-sided, 95 %, Clopper and Pearson. AUROC is over the held-out models of both networks together. The way in which
-weights are found was changed once after a look at the held-out models of digits, see docs/methods/verdict.md."""
+out: nothing that is usual and no threshold comes from them. The options of the detectors themselves were set before,
+looking at planted models and at models of other attacks; whether some of those of digits are held out here was not
+recorded. An attack counts as backdoored from an ASR of 50 % on. What is usual, and the clean models to rank among, are
+those of the model's own network. "Verdict" adds up all numbers, each measured by what is usual; each of the next lines
+ranks one number alone, so that all have the same rate of false alarms, and of a number of the whole model names the
+class of its detector's highest anomaly; the last lines are what each detector says by its own threshold, at whatever
+rate that has. "NeuralCleanse" is the verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32.
+Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the held-out models of all networks together. How numbers
+are weighed was changed twice after a look at held-out models, see docs/methods/verdict.md."""
 
 
 def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:
@@ -250,15 +250,13 @@ def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], 
         + (f" Attacks of which no backdoor came, at least once: {', '.join(failed)}." if failed else "")
         + (f" Of which no model came, at least once: {', '.join(refused)}." if refused else ""),
         "",
-        "| way | weight | AUROC | found | at least % | false alarms | at most % | right target |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| way | AUROC | found | at least % | false alarms | at most % | right target |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    weights = {f"{one.detector}: {one.number}": one.weight for table in tables for one in table.measures}
     for way in ways:
         held = way.held_out
-        weight = f"{weights[way.name]:.2f}" if way.name in weights else ""
         cells = [
-            *(way.name, weight, f"{way.auroc:.3f}"),
+            *(way.name, f"{way.auroc:.3f}"),
             *(f"{held.found} of {held.backdoored}", f"{100 * way.lowest_true:.1f}"),
             *(f"{held.alarms} of {held.clean}", f"{100 * way.highest_false:.1f}"),
             f"{held.right_target} of {held.single_target}",

@@ -1,16 +1,14 @@
 """Verdict: one calibrated answer from several scanners. Ours.
 
 Every scanner sees some backdoors and not others, and has a threshold of its own whose false-alarm rate nobody knows.
-The verdict runs several on the same clean samples, weighs what they say of each class, and compares the largest sum
+The verdict runs several on the same clean samples, adds up what they say of each class, and compares the largest sum
 with those of clean models of the same kind: the answer is a p-value, and "backdoored" if that is at most the share of
 clean models that one is ready to accuse. `calibration` has the formulas, and says why they hold.
 
-Weights come from a zoo of small clean and backdoored models, by logistic regressions with weights of 0 or more and an
-L2 penalty: which class is the target, and is there one at all (`bench/calibrate.py`)? Why not Fisher's or Cauchy's
-combination of one p-value a scanner: from n clean models no p-value is below 1 / (n + 1), so a scanner whose number
-lies far beyond all of theirs would count as one that lies just beyond; both give scanners that tell nothing the same
-say as those that tell all; and neither knows that two scanners point at the same class. What the regressions get wrong
-costs power, never the false-alarm rate, which the comparison keeps.
+What is usual comes from a zoo of small clean models (`bench/calibrate.py`). Why not Fisher's or Cauchy's combination of
+one p-value a scanner: from n clean models no p-value is below 1 / (n + 1), so a scanner whose number lies far beyond
+all of theirs would count as one that lies just beyond; and neither knows that two scanners point at the same class.
+What the sum gets wrong costs power, never the false-alarm rate, which the comparison keeps.
 
 Where no table fits the model, nobody knows how often the verdict is wrong: the finding says so (`calibrated` is
 false), and its answer is inconclusive. Compared with the nearest table, the classes that would be suspected are named
@@ -71,7 +69,7 @@ class Verdict(Scanner):
     false_alarms: float | None = None
     table: Path | None = None
 
-    # Signals of TSBD changed, and the tables that come with it do without MESA now.
+    # Signals of TSBD changed, and the tables that come with it do without MESA and weigh all numbers alike now.
     revision: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
