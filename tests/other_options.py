@@ -150,7 +150,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "purify SAU": {"steps": other(4, start="zero", step_size=0.01)},
     "purify TSBD": {"neurons": (0.9,)},
     "scan NeuralCleanse": {"success": 0.1, "stop_patience": 1, "threshold": -5.0, "most_classes": 3},
-    "scan SmoothPerturbations": {"most_classes": 3},
+    "scan SmoothPerturbations": {"most_classes": 3, "threshold": 0.5},
     "scan TSBDSignals": {"most_images": 32},
     "scan UniversalPerturbations": {"most_classes": 3},
     "scan Verdict": {"table": OTHER_TABLE, "false_alarms": 0.5},
