@@ -140,7 +140,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "purify RNP": {
         "unlearned": 1.0,
         "epochs": 16,
-        "learning_rate": 2.0,
+        "learning_rate": 20.0,
         "alpha": 3.0,
         "by": "threshold",
         "values": (10.0,),

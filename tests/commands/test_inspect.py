@@ -155,7 +155,7 @@ def test_an_attack_on_other_images_and_options_without_a_name_are_refused(
     victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--model", str(victim / "model.safetensors"), "--clean", "digits", "--out", str(tmp_path / "i")]
-    assert "unknown option --inspection.bands" in refuse(capsys, "inspect", *words, "--inspection.bands", "4")
+    assert "name it with --inspection" in refuse(capsys, "inspect", *words, "--inspection.bands", "4")
     assert "2 bands or more" in refuse(capsys, "inspect", "frequency", *words, "--inspection.bands", "1")
     assert "is no attack file" in refuse(capsys, "inspect", *words, "--attack", str(victim / "model.safetensors"))
     assert not (tmp_path / "i").exists()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.planted import network, pictures, runtime
-from unbackdoor.secure.isolation import losses_of, lowest
+from unbackdoor.secure.isolation import lowest
+from unbackdoor.training import losses_of
 
 
 def test_losses_are_those_of_each_image_alone_in_evaluation_mode() -> None:
