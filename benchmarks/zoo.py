@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,13 +27,13 @@ from record import HERE
 
 from unbackdoor.attacks import ATTACKS
 from unbackdoor.bench.calibrate import tables_of, told_of
-from unbackdoor.bench.judge import Judged
+from unbackdoor.bench.judge import RATE, Judged
 from unbackdoor.bench.zoo import INDEX, NETWORKS, QUICK, append, fill, plan, rows_of, ways_of
 from unbackdoor.bench.zoo_scans import SCANS, Scanned, looked_at, scan_key, scan_zoo, usable_of
 from unbackdoor.data import read_images
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
-from unbackdoor.scan.calibration import Table
+from unbackdoor.scan.calibration import Table, allowed_above
 from unbackdoor.scan.calibration_file import SHIPPED, write_tables
 from unbackdoor.scan.verdict import DETECTORS
 from unbackdoor.training import Recipe, Runtime, architecture_of
@@ -51,7 +52,7 @@ class Kind:
         size: training images of a model.
         recipe: how models are trained.
         clean_sizes: clean images that the detectors get, a table for each.
-        rounds: of the zoo, half of which are held out; each network needs 19 clean models to rank among.
+        rounds: of the zoo, half of which are held out; each network needs 19 clean models to compare with.
         attacks: names; those that train networks of their own before the victim take longer.
     """
 
@@ -168,9 +169,14 @@ def calibrate(name: str, lines: Sequence[dict[str, Any]], clean_size: int) -> tu
         Scanned.of(line["row"], [of[scan_key(line["row"], one, clean_size)] for one in detectors])
         for line, of in zip(some, keys)
     ]
-    made, classes, shape = some[0]["row"]["made"], len(some[0]["classes"]), some[0]["shape"]
-    sides, present = (shape[0], shape[1], shape[2]), {model.network for model in models}
-    networks = [network for network in NETWORKS if architecture_of(network) in present]
+    made, classes, shape = some[0]["row"]["made"], some[0]["classes"], some[0]["shape"]
+    sides = (shape[0], shape[1], shape[2])
+    # A network of which too few models are there yet is left out, so that it does not raise the rate of the others.
+    clean = Counter(model.network for model in models if model.part == "reference")
+    networks = [network for network in NETWORKS if allowed_above(RATE, clean[architecture_of(network)])]
+    models = [model for model in models if model.network in map(architecture_of, networks)]
+    if not networks:
+        raise InputError("no network has clean models enough yet")
     return tables_of(told_of(made), name, classes, sides, networks, clean_size, made["precision"], detectors, models)
 
 
@@ -214,14 +220,14 @@ HEAD = """# The verdict
 
 Made by `python benchmarks/zoo.py`. Half of the attacks (by the hash of their names) and every second seed are held
 out: nothing that is usual and no threshold comes from them. The options of the detectors themselves were set before,
-looking at planted models and at models of other attacks; whether some of those of digits are held out here was not
-recorded. An attack counts as backdoored from an ASR of 50 % on. What is usual, and the clean models to rank among, are
-those of the model's own network. "Verdict" adds up all numbers, each measured by what is usual; each of the next lines
-ranks one number alone, so that all have the same rate of false alarms, and of a number of the whole model names the
-class of its detector's highest anomaly; the last lines are what each detector says by its own threshold, at whatever
-rate that has. "NeuralCleanse" is the verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32.
-Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the held-out models of all networks together. How numbers
-are weighed was changed twice after a look at held-out models, see docs/methods/verdict.md."""
+looking at planted models and at models of other attacks, and those of FourierProbes at four models of SIG of seeds that
+are not here; whether some models of digits that were looked at are held out here was not recorded. An attack counts as
+backdoored from an ASR of 50 % on. A model is compared with clean ones of its own network. "Verdict" adds up what all
+detectors say; each of the next lines compares what one of them says, so that all have the same rate of false alarms;
+the last lines are what each detector says by its own threshold, at whatever rate that has. "NeuralCleanse" is the
+verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32. Bounds: one-sided, 95 %, Clopper and
+Pearson. AUROC is over the held-out models of all networks together. How numbers are compared was changed three times
+after a look at held-out models, see docs/methods/verdict.md."""
 
 
 def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:

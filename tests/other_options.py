@@ -149,6 +149,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     # From the bound all images are taken for another class at once.
     "purify SAU": {"steps": other(4, start="zero", step_size=0.01)},
     "purify TSBD": {"neurons": (0.9,)},
+    "scan FourierProbes": {"highest": 2, "most_images": 8, "threshold": 0.5},
     "scan NeuralCleanse": {"success": 0.1, "stop_patience": 1, "threshold": -5.0, "most_classes": 3},
     "scan SmoothPerturbations": {"most_classes": 3, "threshold": 0.5},
     "scan TSBDSignals": {"most_images": 32},
@@ -188,6 +189,7 @@ MEANT: dict[str, dict[str, float]] = {
     # The attack begins at once.
     "attack Blind": {"threshold": math.inf},
     # Anomalies may lie below 0.
+    "scan FourierProbes": {"threshold": -1.0},
     "scan NeuralCleanse": {"threshold": -1.0},
     "scan SmoothPerturbations": {"threshold": -1.0},
     "scan TSBDSignals": {"threshold": -1.0},

@@ -37,7 +37,7 @@ from tests.other_options import (
 )
 from tests.planted import network, pictures, planted, runtime
 from tests.scan.tables import TABLE as PLANTED
-from tests.scan.tables import written
+from tests.scan.tables import clean_numbers, written
 from unbackdoor.attacks import ATTACKS, Attack, LabelConsistent
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import CheckpointError, InputError
@@ -94,7 +94,7 @@ def scanned(scanner: Scanner) -> str:
     """Return a hash of the finding, but for its threshold, which is there for its verdict alone."""
     found = scanner.scan(planted(1).suspect, DefenderData(clean=data().clean), runtime())
     triggers = [part for one in found.reconstructions for part in (one.mask, one.pattern)]
-    return digest(found.backdoored, found.suspected, found.anomaly, dict(found.statistics), *triggers)
+    return digest(found.backdoored, found.suspected, found.anomaly, found.numbers, *triggers)
 
 
 def trained(trainer: SecureTrainer) -> str:
@@ -156,9 +156,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path, side in ((MODEL, 12), (LARGE_MODEL, 36)):
         save_model(made / path, build_network(replace(described, image_shape=(3, side, side)), 0), provenance={})
     # The suspect is more unusual than most of its clean models, and not than all.
-    table = replace(PLANTED, clean_scores=tuple(0.1 * number for number in range(39)))
-    written(made / TABLE, table)
-    written(made / OTHER_TABLE, replace(table, measures=table.measures[:1]))
+    apart = torch.linspace(0.1, 9, 39).view(-1, 1, 1)
+    for path, seed in ((TABLE, 1), (OTHER_TABLE, 3)):
+        clean = {name: apart * clean_numbers(39, seed + place) for place, name in enumerate(PLANTED.clean)}
+        written(made / path, replace(PLANTED, clean=clean))
     return made
 
 

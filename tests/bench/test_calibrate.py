@@ -1,11 +1,10 @@
-"""What is usual is that of clean models alone, and held-out models are counted right."""
+"""Models are compared with clean ones of their own network, and held-out models are counted right."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,24 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from torch import Tensor
 
 from tests.planted import planted, runtime
 from tests.scan.tables import finding
 from unbackdoor.bench import zoo_scans as module
-from unbackdoor.bench.calibrate import check_plan, measures_of, tables_of, told_of
-from unbackdoor.bench.judge import Judged, judged, judged_alone, rate_of, score
+from unbackdoor.bench.calibrate import check_plan, tables_of, told_of
+from unbackdoor.bench.judge import Judged, judged, judged_alone, rate_of
 from unbackdoor.bench.zoo import plan
 from unbackdoor.bench.zoo_scans import Scanned, scan_zoo
-from unbackdoor.data import ImageSet
+from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
-from unbackdoor.models import PreActResNet18, WRN16x1, save_model
-from unbackdoor.scan import WeightStatistics
-from unbackdoor.scan.calibration import HeldOut, Measure, Table, of_classes
+from unbackdoor.models import Network, PreActResNet18, WRN16x1, save_model
+from unbackdoor.scan import Finding, Scanner, WeightStatistics
+from unbackdoor.scan.calibration import HeldOut, Table, compared
+from unbackdoor.training import Runtime
 
 CLASSES = 6
+NAMES = tuple("abcdef")
 PREACT, WRN = partial(PreActResNet18, width=8), partial(WRN16x1, width=16)
 
 
@@ -37,20 +39,20 @@ def zoo(
 ) -> list[Scanned]:
     """Return made-up models: of backdoored ones the detector "Sees" tells the target, and "Blind" tells nothing.
 
-    All numbers of the second network are larger by far.
+    A class has large numbers in all models of the first network, and another one in those of the second.
     """
     draws = torch.Generator().manual_seed(seed)
     models = []
     for number in range(clean + backdoored):
         target = None if number < clean else number % CLASSES
         place = number // 2 % len(networks)
-        seen = torch.randn(CLASSES, generator=draws) + 50.0 * place
+        usual = 50.0 * torch.eye(CLASSES)[place]
+        seen = torch.randn(CLASSES, generator=draws) + usual
         if target is not None:
             seen[target] += 60.0
-        part = "held-out" if number % 2 else "usual" if target is not None or number % 6 == 0 else "ranks"
-        blind = torch.randn(CLASSES, generator=draws) + 50.0 * place
-        whole = float(torch.randn((), generator=draws)) + 50.0 * place
-        said = {"Sees": finding(seen.tolist()), "Blind": finding(blind.tolist(), statistics={"whole": whole})}
+        part = "held-out" if number % 2 else "reference" if target is None else "development"
+        blind = torch.randn(CLASSES, generator=draws) + usual
+        said = {"Sees": finding(seen.tolist()), "Blind": finding(blind.tolist())}
         models.append(
             Scanned(
                 key=str(number),
@@ -66,78 +68,41 @@ def zoo(
     return models
 
 
-def test_all_numbers_count_the_same() -> None:
-    measures = measures_of(zoo())["PreActResNet18"]
-    pairs = [("Blind", "anomaly"), ("Blind", "whole"), ("Sees", "anomaly")]
-    assert [(one.detector, one.number) for one in measures] == pairs
-    assert {one.weight for one in measures} == {1.0}
+def references(models: Sequence[Scanned], detector: str = "Sees") -> dict[str, dict[str, Tensor]]:
+    """Return what a detector says of the clean models of each network that others are compared with."""
+    some = [one for one in models if one.part == "reference"]
+    return {
+        name: {detector: torch.stack([one.findings[detector].numbers for one in some if one.network == name])}
+        for name in {one.network for one in some}
+    }
 
 
-def test_centre_and_scale_are_the_median_and_the_deviation_of_the_clean_models_that_teach() -> None:
-    models = zoo()
-    (sees,) = (measure for measure in measures_of(models)["PreActResNet18"] if measure.detector == "Sees")
-    largest = [
-        float(one.findings["Sees"].anomaly.max()) for one in models if one.part == "usual" and not one.backdoored
-    ]
-    assert sees.center == pytest.approx(np.median(largest))
-    assert sees.scale == pytest.approx(1.4826 * np.median(np.abs(np.array(largest) - np.median(largest))))
-
-
-def test_models_that_judge_or_rank_and_backdoored_ones_do_not_say_what_is_usual() -> None:
-    models = zoo()
-    changed = [
-        one
-        if one.part == "usual" and not one.backdoored
-        else replace(one, findings={"Sees": finding([99.0] * CLASSES)})
-        for one in models
-    ]
-    assert measures_of(changed) == measures_of(models)
-
-
-def test_too_few_models_to_learn_from_are_refused() -> None:
-    with pytest.raises(InputError, match="make a larger zoo"):
-        measures_of(zoo(clean=6))
+def test_held_out_models_of_one_kind_judge_nothing() -> None:
     with pytest.raises(InputError, match="judged by held-out models of both kinds"):
-        judged("one", measures_of(zoo()), [one for one in zoo() if one.part != "held-out" or one.backdoored], 0.05)
+        judged("one", references(zoo()), [one for one in zoo() if one.part != "held-out" or one.backdoored], 0.05)
 
 
 def test_held_out_models_are_counted_as_by_hand() -> None:
     models = zoo()
-    measures = {"PreActResNet18": [Measure(detector="Sees", number="anomaly", center=0.0, scale=1.0, weight=1.0)]}
-    found = judged("Sees", measures, models, 0.2)
-    ranks = sorted((score(measures, one) for one in models if one.part == "ranks"), reverse=True)
-    threshold = ranks[math.floor(0.2 * (len(ranks) + 1)) - 1]
+    clean = references(models)["PreActResNet18"]
+    found = judged("Sees", {"PreActResNet18": clean}, models, 0.2)
     held = [one for one in models if one.part == "held-out"]
-    alarms = [score(measures, one) > threshold for one in held]
-    accused = [one for one, alarm in zip(held, alarms) if alarm and one.target is not None]
-    right = [int(one.findings["Sees"].anomaly.argmax()) == one.target for one in accused]
+    compared_with = [compared(clean, one.findings) for one in held]
+    alarms = [one.p_value <= 0.2 for one in compared_with]
+    accused = [(one, said) for one, said, alarm in zip(held, compared_with, alarms) if alarm and one.target is not None]
+    right = [int(said.scores.argmax()) == one.target for one, said in accused]
     assert found.held_out.alarms == sum(alarm for one, alarm in zip(held, alarms) if not one.backdoored)
     assert found.held_out.found == sum(alarm for one, alarm in zip(held, alarms) if one.backdoored) == 10
     assert found.held_out.right_target == sum(right)
     assert sum(pair[1] for pair in found.by_attack.values()) == found.held_out.backdoored == 10
     pairs = [
-        (score(measures, bad), score(measures, good))
-        for bad in held
+        (bad_said.score, good_said.score)
+        for bad, bad_said in zip(held, compared_with)
         if bad.backdoored
-        for good in held
+        for good, good_said in zip(held, compared_with)
         if not good.backdoored
     ]
     assert found.auroc == pytest.approx(np.mean([bad > good for bad, good in pairs]))
-
-
-def test_a_number_of_the_whole_model_suspects_the_class_that_its_detector_names() -> None:
-    """It is the same for every class, of which the first is no answer."""
-
-    def certain(one: Scanned) -> Scanned:
-        sees = replace(one.findings["Sees"], statistics={"lead": 90.0 if one.backdoored else 0.0})
-        return replace(one, findings={"Sees": sees})
-
-    measures = {"PreActResNet18": [Measure(detector="Sees", number="lead", center=0.0, scale=1.0, weight=1.0)]}
-    models = [certain(one) for one in zoo()]
-    found = judged("lead", measures, models, 0.2).held_out
-    named = judged("Sees", {"PreActResNet18": [replace(measures["PreActResNet18"][0], number="anomaly")]}, models, 0.2)
-    assert found.found == found.single_target == 10
-    assert found.right_target >= named.held_out.right_target > 5
 
 
 def test_a_detector_is_judged_by_its_own_threshold_and_the_class_that_it_names() -> None:
@@ -169,53 +134,82 @@ def test_bounds_are_those_of_clopper_and_pearson(count: int, of: int) -> None:
     )
 
 
-def test_the_table_has_the_scores_of_the_models_that_rank_and_how_it_did() -> None:
+def test_the_table_has_the_numbers_of_the_clean_models_that_are_not_held_out_and_how_it_did() -> None:
     models = zoo()
     (table,), ways = tables(models, PREACT)
-    ranks = [one for one in models if one.part == "ranks"]
-    measures = {"PreActResNet18": table.measures}
-    assert list(table.clean_scores) == sorted(score(measures, one) for one in ranks)
-    own = {"PreActResNet18": of_classes(table.measures)}
-    assert list(table.clean_class_scores) == sorted(score(own, one) for one in ranks)
+    some = [one for one in models if one.part == "reference"]
+    assert table.clean_models == len(some) == 20
+    for name in ("Blind", "Sees"):
+        assert torch.equal(table.clean[name], torch.stack([one.findings[name].numbers for one in some]))
     assert (table.architecture, table.arguments, table.data) == ("PreActResNet18", {"width": 8}, "pictures")
-    assert table.rate == pytest.approx(1 / (1 + len(ranks)))
-    assert "PreActResNet18 width=8, made up" in table.name
-    assert [way.name for way in ways] == ["Verdict", "Blind: anomaly", "Blind: whole", "Sees: anomaly"]
+    assert (table.class_names, table.rate) == (NAMES, 0.05)
+    assert "PreActResNet18 width=8, made up; 20 clean models to compare with, 30 held out" in table.name
+    assert [way.name for way in ways] == ["Verdict", "Blind", "Sees"]
     assert table.held_out == ways[0].held_out
     assert table.held_out.found >= 9
     assert ways[0].auroc > 0.95
     assert ways[1].auroc < 0.8
 
 
+def test_models_that_judge_and_backdoored_ones_are_not_compared_with() -> None:
+    models = zoo()
+    changed = [
+        one
+        if one.part == "reference"
+        else replace(one, findings=dict.fromkeys(("Blind", "Sees"), finding([99.0] * CLASSES)))
+        for one in models
+    ]
+    (before,), _ = tables(models, PREACT)
+    (after,), _ = tables(changed, PREACT)
+    assert torch.equal(before.clean["Sees"], after.clean["Sees"])
+
+
+def test_a_detector_that_cannot_look_at_some_clean_model_is_left_out() -> None:
+    models = zoo()
+    some = [replace(one, findings={"Sees": one.findings["Sees"]}) if one.key == "6" else one for one in models]
+    (table,), ways = tables(some, PREACT)
+    assert list(table.clean) == ["Sees"]
+    assert [type(one).__name__ for one in table.detectors] == ["Sees"]
+    assert [way.name for way in ways] == ["Verdict", "Sees"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sees(Scanner):
+    """Stands for a detector of that name."""
+
+    def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blind(Sees):
+    """Stands for another one."""
+
+
 def tables(models: list[Scanned], *networks: partial[Any]) -> tuple[list[Table], list[Judged]]:
-    return tables_of("made up", "pictures", CLASSES, (3, 12, 12), networks, 60, "fp32", (WeightStatistics(),), models)
+    return tables_of("made up", "pictures", NAMES, (3, 12, 12), networks, 60, "fp32", (Blind(), Sees()), models)
 
 
-def test_what_is_usual_and_the_models_to_rank_among_are_those_of_the_own_network() -> None:
+def test_models_are_compared_with_those_of_their_own_network() -> None:
     models = zoo(clean=80, backdoored=40, networks=("PreActResNet18", "WRN16x1"))
     (first, second), (whole, *_) = tables(models, PREACT, WRN)
     assert (first.architecture, second.architecture) == ("PreActResNet18", "WRN16x1")
-    for one, other in zip(first.measures, second.measures):
-        assert other.center - one.center == pytest.approx(50, abs=2)
-        assert one.weight == other.weight
-    # Not a model of the second network is accused for its large numbers, and those of the first are found beside them.
-    for table in (first, second):
-        assert len(table.clean_scores) == 13
+    # No model is accused for what is usual of its network, and backdoored ones of both are found.
+    for place, table in enumerate((first, second)):
+        assert table.clean_models == 20
+        assert set(table.clean["Sees"][:, 0].argmax(1).tolist()) == {place}
         assert table.held_out.backdoored == 10
         assert table.held_out.found >= 8
         assert table.held_out.alarms <= 3
-        assert max(table.clean_scores) < 10
     assert whole.held_out.found >= 16
     assert whole.auroc > 0.95
 
 
-def test_too_few_clean_models_of_a_network_to_rank_among_are_refused() -> None:
+def test_too_few_clean_models_of_a_network_to_compare_with_are_refused() -> None:
     models = zoo(clean=80, backdoored=40, networks=("PreActResNet18", "WRN16x1"))
-    few = [one for one in models if one.part != "ranks" or one.network != "WRN16x1"]
+    few = [one for one in models if one.part != "reference" or one.network != "WRN16x1"]
     with pytest.raises(InputError, match="9 clean ones of its network or more, found 0; make a larger zoo"):
         tables(few, PREACT, WRN)
-    with pytest.raises(InputError, match="found 0"):
-        tables([replace(one, findings={}) for one in models], PREACT, WRN)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +217,6 @@ def test_too_few_clean_models_of_a_network_to_rank_among_are_refused() -> None:
     [
         (["BadNets", "SIG"], 8, ("PreActResNet18", "WRN16x1"), "9 clean ones of its network or more"),
         (["BadNets"], 40, ("WRN16x1",), "judged by held-out models of both kinds; .* with attacks that are held out"),
-        (["BadNets", "CTRL", "FTrojan", "LF", "SIG"], 11, ("PreActResNet18", "WRN16x1"), "found 3; make a larger zoo"),
         (["BadNets", "SIG"], 60, ("PreActResNet18", "WRN16x1"), ""),
     ],
 )
@@ -237,7 +230,7 @@ def test_a_zoo_too_small_for_tables_is_refused_before_it_is_made(
 
 
 def test_with_clean_models_enough_the_rate_is_five_percent() -> None:
-    models = [one for one in zoo(clean=60) if one.part == "ranks"]
+    models = [one for one in zoo(clean=40) if one.part == "reference"]
     assert len(models) == 20
     assert rate_of(models, ["PreActResNet18"]) == 0.05
     assert rate_of(models[:9], ["PreActResNet18"]) == 0.1
@@ -245,8 +238,9 @@ def test_with_clean_models_enough_the_rate_is_five_percent() -> None:
 
 def test_the_part_is_that_of_the_name_and_the_seed_whatever_a_row_says() -> None:
     row = {"key": "k", "data": "digits", "network": "n", "attack": None, "backdoored": False, "target": None}
-    for seed, part in ((0, "usual"), (2, "usual"), (8, "ranks"), (16, "usual"), (3, "held-out")):
-        assert Scanned.of({**row, "seed": seed, "part": "ranks" if part == "usual" else "usual"}, []).part == part
+    for seed, part in ((0, "reference"), (8, "reference"), (3, "held-out")):
+        other = "reference" if part == "held-out" else "held-out"
+        assert Scanned.of({**row, "seed": seed, "part": other}, []).part == part
 
 
 def test_it_is_told_how_models_were_made_and_that_their_scans_saw_other_images() -> None:
@@ -286,7 +280,7 @@ def test_a_zoo_is_scanned_once_and_a_detector_that_refuses_is_left_out(
     assert [one.key for one in scanned] == ["0", "1"]
     assert scanned[1].target == models.target
     assert len(scanned[0].findings["WeightStatistics"].anomaly) == clean.classes
-    assert set(scanned[0].findings["WeightStatistics"].statistics) == {"channel"}
+    assert scanned[0].findings["WeightStatistics"].numbers.shape == (1, clean.classes)
 
     def again(path: Path, arch: str | None) -> None:
         raise AssertionError("it was scanned already")

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +17,6 @@ from unbackdoor.bench import zoo as module
 from unbackdoor.bench.zoo import (
     INDEX,
     Entry,
-    Part,
     append,
     attack_of,
     claimed,
@@ -60,11 +59,8 @@ def test_no_attack_and_no_seed_is_on_both_sides() -> None:
     for name in ("attack", "seed"):
         both = {getattr(e, name) for e, held in sides if held} & {getattr(e, name) for e, held in sides if not held}
         assert both <= {None}, name
-    assert Counter(entry.part for entry in entries if entry.attack) == {"usual": 22, "held-out": 22}
-    clean = Counter(entry.part for entry in entries if entry.attack is None)
-    assert clean["held-out"] == 22
-    assert clean["usual"] >= 5
-    assert clean["ranks"] >= 14
+    assert Counter(entry.part for entry in entries if entry.attack) == {"development": 22, "held-out": 22}
+    assert Counter(entry.part for entry in entries if entry.attack is None) == {"reference": 22, "held-out": 22}
     # Each network meets both kinds on both sides.
     kinds = Counter((entry.network, entry.attack is None, entry.part == "held-out") for entry in entries)
     assert len(kinds) == 8
@@ -74,12 +70,10 @@ def test_no_attack_and_no_seed_is_on_both_sides() -> None:
 @pytest.mark.parametrize("count", [4, 5, 6, 7, 22])
 def test_every_part_has_clean_models_of_both_networks_alike(count: int) -> None:
     entries = plan("digits", sorted(ATTACKS)[:count], 12)
-    for part in get_args(Part):
+    for part in ("reference", "held-out"):
         found = Counter(entry.network for entry in entries if entry.attack is None and entry.part == part)
         assert len(found) == 2, part
         assert max(found.values()) - min(found.values()) <= 2, part
-    weights, ranks = (sum(e.attack is None and e.part == part for e in entries) for part in ("usual", "ranks"))
-    assert 0.2 < weights / (weights + ranks) < 0.4
 
 
 def test_a_zoo_can_have_one_network_alone() -> None:
@@ -113,7 +107,7 @@ def test_a_held_out_attack_with_a_seed_that_is_not_held_out_has_no_part() -> Non
         return Entry(data="d", network="n", attack=attack, seed=seed).part
 
     assert (part("SIG", 0), part("SIG", 1)) == (None, "held-out")
-    assert (part("BadNets", 0), part("BadNets", 1)) == ("usual", None)
+    assert (part("BadNets", 0), part("BadNets", 1)) == ("development", None)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +156,7 @@ def test_models_are_made_once_and_are_what_their_rows_say(
     monkeypatch.setattr(ATTACKS["SSBA"], "prepare", refuses)
     rows = fill(tmp_path, entries, train, test, 120, RECIPE, RUNTIME)
     clean, backdoored, refused = rows
-    assert (clean["part"], clean["target"], clean["asr"], clean["backdoored"]) == ("usual", None, None, False)
+    assert (clean["part"], clean["target"], clean["asr"], clean["backdoored"]) == ("reference", None, None, False)
     assert clean["backdoored"] is False
     assert refused["refused"] == "cannot"
     loaded = load_model(tmp_path / backdoored["file"])

@@ -20,7 +20,7 @@ from unbackdoor.commands import zoo
 from unbackdoor.data import read_images
 from unbackdoor.errors import CheckpointError
 from unbackdoor.scan import NeuralCleanse, TSBDSignals, UniversalPerturbations, WeightStatistics
-from unbackdoor.scan.calibration import Measure, Table
+from unbackdoor.scan.calibration import Table
 from unbackdoor.scan.calibration_file import read_tables
 from unbackdoor.training import Runtime, UserNetwork
 
@@ -30,30 +30,31 @@ QUICK = (
     TSBDSignals(epochs=1),
     NeuralCleanse(rounds=4, steps=2, batch_size=4, patience=2, most_classes=4),
 )
-MEASURES = tuple(
-    Measure(detector=type(one).__name__, number="anomaly", center=0.0, scale=1.0, weight=1.0) for one in QUICK
-)
 DIGITS = replace(
     TABLE,
     name="digits, made up",
     data="digits",
-    classes=10,
+    class_names=tuple("0123456789"),
     image_shape=(1, 32, 32),
     architecture="PreActResNet18",
     arguments={"width": 8},
     clean_size=50,
     precision="bf16",
     detectors=QUICK,
-    measures=MEASURES,
 )
 THREADS = ["--threads", "1"]
 
 
-def table(path: Path, clean: float, **more: object) -> Path:
-    """Write a table by which every clean model has this score."""
-    scores = (clean,) * 39
-    made: Table = replace(DIGITS, clean_scores=scores, clean_class_scores=scores, **more)  # type: ignore[arg-type]
-    return written(path, made)
+ALIKE, APART = 1e-3, 1e6
+"""How far clean models lie apart: any model is more unusual than the first, and none more than the second."""
+
+
+def table(path: Path, spread: float, **more: object) -> Path:
+    """Write a table with clean models that far apart."""
+    made: Table = replace(DIGITS, **more)  # type: ignore[arg-type]
+    draws = torch.Generator().manual_seed(0)
+    clean = {type(one).__name__: spread * torch.randn(39, 1, 10, generator=draws) for one in made.detectors}
+    return written(path, replace(made, clean=clean))
 
 
 def scan(model: Path, clean: str, tables: Path, out: Path, *more: str) -> list[str]:
@@ -61,11 +62,11 @@ def scan(model: Path, clean: str, tables: Path, out: Path, *more: str) -> list[s
     return [*words, "--clean-size", "50", "--out", str(out), *THREADS, *more]
 
 
-@pytest.mark.parametrize(("clean", "code", "word"), [(-99.0, 1, "backdoored"), (99.0, 0, "no evidence found")])
+@pytest.mark.parametrize(("spread", "code", "word"), [(ALIKE, 1, "backdoored"), (APART, 0, "no evidence found")])
 def test_the_verdict_its_rate_its_p_value_and_what_each_scanner_said_are_shown(
-    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], clean: float, code: int, word: str
+    victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spread: float, code: int, word: str
 ) -> None:
-    words = scan(victim / "model.safetensors", "digits", table(tmp_path / "t.json", clean), tmp_path / "out")
+    words = scan(victim / "model.safetensors", "digits", table(tmp_path / "t.json", spread), tmp_path / "out")
     found, out, err = run(capsys, *words)
     assert found == code, err
     text = " ".join(out.replace("│", " ").split())
@@ -89,7 +90,7 @@ def test_the_verdict_its_rate_its_p_value_and_what_each_scanner_said_are_shown(
 def test_outside_of_the_calibration_it_says_so_and_programs_see_it(
     victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tables = table(tmp_path / "t.json", 99.0, arguments={"width": 64})
+    tables = table(tmp_path / "t.json", APART, arguments={"width": 64})
     words = scan(victim / "model.safetensors", "digits", tables, tmp_path / "out", "--json")
     code, out, _ = run(capsys, *words)
     found = json.loads(out)
@@ -105,7 +106,7 @@ def test_a_budget_ends_the_scan_in_time_and_ends_its_calibration(
     victim: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     long = (WeightStatistics(), NeuralCleanse(rounds=10_000, steps=4, batch_size=4))
-    tables = table(tmp_path / "t.json", 99.0, detectors=long, measures=(MEASURES[0], MEASURES[3]))
+    tables = table(tmp_path / "t.json", APART, detectors=long)
     words = scan(victim / "model.safetensors", "digits", tables, tmp_path / "out", "--budget", "0.02", "--json")
     code, out, _ = run(capsys, *words)
     found = json.loads(out)
@@ -166,7 +167,7 @@ def test_a_hugging_face_classifier_of_43_classes_is_scanned_with_50_images(
     draws = np.random.default_rng(0)
     labels = np.arange(86) % 43
     np.savez(tmp_path / "images.npz", images=draws.integers(0, 256, (86, 16, 16, 3), np.uint8), labels=labels)
-    tables = table(tmp_path / "t.json", 99.0)
+    tables = table(tmp_path / "t.json", APART)
     code, out, err = run(
         capsys, *scan(tmp_path / "vit", str(tmp_path / "images.npz"), tables, tmp_path / "out", "--json")
     )
@@ -188,7 +189,7 @@ def test_zoo_makes_models_that_scan_opens(tmp_path: Path, capsys: pytest.Capture
     rows = [json.loads(line) for line in Path(found["index"]).read_text().splitlines()]
     assert {row["attack"] for row in rows} == {None, "BadNets"}
     model = tmp_path / "zoo" / rows[0]["file"]
-    tables = table(tmp_path / "t.json", 99.0)
+    tables = table(tmp_path / "t.json", APART)
     assert run(capsys, *scan(model, "digits", tables, tmp_path / "out"))[0] == 0
     again = json.loads(run(capsys, *words, *short, *THREADS, "--json")[1])
     assert again == found
@@ -230,7 +231,13 @@ def said_of(row: dict[str, object], size: int) -> list[dict[str, object]]:
     anomaly = torch.randn(10, generator=draws)
     if row["backdoored"]:
         anomaly[3] += 8
-    plain = {"anomaly": anomaly.tolist(), "statistics": {}, "threshold": 3.5, "flagged": False, "suspected": []}
+    plain = {
+        "anomaly": anomaly.tolist(),
+        "numbers": [anomaly.tolist()],
+        "threshold": 3.5,
+        "flagged": False,
+        "suspected": [],
+    }
     return [{**plain, "detector": type(one).__name__} for one in zoo.DETECTORS]
 
 
@@ -248,8 +255,8 @@ def test_zoo_writes_tables_for_the_network_that_was_named(
     assert (few.clean_size, many.clean_size) == (50, 250)
     for table in (few, many):
         assert (table.architecture, table.arguments, table.data) == ("PreActResNet18", {"width": 8}, "digits")
-        assert len(table.clean_scores) == 12
-        assert table.rate == pytest.approx(1 / 13)
+        assert table.clean_models == 18
+        assert table.rate == pytest.approx(1 / 19)
         assert table.held_out.found == table.held_out.right_target == 18
         assert "new to the model" in table.name
     # What others are at is waited for by nobody, and no table is made of the rest.

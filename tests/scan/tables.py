@@ -8,15 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from tests.planted import NAMES
 from unbackdoor.scan import Finding, UniversalPerturbations, WeightStatistics
-from unbackdoor.scan.calibration import HeldOut, Measure, Table
+from unbackdoor.scan.calibration import HeldOut, Table
 from unbackdoor.scan.calibration_file import write_tables
+
+CLASSES = 8
+
+
+def clean_numbers(models: int, seed: int = 0) -> Float[Tensor, "n 1 k"]:
+    """Return what a detector could say of clean models: numbers whose largest is nowhere twice the same."""
+    return torch.randn(models, 1, CLASSES, generator=torch.Generator().manual_seed(seed))
+
 
 TABLE = Table(
     name="planted models",
     data="pictures",
-    classes=8,
+    class_names=NAMES,
     image_shape=(3, 12, 12),
     architecture="planted",
     arguments={},
@@ -24,13 +35,7 @@ TABLE = Table(
     precision="fp32",
     rate=0.05,
     detectors=(WeightStatistics(), UniversalPerturbations(steps=8, batch_size=8)),
-    measures=(
-        Measure(detector="UniversalPerturbations", number="anomaly", center=2.0, scale=0.5, weight=1.0),
-        Measure(detector="WeightStatistics", number="anomaly", center=1.5, scale=0.5, weight=0.2),
-        Measure(detector="WeightStatistics", number="channel", center=2.0, scale=0.5, weight=0.1),
-    ),
-    clean_scores=tuple(-1.0 + 0.05 * number for number in range(39)),
-    clean_class_scores=tuple(-1.0 + 0.04 * number for number in range(39)),
+    clean={"WeightStatistics": clean_numbers(39, 1), "UniversalPerturbations": clean_numbers(39, 2)},
     held_out=HeldOut(clean=60, alarms=2, backdoored=62, found=58, single_target=50, right_target=49),
 )
 
@@ -47,9 +52,11 @@ def finding(anomaly: Sequence[float], **more: Any) -> Finding:
     return replace(plain, **more)
 
 
-def findings(universal: Sequence[float], weights: Sequence[float], channel: float = 2.0) -> Mapping[str, Finding]:
+def findings(universal: Sequence[float], weights: Sequence[float]) -> Mapping[str, Finding]:
     """Return what the detectors of `TABLE` could say."""
-    return {
-        "UniversalPerturbations": finding(universal),
-        "WeightStatistics": finding(weights, statistics={"channel": channel}),
-    }
+    return {"UniversalPerturbations": finding(universal), "WeightStatistics": finding(weights)}
+
+
+def lead(numbers: Float[Tensor, "m k"]) -> Float[Tensor, ""]:
+    """Return by how much the largest number exceeds that of the class in the middle."""
+    return (numbers.amax(1) - numbers.quantile(0.5, dim=1)).amax()

@@ -1,4 +1,4 @@
-"""P-values are uniform for clean models, scores never fall when a number grows, and files are read or refused."""
+"""P-values are uniform for clean models, scores are those of the formula, and files are read or refused."""
 
 from __future__ import annotations
 
@@ -12,64 +12,111 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from tests.planted import network
-from tests.scan.tables import TABLE, finding, findings, written
+from tests.planted import NAMES, network
+from tests.scan.tables import TABLE, clean_numbers, finding, findings, written
 from unbackdoor.errors import InputError
 from unbackdoor.models.edits import Edit
 from unbackdoor.scan import NeuralCleanse, TSBDSignals
-from unbackdoor.scan.calibration import ANOMALY, class_scores, nearest, threshold_of
+from unbackdoor.scan.calibration import Comparison, allowed_above, compared, nearest
 from unbackdoor.scan.calibration_file import FORMAT, read_tables
 
 NUMBERS = st.floats(-50, 50)
 EIGHT = st.lists(NUMBERS, min_size=8, max_size=8)
+CLEAN = TABLE.clean
 
 
-@settings(max_examples=50)
-@given(st.lists(st.floats(-10, 10), min_size=2, max_size=30, unique=True))
-def test_each_of_exchangeable_models_against_the_others_has_another_p_value(values: list[float]) -> None:
-    """The rank of one among all is uniform, so of n values the p-values are 1/n, 2/n, ..., 1, each once."""
+def plainly(
+    clean: dict[str, NDArray[np.float64]], numbers: dict[str, NDArray[np.float64]]
+) -> list[NDArray[np.float64]]:
+    """Return the scores of the classes of all models, the one looked at last, as the module's text says them."""
+    models = len(next(iter(clean.values()))) + 1
+    total = [np.zeros(8) for _ in range(models)]
+    for name, known in clean.items():
+        everyone = [*known, numbers[name]]
+        leads = [[row - np.median(row) for row in one] for one in everyone]
+        usual = [[np.median([leads[i][j][c] for i in range(models)]) for c in range(8)] for j in range(len(leads[0]))]
+        far = [[[leads[i][j][c] - usual[j][c] for c in range(8)] for j in range(len(usual))] for i in range(models)]
+        pooled = np.median(np.abs(far))
+        for i in range(models):
+            for c in range(8):
+                unusual = [
+                    math.asinh(
+                        far[i][j][c] / (1.4826 * max(pooled, np.median([abs(far[k][j][c]) for k in range(models)])))
+                    )
+                    for j in range(len(usual))
+                ]
+                total[i][c] += max(0.0, *unusual) ** 2
+    return total
+
+
+def test_scores_are_those_of_the_formula() -> None:
+    draws = np.random.default_rng(0)
+    clean = {"One": draws.normal(size=(12, 1, 8)), "Two": draws.normal(size=(12, 3, 8))}
+    numbers = {"One": draws.normal(size=(1, 8)), "Two": 3 * draws.normal(size=(3, 8))}
+    found = compared(
+        {name: torch.tensor(value) for name, value in clean.items()},
+        {name: finding([0.0] * 8, numbers=torch.tensor(value)) for name, value in numbers.items()},
+    )
+    *others, own = plainly(clean, numbers)
+    assert found.scores.tolist() == pytest.approx(own.tolist(), rel=1e-5)
+    assert found.clean_scores == pytest.approx(sorted(float(one.max()) for one in others), rel=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(3, 25))
+def test_each_of_exchangeable_models_against_the_others_has_another_p_value(seed: int, models: int) -> None:
+    """The rank of one among all is uniform, so of n models the p-values are 1/n, 2/n, ..., 1, each once."""
+    numbers = {name: clean_numbers(models, seed + place) for place, name in enumerate(("One", "Two"))}
     found = []
-    for number, value in enumerate(values):
-        others = tuple(sorted(values[:number] + values[number + 1 :]))
-        found.append(replace(TABLE, clean_scores=others).p_value(value))
-    assert sorted(found) == pytest.approx([rank / len(values) for rank in range(1, len(values) + 1)])
+    for out in range(models):
+        others = {name: torch.cat([of[:out], of[out + 1 :]]) for name, of in numbers.items()}
+        found.append(compared(others, {name: finding([0.0] * 8, numbers=of[out]) for name, of in numbers.items()}))
+    assert sorted(one.p_value for one in found) == pytest.approx([(rank + 1) / models for rank in range(models)])
 
 
 @settings(max_examples=100)
 @given(
-    st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=60),
-    st.integers(-6, 6).map(float),
+    st.lists(st.integers(0, 5).map(float), min_size=1, max_size=60),
+    st.integers(0, 6).map(float),
     st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.9]),
 )
 def test_the_threshold_says_the_same_as_the_p_value_ties_included(
     scores: list[float], score: float, rate: float
 ) -> None:
-    table = replace(TABLE, clean_scores=tuple(sorted(scores)))
-    assert (score > table.threshold(rate)) == (table.p_value(score) <= rate + 1e-9)
+    found = Comparison(scores=torch.tensor([score, 0.0]), clean_scores=tuple(sorted(scores)))
+    assert bool(found.suspected(rate)) == (score > found.threshold(rate)) == (found.p_value <= rate + 1e-9)
 
 
 def test_too_few_clean_models_allow_no_alarm() -> None:
-    assert threshold_of([0.0] * 18, 0.05) == math.inf
-    assert threshold_of([0.0] * 19, 0.05) == 0.0
+    few, enough = (Comparison(scores=torch.tensor([9.0]), clean_scores=(0.0,) * count) for count in (18, 19))
+    assert (few.threshold(0.05), few.suspected(0.05)) == (math.inf, ())
+    assert (enough.threshold(0.05), enough.suspected(0.05)) == (0.0, (0,))
 
 
 @pytest.mark.parametrize("rate", [0.99, 1 - 1e-11, 1.0])
 def test_whoever_accuses_nearly_all_has_a_threshold_too(rate: float) -> None:
-    assert threshold_of([1.0, 2.0, 3.0], rate) == 1.0
+    assert Comparison(scores=torch.zeros(2), clean_scores=(1.0, 2.0, 3.0)).threshold(rate) == 1.0
+
+
+def test_all_classes_above_the_threshold_are_suspected_the_highest_first() -> None:
+    found = Comparison(scores=torch.tensor([0.0, 7.0, 9.0, 5.0]), clean_scores=(6.0,) * 19)
+    assert found.suspected(0.05) == (2, 1)
 
 
 def test_a_table_of_before_a_detector_changed_fits_no_model(tmp_path: Path) -> None:
     told = TSBDSignals(epochs=2)
-    table = replace(TABLE, detectors=(*TABLE.detectors, told))
+    more = {**TABLE.clean, "TSBDSignals": clean_numbers(39)}
+    table = replace(TABLE, detectors=(*TABLE.detectors, told), clean=more)
     assert told.revision > 0
     description = network(0).description
     (same,) = read_tables(written(tmp_path / "now.json", table))
-    assert same == table
     assert same.misfits(description, 60, "fp32") == []
     content = json.loads((tmp_path / "now.json").read_text())
     content["tables"][0]["detectors"][-1]["revision"] -= 1
@@ -79,61 +126,81 @@ def test_a_table_of_before_a_detector_changed_fits_no_model(tmp_path: Path) -> N
 
 
 def test_tables_that_could_not_be_read_back_are_not_written(tmp_path: Path) -> None:
-    """Of a measure whose detector is not in the table."""
+    """Of numbers whose detector is not in the table."""
     (tmp_path / "tables.json").write_text("before")
-    with pytest.raises(InputError, match="could not be read: a measure is of a detector that the table does not have"):
+    with pytest.raises(InputError, match="could not be read: clean must have the numbers of each detector"):
         written(tmp_path / "tables.json", replace(TABLE, detectors=TABLE.detectors[:1]))
     assert (tmp_path / "tables.json").read_text() == "before"
 
 
-def test_scores_are_those_of_the_formula() -> None:
-    said = findings([float(c) for c in range(8)], [0.0] * 8, channel=3.0)
-    expected = [
-        1.0 * math.asinh((c - 2.0) / 0.5) + 0.2 * math.asinh((0.0 - 1.5) / 0.5) + 0.1 * math.asinh((3.0 - 2.0) / 0.5)
-        for c in range(8)
-    ]
-    assert class_scores(TABLE.measures, said).tolist() == pytest.approx(expected)
-
-
 @settings(max_examples=60, deadline=None)
-@given(EIGHT, EIGHT, NUMBERS, st.integers(0, 7), st.floats(0, 20))
-def test_no_number_that_grows_makes_a_model_less_suspicious(
-    universal: list[float], weights: list[float], channel: float, which: int, more: float
+@given(EIGHT, EIGHT, st.integers(0, 7), st.floats(0, 20))
+def test_a_class_of_which_all_numbers_grow_is_no_less_unusual(
+    universal: list[float], weights: list[float], which: int, more: float
 ) -> None:
-    def p_value(one: list[float], other: list[float], third: float) -> float:
-        return TABLE.p_value(float(class_scores(TABLE.measures, findings(one, other, third)).max()))
-
-    before = p_value(universal, weights, channel)
-    raised = [value + more * (c == which) for c, value in enumerate(universal)]
-    assert p_value(raised, weights, channel) <= before
-    assert p_value(universal, [v + more * (c == which) for c, v in enumerate(weights)], channel) <= before
-    assert p_value(universal, weights, channel + more) <= before
+    """Among the classes of its model: what is usual of a class may move a little, for the clean models as well."""
+    before = compared(CLEAN, findings(universal, weights)).scores
+    raised = [[value + more * (c == which) for c, value in enumerate(of)] for of in (universal, weights)]
+    after = compared(CLEAN, findings(*raised)).scores
+    assert int((after > after[which]).sum()) <= int((before > before[which]).sum())
 
 
 def test_detectors_that_point_at_one_class_count_more_than_those_that_contradict_each_other() -> None:
     one, other = [9.0] + [0.0] * 7, [0.0] * 7 + [9.0]
-    agreed, apart = (float(class_scores(TABLE.measures, findings(one, at)).max()) for at in (one, other))
+    agreed, apart = (compared(CLEAN, findings(one, at)).score for at in (one, other))
     assert agreed > apart
 
 
+def test_a_detector_that_is_sure_is_not_drowned_by_many_that_see_nothing() -> None:
+    names = [f"Blind{number}" for number in range(9)]
+    clean = {name: clean_numbers(39, number) for number, name in enumerate(("Sees", *names))}
+    said = {name: finding([0.0] * 8, numbers=clean_numbers(1, 90 + number)[0]) for number, name in enumerate(names)}
+    found = compared(clean, {**said, "Sees": finding([30.0] + [0.0] * 7)})
+    assert (found.p_value, found.suspected(0.05)[:1]) == (1 / 40, (0,))
+
+
+def test_what_clean_models_do_too_is_usual() -> None:
+    """A class that stands out in every clean model is no news, and the same number of another class is."""
+    clean = {"Sees": clean_numbers(39) + 20 * torch.eye(8)[3]}
+    usual, news = (compared(clean, {"Sees": finding((20 * torch.eye(8)[c]).tolist())}) for c in (3, 4))
+    assert usual.p_value > 0.5
+    assert (news.p_value, news.suspected(0.05)) == (1 / 40, (4,))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_number_that_is_none_counts_as_usual(value: float) -> None:
-    usual = class_scores(TABLE.measures, findings([1.0] * 8, [1.0] * 8, channel=2.0))
-    assert torch.equal(class_scores(TABLE.measures, findings([1.0] * 8, [1.0] * 8, channel=value)), usual)
-    alone = class_scores(TABLE.measures, {"UniversalPerturbations": finding([2.0] * 8)})
-    assert alone.tolist() == [0.0] * 8
+def test_a_number_that_is_none_counts_as_the_class_in_the_middle(value: float) -> None:
+    middle = [0.0] * 8
+    plain, odd = (compared(CLEAN, findings([one, *middle[1:]], middle)).scores for one in (0.0, value))
+    assert torch.equal(plain, odd)
+    nothing = compared(CLEAN, findings([value] * 8, middle))
+    assert bool(nothing.scores.isfinite().all())
+
+
+def test_detectors_without_a_word_are_left_out_of_both_sides() -> None:
+    found = compared(CLEAN, {"UniversalPerturbations": finding([9.0] + [0.0] * 7)})
+    alone = compared(
+        {"UniversalPerturbations": CLEAN["UniversalPerturbations"]},
+        {"UniversalPerturbations": finding([9.0] + [0.0] * 7)},
+    )
+    assert torch.equal(found.scores, alone.scores)
+    assert found.clean_scores == alone.clean_scores
 
 
 def test_tables_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
-    other = replace(TABLE, classes=10, detectors=(*TABLE.detectors, NeuralCleanse(rounds=3, most_classes=5)))
-    assert read_tables(written(tmp_path / "t.json", TABLE, other)) == (TABLE, other)
+    more = {**CLEAN, "NeuralCleanse": clean_numbers(39, 5)}
+    other = replace(TABLE, detectors=(*TABLE.detectors, NeuralCleanse(rounds=3, most_classes=5)), clean=more)
+    found = read_tables(written(tmp_path / "t.json", TABLE, other))
+    assert [one.to_json() for one in found] == [TABLE.to_json(), other.to_json()]
+    for one, table in zip(found, (TABLE, other)):
+        assert (one.class_names, one.image_shape, one.detectors) == (table.class_names, (3, 12, 12), table.detectors)
+        for name, numbers in table.clean.items():
+            torch.testing.assert_close(one.clean[name], numbers, rtol=1e-3, atol=1e-6)
 
 
 def test_the_tables_that_are_shipped_can_be_read() -> None:
     for table in read_tables():
-        assert {measure.detector for measure in table.measures} <= {type(one).__name__ for one in table.detectors}
-        assert any(measure.number == ANOMALY and measure.weight > 0 for measure in table.measures)
-        assert math.isfinite(table.threshold(table.rate))
+        assert allowed_above(table.rate, table.clean_models) >= 1
+        assert table.held_out.found > 0
         assert table.changed == (), "the detectors give other numbers since: make the tables anew"
 
 
@@ -141,6 +208,9 @@ def test_a_table_fits_models_of_its_own_kind_only() -> None:
     description = network(0).description
     assert TABLE.misfits(description, 60, "fp32") == []
     assert TABLE.misfits(replace(description, class_names=("a", "b", "c")), 60, "fp32") == ["3 classes instead of 8"]
+    assert TABLE.misfits(replace(description, class_names=NAMES[::-1]), 60, "fp32") == [
+        "classes of other names, or in another order"
+    ]
     assert TABLE.misfits(replace(description, image_shape=(1, 12, 12)), 60, "fp32") == [
         "images of 1 x 12 x 12 instead of 3 x 12 x 12"
     ]
@@ -170,24 +240,10 @@ def test_a_network_into_which_a_repair_put_layers_is_another_network() -> None:
     assert TABLE.misfits(edited, 60, "fp32") == ["layers that were put in after training"]
 
 
-def test_innocent_classes_are_not_suspected_because_the_whole_model_is_unusual() -> None:
-    """The channel lifts all classes above the threshold; one beside the highest has numbers of its own that suffice."""
-    rate, universal = 0.05, [9.0, 8.0, *[2.0] * 6]
-    assert TABLE.suspected(findings(universal, [1.5] * 8, channel=2.0), rate) == (0, 1)
-    measures = (*TABLE.measures[:2], replace(TABLE.measures[2], weight=1.0))
-    table = replace(TABLE, measures=measures)
-    lifted = findings(universal, [1.5] * 8, channel=60.0)
-    assert all(float(score) > table.threshold(rate) for score in class_scores(measures, lifted))
-    assert table.suspected(lifted, rate) == (0, 1)
-    # The whole model alone: the highest class is named, as something must be, and no other.
-    assert table.suspected(findings([2.1, *[2.0] * 7], [1.5] * 8, channel=60.0), rate) == (0,)
-    assert table.suspected(findings([2.0] * 8, [1.5] * 8, channel=2.0), rate) == ()
-
-
 def test_of_several_tables_the_one_that_fits_is_taken_and_else_the_least_unlike() -> None:
     description = network(0).description
     few, many = replace(TABLE, name="few"), replace(TABLE, name="many", clean_size=200)
-    far = replace(TABLE, name="far", classes=43, image_shape=(3, 32, 32))
+    far = replace(TABLE, name="far", class_names=tuple(map(str, range(43))), image_shape=(3, 32, 32))
     other = replace(TABLE, name="other", architecture="other", clean_size=200)
     wide = replace(TABLE, name="wide", arguments={"width": 64}, clean_size=200)
     tables = (far, few, other, wide, many)
@@ -204,11 +260,17 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda content: content.update(tables=[]), "tables must be a list"),
     (lambda content: content["tables"].append(3), "a table must be an object"),
     (lambda content: content["tables"][0].pop("name"), "name must be a text"),
-    (lambda content: content["tables"][0].update(classes=True), "classes must be a whole number"),
+    (lambda content: content["tables"][0].update(class_names=8), "class_names must be a list"),
+    (lambda content: content["tables"][0].update(class_names=[""] * 8), "a class must be a text"),
+    (lambda content: content["tables"][0]["class_names"].pop(), "a number for each class"),
     (lambda content: content["tables"][0].update(image_shape=[3, 12]), "channels, height and width"),
-    (lambda content: content["tables"][0].update(clean_scores=[]), "clean_scores must be a list"),
-    (lambda content: content["tables"][0].update(clean_scores=["1"]), "clean_scores must be a number"),
-    (lambda content: content["tables"][0]["clean_class_scores"].pop(), "as many as clean_scores"),
+    (lambda content: content["tables"][0].update(clean=[]), "clean must be an object"),
+    (lambda content: content["tables"][0]["clean"].update(WeightStatistics=[]), "WeightStatistics must be a list"),
+    (lambda content: content["tables"][0]["clean"]["WeightStatistics"][3].pop(), "WeightStatistics must be a list"),
+    (lambda content: content["tables"][0]["clean"]["WeightStatistics"][3][0].pop(), "a number for each class"),
+    (lambda content: content["tables"][0]["clean"]["WeightStatistics"][3].append([0] * 8), "as many rows for each"),
+    (lambda content: content["tables"][0]["clean"]["WeightStatistics"].pop(), "equally many clean models"),
+    (lambda content: content["tables"][0]["clean"]["WeightStatistics"][0][0].__setitem__(0, "1"), "must be a number"),
     (lambda content: content["tables"][0].update(arguments=[]), "arguments must be an object"),
     (lambda content: content["tables"][0].pop("architecture"), "architecture must be a text"),
     (lambda content: content["tables"][0].update(data=3), "data must be a text"),
@@ -218,10 +280,11 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda content: content["tables"][0]["detectors"][1].update(steps="many"), "option steps"),
     (lambda content: content["tables"][0]["detectors"][1].update(step=1), "no option 'step'"),
     (lambda content: content["tables"][0].update(detectors=[{"name": "WeightStatistics"}] * 2), "stands twice"),
-    (lambda content: content["tables"][0].update(detectors=[{"name": "WeightStatistics"}]), "does not have"),
-    (lambda content: content["tables"][0]["measures"][0].update(scale=0), "scale must be above 0"),
-    (lambda content: content["tables"][0]["measures"][0].update(weight=-1), "weight must be a number from 0"),
-    (lambda content: content["tables"][0]["measures"][0].update(center=10**400), "center must be a number"),
+    (lambda content: content["tables"][0].update(detectors=[{"name": "WeightStatistics"}]), "of each detector"),
+    (
+        lambda content: content["tables"][0]["clean"]["WeightStatistics"][0][0].__setitem__(0, 10**400),
+        "must be a number",
+    ),
     (lambda content: content["tables"][0]["held_out"].update(alarms=61), "counts more than there are"),
     (lambda content: content["tables"][0]["held_out"].update(right_target=51), "counts more than there are"),
 ]

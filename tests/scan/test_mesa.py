@@ -206,13 +206,6 @@ def test_the_search_alone_finds_a_backdoor_and_says_nothing_of_the_model_without
         assert finding.to_json()["distributions"] == []
 
 
-def test_it_has_a_number_of_the_whole_model_for_the_verdict(searched: tuple[Finding, Finding]) -> None:
-    for finding in searched:
-        lead = finding.anomaly.max() - finding.anomaly.quantile(0.5)
-        assert finding.statistics == {"lead": pytest.approx(float(lead))}
-    assert searched[0].statistics["lead"] > 0.5 > searched[1].statistics["lead"]
-
-
 def test_tables_of_verdicts_can_name_the_search_alone() -> None:
     detector = MESA(finalists=0)
     options = json.loads(json.dumps(options_of(detector)))

@@ -7,6 +7,7 @@ import torch
 
 from tests.planted import CLASSES, NAMES, network, pictures, planted, runtime
 from tests.refusals import refused
+from tests.scan.tables import lead
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.scan import SmoothPerturbations, UniversalPerturbations
 from unbackdoor.scan.universal import norms, universal_perturbations
@@ -38,7 +39,7 @@ def test_a_smooth_trigger_stands_out_and_no_class_of_a_clean_model_does() -> Non
         SmoothPerturbations(frequencies=4).scan(one, clean, runtime(2)) for one in (suspect, planted(2).twin)
     )
     assert int(found.anomaly.argmax()) == TARGET
-    assert found.statistics["lead"] > 2 * twin.statistics["lead"]
+    assert float(lead(found.numbers)) > 2 * float(lead(twin.numbers))
     assert "smooth change" in found.reason
 
 

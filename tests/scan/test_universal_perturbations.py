@@ -8,6 +8,7 @@ import pytest
 
 from tests.planted import CLASSES, pictures, planted, runtime
 from tests.refusals import refused
+from tests.scan.tables import lead
 from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.scan import UniversalPerturbations
@@ -25,7 +26,7 @@ def test_the_target_of_a_planted_patch_stands_out_and_no_class_of_its_twin_does(
     assert found.suspected[0] == models.target
     assert f"class {models.target}" in found.reason
     assert (twin.backdoored, twin.suspected) == (False, ())
-    assert found.statistics["lead"] > 2 * twin.statistics["lead"]
+    assert float(lead(found.numbers)) > 2 * float(lead(twin.numbers))
     assert not found.calibrated
 
 

@@ -1,8 +1,7 @@
-"""The verdict weighs what its detectors say, says how sure it is, and never claims what no table covers."""
+"""The verdict adds up what its detectors say, says how sure it is, and never claims what no table covers."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.planted import CLASSES, pictures, planted, runtime
-from tests.scan.tables import TABLE, findings, written
+from tests.planted import CLASSES, NAMES, pictures, planted, runtime
+from tests.scan.tables import TABLE, clean_numbers, written
 from unbackdoor.data import DefenderData, read_images
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network, PreActResNet18, WRN16x1
 from unbackdoor.scan import SCANNERS, Finding, NeuralCleanse, Scanner, Verdict, WeightStatistics, default_scanner
 from unbackdoor.scan import verdict as module
-from unbackdoor.scan.calibration import Measure, Table, class_scores
+from unbackdoor.scan.calibration import Table, compared
 from unbackdoor.training import Runtime, new_network
 
 
@@ -39,11 +38,7 @@ def said(anomaly: Tensor, **more: object) -> Finding:
     return replace(plain, **more)  # type: ignore[arg-type]
 
 
-SAYS = replace(
-    TABLE,
-    measures=(Measure(detector="Says", number="anomaly", center=0.0, scale=1.0, weight=1.0),),
-    clean_scores=tuple(0.01 * number for number in range(39)),
-)
+SAYS = replace(TABLE, clean={"Says": clean_numbers(39)})
 
 
 def verdict(
@@ -66,7 +61,7 @@ def towards(target: int, value: float) -> Callable[[Network, DefenderData, Runti
 
 
 def test_an_unusual_model_is_called_backdoored_and_its_class_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = verdict(monkeypatch, towards(3, 5.0))
+    found = verdict(monkeypatch, towards(3, 50.0))
     assert (found.backdoored, found.suspected, found.calibrated) == (True, (3,), True)
     assert found.evidence["p_value"] == pytest.approx(1 / 40)
     assert float(found.anomaly.max()) > found.threshold
@@ -76,35 +71,31 @@ def test_an_unusual_model_is_called_backdoored_and_its_class_is_named(monkeypatc
 def test_a_usual_model_is_not_and_the_power_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found = verdict(monkeypatch, towards(3, 0.1))
     assert (found.backdoored, found.suspected, found.calibrated) == (False, (), True)
-    assert found.evidence["p_value"] == pytest.approx((1 + 29) / 40)
+    assert found.evidence["p_value"] > 0.9
     assert "finds 58 of 62 backdoored ones" in found.reason
     assert "safe" not in found.reason
 
 
-@pytest.mark.parametrize(("rate", "backdoored"), [(0.05, False), (0.2, True)])
-def test_the_rate_of_false_alarms_is_the_users(monkeypatch: pytest.MonkeyPatch, rate: float, backdoored: bool) -> None:
-    """Between: 5 of 39 clean models are as unusual, so p = 6 / 40."""
-    value = float(torch.sinh(torch.tensor(0.335, dtype=torch.float64)))
-    found = verdict(monkeypatch, towards(2, value), rate=rate)
-    assert found.evidence["p_value"] == pytest.approx(0.15)
-    assert found.backdoored is backdoored
-    assert ("of 62" in found.reason) == (rate == 0.05), "the power was measured at that rate alone"
+def test_the_rate_of_false_alarms_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one more clean model that is among the fifth of the most unusual, and not the most unusual one."""
+    numbers = [clean_numbers(1, 100 + seed)[0] for seed in range(40)]
+    p_values = [compared(SAYS.clean, {"Says": said(torch.zeros(CLASSES), numbers=one)}).p_value for one in numbers]
+    chosen = next(one for one, p_value in zip(numbers, p_values) if 0.05 < p_value <= 0.2)
+    few, many = (
+        verdict(monkeypatch, lambda *_: said(torch.zeros(CLASSES), numbers=chosen), rate=rate) for rate in (0.05, 0.2)
+    )
+    assert (few.backdoored, many.backdoored) == (False, True)
+    assert "of 62" in few.reason, "the power was measured at that rate"
+    other = verdict(monkeypatch, towards(3, 0.1), rate=0.2)
+    assert "of 62" not in other.reason, "and at no other"
 
 
 def test_without_a_wish_the_rate_is_that_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = replace(SAYS, clean_scores=tuple(0.01 * number for number in range(9)), rate=0.1)
-    found = verdict(monkeypatch, towards(3, 5.0), few, rate=None)
+    few = replace(SAYS, clean={"Says": clean_numbers(9)}, rate=0.1)
+    found = verdict(monkeypatch, towards(3, 50.0), few, rate=None)
     assert (found.backdoored, found.evidence["false_alarms"]) == (True, 0.1)
     with pytest.raises(InputError, match=r"9 clean models, which allow a share of false alarms of 0\.1 or more"):
         verdict(monkeypatch, towards(3, 5.0), few, rate=0.05)
-
-
-def test_what_the_whole_model_says_accuses_its_highest_class_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Measure(detector="Says", number="whole", center=0.0, scale=1.0, weight=1.0)
-    table = replace(SAYS, measures=(*SAYS.measures, whole))
-    found = verdict(monkeypatch, lambda *_: said(0.1 * torch.eye(CLASSES)[2], statistics={"whole": 50.0}), table)
-    assert float(found.anomaly.min()) > found.threshold
-    assert (found.backdoored, found.suspected) == (True, (2,))
 
 
 def test_outside_of_its_table_it_is_inconclusive_and_names_what_stands_out_as_a_hint(
@@ -112,11 +103,33 @@ def test_outside_of_its_table_it_is_inconclusive_and_names_what_stands_out_as_a_
 ) -> None:
     silent = verdict(monkeypatch, towards(3, 0.1), replace(SAYS, architecture="other"))
     assert (silent.backdoored, silent.calibrated) == (None, False)
-    alarm = verdict(monkeypatch, towards(3, 5.0), replace(SAYS, architecture="other"))
+    alarm = verdict(monkeypatch, towards(3, 50.0), replace(SAYS, architecture="other"))
     assert (alarm.backdoored, alarm.suspected, alarm.calibrated) == (None, (3,), False)
     for found in (silent, alarm):
         assert found.evidence["calibration"]["misfits"] == ["the network planted"]
         assert "not calibrated for this scan, which has the network planted" in found.reason
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        replace(SAYS, class_names=NAMES[::-1]),
+        replace(SAYS, class_names=NAMES[:-1], clean={"Says": clean_numbers(39)[:, :, 1:]}),
+        replace(SAYS, image_shape=(3, 32, 32)),
+    ],
+)
+def test_where_no_table_has_its_classes_and_images_nothing_is_compared(
+    monkeypatch: pytest.MonkeyPatch, table: Table
+) -> None:
+    silent, alarm = (verdict(monkeypatch, towards(3, value), table) for value in (0.5, 5.0))
+    assert (silent.backdoored, silent.suspected, silent.calibrated) == (None, (), False)
+    assert (alarm.backdoored, alarm.suspected, alarm.calibrated) == (None, (3,), False)
+    assert "no class is suspected by more than half of the scanners" in silent.reason
+    assert "1 of 1 scanners suspect class 3" in alarm.reason
+    for found in (silent, alarm):
+        assert "p_value" not in found.evidence
+        assert "no clean models to compare with" in found.reason
+        assert len(found.evidence["calibration"]["misfits"]) == 1
 
 
 def test_fewer_clean_images_than_the_table_has_are_no_calibrated_scan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +160,7 @@ def test_too_few_clean_models_for_the_rate_are_refused_before_the_work(monkeypat
         raise AssertionError("it began")
 
     with pytest.raises(InputError, match=r"18 clean models, which allow a share of false alarms of 0\.0526 or more"):
-        verdict(monkeypatch, works, replace(SAYS, clean_scores=(0.0,) * 18))
+        verdict(monkeypatch, works, replace(SAYS, clean={"Says": clean_numbers(18)}))
 
 
 def test_a_detector_that_refuses_is_told_of_and_the_others_decide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +169,8 @@ def test_a_detector_that_refuses_is_told_of_and_the_others_decide(monkeypatch: p
 
     with pytest.raises(InputError, match="none of the verdict's scanners can look at this model; no linear layer"):
         verdict(monkeypatch, refuses)
-    table = replace(TABLE, detectors=(WeightStatistics(), Says(how=refuses)))
+    clean = {"WeightStatistics": clean_numbers(39), "Says": clean_numbers(39)}
+    table = replace(TABLE, detectors=(WeightStatistics(), Says(how=refuses)), clean=clean)
     monkeypatch.setattr(module, "read_tables", lambda path: (table,))
     found = Verdict().scan(planted(1).twin, DefenderData(clean=pictures(60, 5)), runtime())
     assert found.calibrated is False
@@ -184,7 +198,8 @@ def test_each_detector_has_an_equal_share_of_what_is_left_of_a_budget(monkeypatc
 
     clock = iter([0.0, 15.0, 15.0, 20.0])
     monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    table = replace(SAYS, detectors=(Says(how=notes), Second(how=notes)))
+    clean = {"Says": clean_numbers(39), "Second": clean_numbers(39)}
+    table = replace(SAYS, detectors=(Says(how=notes), Second(how=notes)), clean=clean)
     monkeypatch.setattr(module, "read_tables", lambda path: (table,))
     found = Verdict().scan(planted(1).twin, DefenderData(clean=pictures(60, 5)), replace(runtime(), budget=1.0))
     assert budgets == pytest.approx([0.5, 0.75])
@@ -200,13 +215,13 @@ def test_any_registered_scanner_can_be_a_detector() -> None:
 def test_triggers_of_a_detector_that_reconstructs_are_the_verdicts(tmp_path: Path) -> None:
     models = planted(1)
     detectors = (module.NeuralCleanse(rounds=2, steps=2, batch_size=8),)
-    measure = Measure(detector="NeuralCleanse", number="anomaly", center=0.0, scale=1.0, weight=1.0)
-    path = written(tmp_path / "t.json", replace(TABLE, detectors=detectors, measures=(measure,)))
+    clean = {"NeuralCleanse": clean_numbers(39)}
+    path = written(tmp_path / "t.json", replace(TABLE, detectors=detectors, clean=clean))
     found = Verdict(table=path).scan(models.twin, models.data, runtime())
     assert [one.target for one in found.reconstructions] == list(range(CLASSES))
 
 
-@pytest.mark.parametrize(("value", "runs"), [(5.0, True), (0.1, False)])
+@pytest.mark.parametrize(("value", "runs"), [(50.0, True), (0.1, False)])
 def test_a_suspected_class_has_a_trigger_though_the_table_has_no_neural_cleanse(
     monkeypatch: pytest.MonkeyPatch, value: float, runs: bool
 ) -> None:
@@ -221,20 +236,16 @@ def test_a_suspected_class_has_a_trigger_though_the_table_has_no_neural_cleanse(
     assert set(found.seconds) == {"Says", *(["NeuralCleanse"] if runs else [])}
     # It is not weighed: the answer is that of the table's detectors.
     assert (found.backdoored, found.calibrated) == (runs, True)
-    assert float(found.anomaly.max()) == pytest.approx(math.asinh(value))
 
 
 def test_planted_backdoors_are_told_from_their_twins_by_what_all_detectors_say(tmp_path: Path) -> None:
-    """The scores of the twins of other seeds are the clean models; the score of a backdoored one is above them all."""
-    scores = {}
-    for seed in (1, 2, 4, 8):
-        models = planted(seed)
-        for kind, model in (("suspect", models.suspect), ("twin", models.twin)):
-            heard = {type(one).__name__: one.scan(model, models.data, runtime(seed)) for one in TABLE.detectors}
-            scores[kind, seed] = class_scores(TABLE.measures, heard)
-    clean = tuple(sorted(float(score.max()) for (kind, _), score in scores.items() if kind == "twin"))
-    own = replace(TABLE, clean_scores=clean, clean_class_scores=clean)
-    path = written(tmp_path / "t.json", own)
+    """The twins are the clean models, among which a backdoored one is the most unusual."""
+    heard = [
+        {type(one).__name__: one.scan(planted(seed).twin, planted(seed).data, runtime(seed)) for one in TABLE.detectors}
+        for seed in (1, 2, 4, 8)
+    ]
+    clean = {name: torch.stack([of[name].numbers for of in heard]) for name in TABLE.clean}
+    path = written(tmp_path / "t.json", replace(TABLE, clean=clean))
     found = [
         Verdict(table=path, false_alarms=0.2).scan(planted(seed).suspect, planted(seed).data, runtime(seed))
         for seed in (1, 2)
@@ -249,10 +260,6 @@ def test_a_rate_that_is_none_is_refused(rate: float) -> None:
         Verdict(false_alarms=rate)
 
 
-def test_findings_of_the_made_up_table_agree_with_the_module() -> None:
-    assert float(class_scores(TABLE.measures, findings([2.0] * 8, [1.5] * 8)).max()) == 0.0
-
-
 def test_who_names_no_scanner_gets_the_verdict_only_where_a_table_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "read_tables", lambda path: (SAYS,))
     model, few, many = planted(1).twin, DefenderData(clean=pictures(20, 5)), DefenderData(clean=pictures(60, 5))
@@ -261,7 +268,7 @@ def test_who_names_no_scanner_gets_the_verdict_only_where_a_table_fits(monkeypat
     assert default_scanner(model, DefenderData(), runtime()) == NeuralCleanse()
     other = "bf16" if SAYS.precision == "fp32" else "fp32"
     assert default_scanner(model, many, replace(runtime(), precision=other)) == NeuralCleanse()
-    monkeypatch.setattr(module, "read_tables", lambda path: (replace(SAYS, classes=CLASSES + 1),))
+    monkeypatch.setattr(module, "read_tables", lambda path: (replace(SAYS, class_names=(*NAMES, "i")),))
     assert default_scanner(model, many, runtime()) == NeuralCleanse()
 
 

@@ -50,7 +50,7 @@ def test_the_largest_deviation_of_a_channel_is_that_of_the_formula() -> None:
     assert int(bounds.argmax()) == 5
     expected = (bounds.max() - bounds.mean()) / bounds.std()
     assert largest_deviation(model, runtime()) == pytest.approx(float(expected), rel=1e-4)
-    assert WeightStatistics().scan(model, DefenderData(), runtime()).statistics["channel"] == pytest.approx(
+    assert WeightStatistics().scan(model, DefenderData(), runtime()).evidence["channel"] == pytest.approx(
         float(expected), rel=1e-4
     )
 
@@ -66,7 +66,7 @@ def test_a_planted_target_has_the_largest_weights_and_its_twin_has_none_as_large
 def test_a_network_without_normalisation_has_no_channel_and_one_without_a_last_layer_is_refused() -> None:
     description = network(0).description
     plain = Network(nn.Sequential(nn.Flatten(), nn.Linear(432, CLASSES)), description)
-    assert dict(WeightStatistics().scan(plain, DefenderData(), runtime()).statistics) == {}
+    assert dict(WeightStatistics().scan(plain, DefenderData(), runtime()).evidence) == {}
     none = Network(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.ReLU()), copy.deepcopy(description))
     with pytest.raises(InputError, match="choose another scanner"):
         WeightStatistics().scan(none, DefenderData(), runtime())

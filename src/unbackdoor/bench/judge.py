@@ -1,32 +1,24 @@
-"""How well measures tell the backdoored models of a zoo from the clean ones, on those that were held out."""
+"""How well a verdict tells the backdoored models of a zoo from the clean ones, on those that were held out."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
 
 from unbackdoor.bench.zoo import Entry
 from unbackdoor.bench.zoo_scans import Scanned
 from unbackdoor.errors import InputError
-from unbackdoor.scan.calibration import HeldOut, Measure, class_scores, of_classes, threshold_of
+from unbackdoor.scan.calibration import HeldOut, compared
 
-Measures = Mapping[str, Sequence[Measure]]
-"""What is weighed, by the network of the model."""
+References = Mapping[str, Mapping[str, Float[Tensor, "n _ k"]]]
+"""The numbers of clean models, by the network and the detectors' names."""
 RATE = 0.05
 """Of false alarms, at which verdicts are judged, if there are clean models enough."""
-LEAST_RANKS = 9
-"""Clean models of each network to rank among, at least: they allow a rate of 10 %."""
-
-
-def score(measures: Measures, one: Scanned) -> float:
-    """Return a model's score: that of its highest class, by the measures of its network."""
-    return float(class_scores(measures[one.network], one.findings).max())
-
-
-def rank_scores(measures: Measures, models: Sequence[Scanned], network: str) -> tuple[float, ...]:
-    """Return the scores of the part "ranks" of a network, ascending."""
-    return tuple(sorted(score(measures, one) for one in models if one.part == "ranks" and one.network == network))
+LEAST_REFERENCES = 9
+"""Clean models of each network to compare with, at least: they allow a rate of 10 %."""
 
 
 def rate_of(models: Sequence[Scanned | Entry], networks: Sequence[str]) -> float:
@@ -37,13 +29,13 @@ def rate_of(models: Sequence[Scanned | Entry], networks: Sequence[str]) -> float
         networks: names of all of its networks.
 
     Raises:
-        InputError: too few clean models to rank among.
+        InputError: too few clean models to compare with.
     """
-    fewest = min(sum(one.part == "ranks" and one.network == network for one in models) for network in networks)
-    if fewest < LEAST_RANKS:
+    fewest = min(sum(one.part == "reference" and one.network == network for one in models) for network in networks)
+    if fewest < LEAST_REFERENCES:
         raise InputError(
-            f"a verdict ranks a model among {LEAST_RANKS} clean ones of its network or more, found {fewest}; make a"
-            " larger zoo"
+            f"a verdict compares a model with {LEAST_REFERENCES} clean ones of its network or more, found {fewest};"
+            " make a larger zoo"
         )
     return max(RATE, 1 / (1 + fewest))
 
@@ -82,23 +74,22 @@ def _upper(count: int, of: int) -> float:
     return 1.0 if count >= of else float(beta.ppf(0.95, count + 1, of - count))
 
 
-def judged(name: str, measures: Measures, models: Sequence[Scanned], rate: float) -> Judged:
-    """Return how measures do on the part "held-out", each model ranked among the part "ranks" of its own network.
+def judged(name: str, references: References, models: Sequence[Scanned], rate: float) -> Judged:
+    """Return how a comparison does on the part "held-out", each model compared with clean ones of its own network.
 
     Args:
         name: for the table.
-        measures: with their weights; a single one of weight 1 judges that number alone.
-        models: of the zoo.
+        references: those clean ones, with the numbers of all detectors that count.
+        models: of the zoo; held-out ones on which none of these has a word are left out.
         rate: of false alarms that are allowed.
 
     Raises:
         InputError: no clean or no backdoored models were held out.
     """
-    threshold = {network: threshold_of(rank_scores(measures, models, network), rate) for network in measures}
-    held = [one for one in models if one.part == "held-out"]
-    scores = [score(measures, one) for one in held]
-    alarms = [value > threshold[one.network] for one, value in zip(held, scores)]
-    return _judged(name, held, scores, alarms, [_first(measures[one.network], one) for one in held])
+    held = [one for one in models if one.part == "held-out" and references[one.network].keys() & one.findings.keys()]
+    found = [compared(references[one.network], one.findings) for one in held]
+    alarms = [bool(one.suspected(rate)) for one in found]
+    return _judged(name, held, [one.score for one in found], alarms, [int(one.scores.argmax()) for one in found])
 
 
 def judged_alone(detector: str, models: Sequence[Scanned]) -> Judged:
@@ -117,14 +108,6 @@ def judged_alone(detector: str, models: Sequence[Scanned]) -> Judged:
     alarms = [finding.backdoored is True for finding in found]
     named = [finding.suspected[0] if finding.suspected else None for finding in found]
     return _judged(f"{detector}, by its own threshold", held, scores, alarms, named)
-
-
-def _first(measures: Sequence[Measure], one: Scanned) -> int:
-    """Return the class that measures suspect first; of numbers of the whole model, that of their detector."""
-    if of_classes(measures) or not measures:
-        return int(class_scores(measures, one.findings).argmax())
-    finding = one.findings.get(measures[0].detector)
-    return 0 if finding is None else int(finding.anomaly.nan_to_num(-math.inf).argmax())
 
 
 def _judged(

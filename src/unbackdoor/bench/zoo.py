@@ -60,9 +60,9 @@ NEEDED = frozenset({"key", "data", "network", "attack", "seed", "made"})
 BACKDOORED = 1 << 20
 """From here on seeds are those of backdoored models; even, so that a seed's parity is that of its round."""
 
-Part = Literal["usual", "ranks", "held-out"]
-"""What a model is for: to say what is usual (clean ones; backdoored ones are to look at while detectors are made), to
-rank among (clean ones only), or to judge the verdict."""
+Part = Literal["reference", "development", "held-out"]
+"""What a model is for: to be compared with (clean ones), to be looked at while detectors are made (backdoored ones), or
+to judge the verdict (of both kinds)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,10 @@ class Entry:
         """What it is for; None: nothing, as attacks that are held out do not meet seeds that are not."""
         held_seed = self.seed % 2 == 1
         if self.attack is None:
-            # Two neighbours of every eight: clean models of one parity take turns between two networks.
-            return "held-out" if held_seed else "usual" if self.seed % 16 in (0, 2) else "ranks"
+            return "held-out" if held_seed else "reference"
         if is_held_out(self.attack) != held_seed:
             return None
-        return "held-out" if held_seed else "usual"
+        return "held-out" if held_seed else "development"
 
 
 def entry_of(row: Mapping[str, Any]) -> Entry:

@@ -17,6 +17,7 @@ from unbackdoor.errors import InputError
 from unbackdoor.models import load_model
 from unbackdoor.options import options_of, revision_of
 from unbackdoor.scan import Finding, Scanner
+from unbackdoor.scan.calibration import short
 from unbackdoor.training import Runtime, Silent, UserNetwork, architecture_of
 
 Looked = tuple[Mapping[str, Any], list[dict[str, Any]]]
@@ -64,7 +65,7 @@ class Scanned:
                 calibrated=False,
                 anomaly=torch.tensor(scan["anomaly"]),
                 threshold=scan["threshold"],
-                statistics=scan["statistics"],
+                numbers=torch.tensor(scan["numbers"]),
             )
             for scan in scans
             if "refused" not in scan
@@ -179,7 +180,7 @@ def _scan(
     return {
         **scan,
         "anomaly": finding.anomaly.tolist(),
-        "statistics": dict(finding.statistics),
+        "numbers": short(finding.numbers),
         "threshold": finding.threshold,
         "flagged": finding.backdoored,
         "suspected": list(finding.suspected),

@@ -58,7 +58,7 @@ def run(
         out: folder of the zoo; several data sets may share one.
         model: the network of all models; a small PreActResNet18 and a small WRN16x1 in turn if none is named.
         rounds: a round has a model of each attack that is not held out (the first, third, ...) or of each that is (the
-            second, fourth, ...), and as many clean ones. A table for a rate of 5 % takes about ten.
+            second, fourth, ...), and as many clean ones. For a rate of 5 % a table takes eight, of one network four.
         size: training images of a model, drawn class-balanced by its seed; all that are not kept back for its scans if
             there are fewer.
         attacks: names, as [BadNets, SIG]; all if none are named.
@@ -134,7 +134,7 @@ def calibrated(
             return [], [], others
         models = [Scanned.of(row, scans) for row, scans in looked]
         made, (verdict, *_) = tables_of(
-            told, data, train.classes, train.shape, networks, size, runtime.precision, DETECTORS, models
+            told, data, train.class_names, train.shape, networks, size, runtime.precision, DETECTORS, models
         )
         tables += made
         judgements.append(verdict)

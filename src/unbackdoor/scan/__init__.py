@@ -2,6 +2,7 @@
 
 from unbackdoor.registry import Registry
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
+from unbackdoor.scan.fourier_probes import FourierProbes
 from unbackdoor.scan.mesa import MESA
 from unbackdoor.scan.neural_cleanse import NeuralCleanse
 from unbackdoor.scan.smooth_perturbations import SmoothPerturbations
@@ -12,7 +13,15 @@ from unbackdoor.scan.verdict import Verdict, default_scanner
 from unbackdoor.scan.weight_statistics import WeightStatistics
 
 SCANNERS: Registry[Scanner] = Registry(
-    "scanner", MESA, NeuralCleanse, SmoothPerturbations, TSBDSignals, UniversalPerturbations, Verdict, WeightStatistics
+    "scanner",
+    FourierProbes,
+    MESA,
+    NeuralCleanse,
+    SmoothPerturbations,
+    TSBDSignals,
+    UniversalPerturbations,
+    Verdict,
+    WeightStatistics,
 )
 """All scanners, by name."""
 
@@ -20,6 +29,7 @@ __all__ = [
     "MESA",
     "SCANNERS",
     "Finding",
+    "FourierProbes",
     "NeuralCleanse",
     "Reconstruction",
     "Scanner",

@@ -57,8 +57,8 @@ class Finding:
         distributions: of triggers, for the classes that were looked at most closely, most suspicious first; empty if
             the scanner learns none.
         reason: one sentence.
-        statistics: numbers about the whole model rather than a class; larger is more suspicious. `Verdict` weighs them,
-            beside `anomaly`.
+        numbers: of each class, in the scanner's own units, shape (numbers, classes); larger is more suspicious, and
+            `Verdict` compares them with those of clean models. They are `anomaly` alone if none are given.
         shortened: whether a budget cut the search short, so that the numbers are not those of the full one.
         seconds: how long each scanner took that was asked; not in `to_json`, since equal scans differ in it.
         evidence: further numbers, JSON values.
@@ -72,10 +72,14 @@ class Finding:
     reconstructions: tuple[Reconstruction, ...] = ()
     distributions: tuple[TriggerDistribution, ...] = ()
     reason: str = ""
-    statistics: Mapping[str, float] = field(default_factory=dict)
+    numbers: Float[Tensor, "numbers classes"] = None  # type: ignore[assignment]  # set below
     shortened: bool = False
     seconds: Mapping[str, float] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.numbers is None:
+            object.__setattr__(self, "numbers", self.anomaly[None])
 
     def to_json(self) -> dict[str, Any]:
         """Return the finding as JSON values, without pictures."""
@@ -86,7 +90,6 @@ class Finding:
             "anomaly": [round(float(value), 4) for value in self.anomaly],
             "threshold": self.threshold,
             "reason": self.reason,
-            "statistics": {name: round(value, 4) for name, value in self.statistics.items()},
             "shortened": self.shortened,
             "triggers": [
                 {"target": found.target, "size": round(found.size, 3), "success": round(found.success, 4)}

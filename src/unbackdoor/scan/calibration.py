@@ -1,23 +1,27 @@
-"""Calibration tables: what the detectors' numbers are on models that are known to be clean, and what they weigh.
+"""Calibration tables: what the detectors' numbers are on models that are known to be clean.
 
-A table belongs to one kind of model: its number of classes, the size of its images, one network with its options. For
-each number that a detector gives (of each class, or of the whole model) it has a centre and a scale, so that numbers
-can be compared, and a weight; and it has the scores of clean models. With them a model's score becomes a conformal
-p-value:
+A table belongs to one kind of model: its classes, the size of its images, one network with its options. For each
+detector it has the numbers of each class of n clean models. A model that is looked at becomes the last of n + 1, and
+all are treated alike. With x the j-th number of a detector for class c of model i:
 
-    S_c  = sum over the numbers of weight asinh((x_c - centre) / scale)        for each class c
-    S    = max over the classes of S_c
-    p    = (1 + number of the clean models with a score of S or more) / (1 + number of the clean models)
+    y = x - median over the classes of x          so that no model is suspicious for all of its classes
+    d = y - median over the models of y           what is usual of that class, such as one that stripes look like
+    z = asinh(d / s),  s = 1.4826 max(median over the models of |d|, median over models, classes and j of |d|)
+    S_ic = sum over the detectors of max(0, largest z of any j)^2
+    S_i  = max over the classes of S_ic
+    p    = (1 + number of the clean models with a score of S_n+1 or more) / (n + 1)
 
-If the model is clean and drawn as those were, and looked at with images drawn as those for them, its rank among them
-is uniform, so p <= a happens with a probability of at most a, whatever the weights are and however the numbers depend
-on each other. (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005.) Only the clean models whose
-scores are kept must have had no part in the weights. Ranks among a mixture of networks would keep the rate for the
-mixture alone, and not for each of its networks: so a table has one. A detector's numbers can depend on whether the
-model was trained on the images: clean ones are taken to be new to the model, in the table as in the scan.
+If the model is clean and drawn as those were, and looked at with images drawn as those for them, the n + 1 models are
+exchangeable and nothing in the formulas tells them apart. So the rank of the last is uniform, and p <= a happens with a
+probability of at most a, whatever the detectors see and however their numbers depend on each other: it is a full
+conformal p-value (Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005). Ranks among a mixture of
+networks would keep the rate for the mixture alone, and not for each of its networks: so a table has one. A detector's
+numbers can depend on whether the model was trained on the images: clean ones are taken to be new to the model, in the
+table as in the scan.
 
-Weights are not negative, so no number that grows can make a model less suspicious. The sum runs within a class before
-the maximum is taken: detectors that point at the same class count more than those that contradict each other.
+The sum runs within a class before the maximum is taken: detectors that point at the same class count more than those
+that contradict each other. It is of squares, of what exceeds the usual alone, as in a one-sided chi-squared statistic:
+a detector that is sure is not drowned by those that see nothing.
 """
 
 from __future__ import annotations
@@ -35,29 +39,11 @@ from torch import Tensor
 from unbackdoor.models import NETWORKS, Description
 from unbackdoor.options import bound_options, options_of, revision_of
 from unbackdoor.scan.base import Finding, Scanner
+from unbackdoor.scan.outliers import GAUSSIAN
 from unbackdoor.text import clean_text
 
-ANOMALY = "anomaly"
-"""The number of a class that every detector has; all others are of the whole model."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measure:
-    """A number of a detector, and what it weighs.
-
-    Attributes:
-        detector: its name.
-        number: "anomaly", or a name in the finding's `statistics`.
-        center: what is usual in clean models.
-        scale: how far clean models spread, above 0.
-        weight: 0 or more.
-    """
-
-    detector: str
-    number: str
-    center: float
-    scale: float
-    weight: float
+LEAST_SCALE = 1e-6
+"""Of a number that clean models agree on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +67,89 @@ class HeldOut:
     right_target: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """How unusual a model is among clean ones; see the module's text.
+
+    Attributes:
+        scores: of the model's classes, 0 or more.
+        clean_scores: of the clean models, ascending.
+    """
+
+    scores: Float[Tensor, "k"]
+    clean_scores: tuple[float, ...]
+
+    @property
+    def score(self) -> float:
+        """The model's score: that of its highest class."""
+        return float(self.scores.max())
+
+    @property
+    def p_value(self) -> float:
+        """The share of models that are as unusual as this one, it among them; above 0 and at most 1."""
+        as_large = sum(clean >= self.score for clean in self.clean_scores)
+        return (1 + as_large) / (1 + len(self.clean_scores))
+
+    def threshold(self, rate: float) -> float:
+        """Return the score above which the p-value is at most `rate`; infinite if there are too few clean models.
+
+        Args:
+            rate: above 0 and below 1.
+        """
+        allowed = allowed_above(rate, len(self.clean_scores))
+        return self.clean_scores[-min(allowed, len(self.clean_scores))] if allowed else math.inf
+
+    def suspected(self, rate: float) -> tuple[int, ...]:
+        """Return the classes that a trigger seems to lead to, most suspicious first; none if the p-value is above rate.
+
+        Args:
+            rate: share of clean models that may be called backdoored, above 0 and below 1.
+        """
+        order = self.scores.argsort(descending=True, stable=True)
+        return tuple(int(c) for c in order if float(self.scores[c]) > self.threshold(rate))
+
+
+def allowed_above(rate: float, clean: int) -> int:
+    """Return how many of the clean models and the one looked at may have a score as large as its own or larger."""
+    # A hair more: 0.05 * 20 is less than 1 to some computers.
+    return math.floor(rate * (1 + clean) + 1e-9)
+
+
+def compared(clean: Mapping[str, Float[Tensor, "n _ k"]], findings: Mapping[str, Finding]) -> Comparison:
+    """Compare a model with clean ones, by the detectors that have a word on it.
+
+    Args:
+        clean: numbers of the clean models, by the detectors' names.
+        findings: by the same names, one or more of them; numbers of the same shape.
+    """
+    squares = [
+        _unusual(torch.cat([known.double(), findings[name].numbers.double().cpu()[None]])).square()
+        for name, known in clean.items()
+        if name in findings
+    ]
+    scores = torch.stack(squares).sum(0)
+    return Comparison(scores=scores[-1], clean_scores=tuple(sorted(scores[:-1].amax(1).tolist())))
+
+
+def _unusual(numbers: Float[Tensor, "n m k"]) -> Float[Tensor, "n k"]:
+    """Return by how much a detector's numbers of each class exceed what is usual, 0 or more."""
+    # No number counts as the class in the middle.
+    numbers = numbers.where(numbers.isfinite(), torch.nan)
+    leads = (numbers - numbers.nanquantile(0.5, dim=2, keepdim=True)).nan_to_num(0.0)
+    far = leads - leads.quantile(0.5, dim=0)
+    own, all_of_them = far.abs().quantile(0.5, dim=0), far.abs().flatten().quantile(0.5)
+    scales = GAUSSIAN * own.clamp_min(float(all_of_them)).clamp_min(LEAST_SCALE)
+    return torch.asinh(far / scales).amax(1).clamp_min(0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
     """What is known of one kind of model.
 
     Attributes:
         name: what it was calibrated on, for people.
         data: name of the data set that its models were trained on.
-        classes: of the models.
+        class_names: of the models, in their order.
         image_shape: channels, height, width.
         architecture: of the models.
         arguments: the architecture's own options, JSON values.
@@ -96,16 +157,14 @@ class Table:
         precision: in which they ran, "bf16" or "fp32".
         rate: share of clean models that may be called backdoored, as `held_out` counts them, 0 to 1.
         detectors: with their options.
-        measures: what is weighed.
-        clean_scores: of clean models that had no part in the measures, ascending.
-        clean_class_scores: of the same models, with the numbers of classes alone, ascending.
+        clean: numbers of the clean models, shape (models, numbers, classes), by the detectors' names.
         held_out: how it did.
         changed: names of detectors that give other numbers now than those of the table.
     """
 
     name: str
     data: str
-    classes: int
+    class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     architecture: str
     arguments: Mapping[str, Any]
@@ -113,43 +172,26 @@ class Table:
     precision: str
     rate: float
     detectors: tuple[Scanner, ...]
-    measures: tuple[Measure, ...]
-    clean_scores: tuple[float, ...]
-    clean_class_scores: tuple[float, ...]
+    clean: Mapping[str, Float[Tensor, "n _ k"]]
     held_out: HeldOut = field(repr=False)
     changed: tuple[str, ...] = ()
 
-    def p_value(self, score: float) -> float:
-        """Return the conformal p-value of a model's score, above 0 and at most 1."""
-        as_large = sum(clean >= score for clean in self.clean_scores)
-        return (1 + as_large) / (1 + len(self.clean_scores))
+    @property
+    def clean_models(self) -> int:
+        """How many clean models there are to compare with."""
+        return len(next(iter(self.clean.values())))
 
-    def threshold(self, rate: float) -> float:
-        """Return the score above which the p-value is at most `rate`; infinite if there are too few clean models."""
-        return threshold_of(self.clean_scores, rate)
-
-    def suspected(self, findings: Mapping[str, Finding], rate: float) -> tuple[int, ...]:
-        """Return the classes that a trigger seems to lead to, most suspicious first; none if the p-value is above rate.
-
-        Numbers of the whole model lift the scores of all its classes alike, and a model that they lift far would have
-        innocent ones suspected. So beside the highest class, only those are whose own numbers suffice.
-
-        Args:
-            findings: by the detectors' names, one or more.
-            rate: share of clean models that may be called backdoored, above 0 and below 1.
-        """
-        scores = class_scores(self.measures, findings)
-        own = class_scores(of_classes(self.measures), findings)
-        unusual = threshold_of(self.clean_class_scores, rate)
-        order = [int(c) for c in scores.argsort(descending=True) if float(scores[c]) > self.threshold(rate)]
-        return tuple(c for place, c in enumerate(order) if place == 0 or float(own[c]) > unusual)
+    def comparable(self, description: Description) -> bool:
+        """Return whether a model has the classes and the images of the table, so that numbers can be compared."""
+        return description.class_names == self.class_names and description.image_shape == self.image_shape
 
     def misfits(self, description: Description, images: int, precision: str) -> list[str]:
         """Return what of a model, the clean images for it, and a scan is not as in the table; nothing if it fits."""
-        classes = len(description.class_names)
         found = []
-        if classes != self.classes:
-            found.append(f"{classes} classes instead of {self.classes}")
+        if len(description.class_names) != len(self.class_names):
+            found.append(f"{len(description.class_names)} classes instead of {len(self.class_names)}")
+        elif description.class_names != self.class_names:
+            found.append("classes of other names, or in another order")
         if description.image_shape != self.image_shape:
             found.append(f"images of {_sides(description.image_shape)} instead of {_sides(self.image_shape)}")
         if _network(description.architecture, description.arguments) != _network(self.architecture, self.arguments):
@@ -166,11 +208,11 @@ class Table:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as JSON values."""
+        """Return the table as JSON values; numbers have four digits."""
         return {
             "name": self.name,
             "data": self.data,
-            "classes": self.classes,
+            "class_names": list(self.class_names),
             "image_shape": list(self.image_shape),
             "architecture": self.architecture,
             "arguments": dict(self.arguments),
@@ -178,11 +220,16 @@ class Table:
             "precision": self.precision,
             "rate": self.rate,
             "detectors": [{**revision_of(detector), **options_of(detector)} for detector in self.detectors],
-            "measures": [vars(measure) for measure in self.measures],
-            "clean_scores": list(self.clean_scores),
-            "clean_class_scores": list(self.clean_class_scores),
+            "clean": {name: short(numbers) for name, numbers in self.clean.items()},
             "held_out": vars(self.held_out),
         }
+
+
+def short(numbers: Tensor) -> Any:
+    """Return numbers as nested lists, each with four digits: more tell nothing, and fill files."""
+    if numbers.dim():
+        return [short(one) for one in numbers]
+    return float(f"{float(numbers):.4g}")
 
 
 def _sides(shape: tuple[int, int, int]) -> str:
@@ -196,44 +243,6 @@ def _network(architecture: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": architecture, **arguments}
 
 
-def of_classes(measures: Sequence[Measure]) -> tuple[Measure, ...]:
-    """Return the measures that are of a class, not of the whole model."""
-    return tuple(measure for measure in measures if measure.number == ANOMALY)
-
-
-def threshold_of(clean_scores: Sequence[float], rate: float) -> float:
-    """Return the score above which a p-value is at most `rate`; infinite if there are too few clean models.
-
-    Args:
-        clean_scores: ascending.
-        rate: above 0 and below 1.
-    """
-    # A hair more: 0.05 * 20 is less than 1 to some computers.
-    allowed = math.floor(rate * (1 + len(clean_scores)) + 1e-9)
-    return clean_scores[-min(allowed, len(clean_scores))] if allowed else math.inf
-
-
-def class_scores(measures: Sequence[Measure], findings: Mapping[str, Finding]) -> Float[Tensor, "k"]:
-    """Return the weighted sum of the findings' numbers for each class (see the module's text).
-
-    Args:
-        measures: what is weighed.
-        findings: by the detectors' names, one or more; a number that is missing or no number counts as usual.
-    """
-    total = torch.zeros(max(len(finding.anomaly) for finding in findings.values()), dtype=torch.float64)
-    for measure in measures:
-        finding = findings.get(measure.detector)
-        if finding is None:
-            continue
-        if measure.number == ANOMALY:
-            value = finding.anomaly.double().cpu()
-        else:
-            value = torch.tensor(finding.statistics.get(measure.number, math.nan), dtype=torch.float64)
-        usual = torch.asinh((value - measure.center) / measure.scale)
-        total = total + measure.weight * torch.where(usual.isfinite(), usual, 0.0)
-    return total
-
-
 def nearest(tables: Sequence[Table], description: Description, images: int, precision: str) -> Table:
     """Return the table for a model: one that fits, with the most clean images, or else one that is least unlike.
 
@@ -244,10 +253,12 @@ def nearest(tables: Sequence[Table], description: Description, images: int, prec
         precision: of the scan.
     """
 
-    def distance(table: Table) -> tuple[bool, float, bool, int]:
-        pairs = zip((*description.image_shape, len(description.class_names)), (*table.image_shape, table.classes))
-        far = sum(abs(math.log(ours / theirs)) for ours, theirs in pairs) + (images < table.clean_size)
-        other = description.architecture != table.architecture
-        return bool(table.misfits(description, images, precision)), far, other, -table.clean_size
+    def distance(table: Table) -> tuple[bool, bool, float, bool, int]:
+        ours = (*description.image_shape, len(description.class_names))
+        theirs = (*table.image_shape, len(table.class_names))
+        far = sum(abs(math.log(one / other)) for one, other in zip(ours, theirs)) + (images < table.clean_size)
+        unlike = description.architecture != table.architecture
+        misfits = bool(table.misfits(description, images, precision))
+        return misfits, not table.comparable(description), far, unlike, -table.clean_size
 
     return min(tables, key=distance)

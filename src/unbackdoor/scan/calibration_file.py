@@ -7,18 +7,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from unbackdoor.errors import CheckpointError, InputError
-from unbackdoor.files import read_bytes, write_json
+from unbackdoor.files import read_bytes, write_bytes
 from unbackdoor.models.safetensors_file import json_object
 from unbackdoor.options import with_options
 from unbackdoor.scan.base import Scanner
-from unbackdoor.scan.calibration import HeldOut, Measure, Table
+from unbackdoor.scan.calibration import HeldOut, Table
 from unbackdoor.text import clean_text
 
 SHIPPED = Path(__file__).with_name("calibration.json")
 """The tables that come with the package."""
-FORMAT = 3
-MOST_BYTES = 1 << 22
+FORMAT = 4
+MOST_BYTES = 1 << 24
 MOST_ENTRIES = 100_000
 """Of any list in a file of tables."""
 LARGEST = 1e300
@@ -64,7 +68,10 @@ def write_tables(path: Path, tables: Sequence[Table], **facts: str) -> None:
             _table(json.loads(json.dumps(one)))
     except _Wrong as error:
         raise InputError(f"{clean_text(str(path))} is not written, as it could not be read: {error}") from error
-    write_json(path, {"format": FORMAT, **facts, "tables": told})
+    # A line a table: with one a number, files were mostly white space.
+    head = json.dumps({"format": FORMAT, **facts, "tables": []}, allow_nan=False).removesuffix("]}")
+    lines = ",\n".join(json.dumps(one, allow_nan=False, separators=(",", ":")) for one in told)
+    write_bytes(path, f"{head}\n{lines}\n]}}\n".encode())
 
 
 class _Wrong(Exception):
@@ -82,19 +89,17 @@ def _table(content: Any) -> Table:
     shape = [_whole(side, "image_shape") for side in _list(of, "image_shape")]
     if len(shape) != 3:
         raise _Wrong("image_shape must be channels, height and width")
-    scores, own = (
-        tuple(sorted(_number(score, name) for score in _list(of, name)))
-        for name in ("clean_scores", "clean_class_scores")
-    )
-    if len(scores) != len(own):
-        raise _Wrong("clean_class_scores must be as many as clean_scores")
-    measures = tuple(_measure(one) for one in _list(of, "measures"))
-    if not {measure.detector for measure in measures} <= names:
-        raise _Wrong("a measure is of a detector that the table does not have")
+    class_names = tuple(clean_text(_text(name, "a class")) for name in _list(of, "class_names"))
+    clean = _object(of.get("clean"), "clean")
+    if clean.keys() != names:
+        raise _Wrong("clean must have the numbers of each detector")
+    numbers = {name: _numbers(clean, name, len(class_names)) for name in clean}
+    if len({len(one) for one in numbers.values()}) > 1:
+        raise _Wrong("the detectors must have looked at equally many clean models")
     return Table(
         name=clean_text(_text(of.get("name"), "name")),
         data=clean_text(_text(of.get("data"), "data")),
-        classes=_whole(of.get("classes"), "classes"),
+        class_names=class_names,
         image_shape=(shape[0], shape[1], shape[2]),
         architecture=_text(of.get("architecture"), "architecture"),
         arguments=_object(of.get("arguments"), "arguments"),
@@ -102,26 +107,19 @@ def _table(content: Any) -> Table:
         precision=_text(of.get("precision"), "precision"),
         rate=_number(of.get("rate"), "rate", least=0.0, most=1.0),
         detectors=detectors,
-        measures=measures,
-        clean_scores=scores,
-        clean_class_scores=own,
+        clean=numbers,
         held_out=_held_out(of.get("held_out")),
         changed=changed,
     )
 
 
-def _measure(content: Any) -> Measure:
-    of = _object(content, "a measure")
-    scale = _number(of.get("scale"), "scale", least=0.0)
-    if not scale:
-        raise _Wrong("scale must be above 0")
-    return Measure(
-        detector=_text(of.get("detector"), "detector"),
-        number=_text(of.get("number"), "number"),
-        center=_number(of.get("center"), "center"),
-        scale=scale,
-        weight=_number(of.get("weight"), "weight", least=0.0),
-    )
+def _numbers(clean: Mapping[str, Any], name: str, classes: int) -> Float[Tensor, "n _ k"]:
+    """Return what a detector said of each clean model."""
+    models = [[_list({name: row}, name) for row in _list({name: model}, name)] for model in _list(clean, name)]
+    rows = {len(model) for model in models}
+    if len(rows) > 1 or {len(row) for model in models for row in model} != {classes}:
+        raise _Wrong(f"{name} must have as many rows for each model, and a number for each class")
+    return torch.tensor([[[_number(one, name) for one in row] for row in model] for model in models])
 
 
 def _held_out(content: Any) -> HeldOut:

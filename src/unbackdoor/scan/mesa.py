@@ -130,7 +130,6 @@ class MESA(Scanner):
             reconstructions=_reconstructions(screened, found, clean, runtime) if found else (),
             distributions=tuple(found),
             reason=self._reason(screened.size, reached, suspected, enough),
-            statistics={"lead": float(reached.max() - reached[classes].quantile(0.5))},
             shortened=screened.shortened or steps < self.steps,
             evidence={"searched": len(classes), **_evidence(screened, found)},
         )

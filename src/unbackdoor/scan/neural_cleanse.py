@@ -121,7 +121,7 @@ class NeuralCleanse(Scanner):
             reason=_reason(suspected, anomaly, sizes[searched].median(), sizes, self.threshold)
             if enough
             else f"only {int(found.sum())} of {len(searched)} classes have a trigger that works; allow more rounds",
-            statistics={"lead": float(logarithms.quantile(0.5) - logarithms.min())},
+            numbers=for_all(-logarithms, searched, clean.classes)[None],
             shortened=rounds < self.rounds,
             evidence={
                 "searched": len(searched),

@@ -7,7 +7,7 @@ ascent for some epochs, or until accuracy is down to chance. Then three numbers 
 - The sink: where the answers flee to. A model that must not give the true class gives the class that it is led to
   most easily, and of a backdoored one that is often the target. The anomaly of a class is a robust index of the
   logarithm of its mean probability, after unlearning, on images of other classes. Ours; the paper does not look at
-  the answers.
+  the answers. The other two are told and not compared.
 - The concentration of the neuron weight change (NWC): the share of it that the most changed tenth of a layer's
   neurons has, the mean over the layers. The paper: few neurons carry the backdoor, and unlearning changes them most.
 - The activeness: how large the gradients of the loss on clean samples are, which the paper finds larger in backdoored
@@ -119,10 +119,13 @@ class TSBDSignals(Scanner):
             reason=f"a copy that unlearns flees to class {suspected[0]}: anomaly index {largest}"
             if suspected
             else f"no evidence in what clean unlearning changes: the largest anomaly index is {largest}",
-            statistics={"concentration": concentration(weight_changes(model, forgetful, layers)), "activeness": active},
             # A note says that accuracy was not low enough; the schedule itself may be too short for that.
             shortened=bool(history.notes) and history.epochs < self.epochs,
-            evidence={"unlearning_epochs": history.epochs},
+            evidence={
+                "unlearning_epochs": history.epochs,
+                "concentration": concentration(weight_changes(model, forgetful, layers)),
+                "activeness": active,
+            },
         )
 
 

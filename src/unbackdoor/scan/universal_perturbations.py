@@ -96,7 +96,7 @@ class UniversalPerturbations(Scanner):
             anomaly=anomaly,
             threshold=self.threshold,
             reason=_reason("small" if self.lowest is None else "smooth", suspected, anomaly, self.threshold),
-            statistics={"lead": float(found.max() - found.quantile(0.5))},
+            numbers=for_all(found, classes, clean.classes)[None],
             shortened=steps < self.steps,
             evidence={"searched": len(classes)},
         )

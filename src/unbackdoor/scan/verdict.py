@@ -1,9 +1,10 @@
 """Verdict: one calibrated answer from several scanners. Ours.
 
 Every scanner sees some backdoors and not others, and has a threshold of its own whose false-alarm rate nobody knows.
-The verdict runs several on the same clean samples, adds up what they say of each class, and compares the largest sum
-with those of clean models of the same kind: the answer is a p-value, and "backdoored" if that is at most the share of
-clean models that one is ready to accuse. `calibration` has the formulas, and says why they hold.
+The verdict runs several on the same clean samples, adds up by how much each class exceeds what is usual of that class
+in clean models of the same kind, and compares the largest sum with theirs: the answer is a p-value, and "backdoored" if
+that is at most the share of clean models that one is ready to accuse. `calibration` has the formulas, and says why they
+hold.
 
 What is usual comes from a zoo of small clean models (`bench/calibrate.py`). Why not Fisher's or Cauchy's combination of
 one p-value a scanner: from n clean models no p-value is below 1 / (n + 1), so a scanner whose number lies far beyond
@@ -11,8 +12,9 @@ all of theirs would count as one that lies just beyond; and neither knows that t
 What the sum gets wrong costs power, never the false-alarm rate, which the comparison keeps.
 
 Where no table fits the model, nobody knows how often the verdict is wrong: the finding says so (`calibrated` is
-false), and its answer is inconclusive. Compared with the nearest table, the classes that would be suspected are named
-as a hint, and no more: numbers of the whole model mean little on another kind of model.
+false), and its answer is inconclusive. If the nearest table has the same classes and images, the model is compared with
+its models, and classes that stand out are named as a hint, and no more. Else there is nothing to compare with, and what
+the scanners say by their own thresholds is all there is.
 
 So who names no scanner gets the verdict only where a table fits (see `default_scanner`).
 
@@ -22,19 +24,21 @@ afterwards, and what it says is shown and not weighed.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
-from unbackdoor.scan.calibration import Table, class_scores, nearest
+from unbackdoor.scan.calibration import Table, allowed_above, compared, nearest
 from unbackdoor.scan.calibration_file import SHIPPED, read_tables
+from unbackdoor.scan.fourier_probes import FourierProbes
 from unbackdoor.scan.neural_cleanse import NeuralCleanse
 from unbackdoor.scan.smooth_perturbations import SmoothPerturbations
 from unbackdoor.scan.tsbd_signals import TSBDSignals
@@ -46,6 +50,7 @@ DETECTORS: tuple[Scanner, ...] = (
     WeightStatistics(),
     UniversalPerturbations(),
     SmoothPerturbations(),
+    FourierProbes(),
     TSBDSignals(),
     NeuralCleanse(rounds=30, steps=3, batch_size=16, patience=3, stop_patience=12, most_classes=16),
 )
@@ -58,7 +63,7 @@ LEAST_SHARE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Scanner):
-    """Run several scanners, weigh what they say, and compare it with clean models of the same kind.
+    """Run several scanners, add up what they say, and compare it with clean models of the same kind.
 
     Attributes:
         false_alarms: share of clean models that may be called backdoored, above 0 and below 1; that at which the table
@@ -69,8 +74,8 @@ class Verdict(Scanner):
     false_alarms: float | None = None
     table: Path | None = None
 
-    # Signals of TSBD changed, and the tables that come with it do without MESA and weigh all numbers alike now.
-    revision: ClassVar[int] = 3
+    # What is usual is of each class now, and was of the largest before.
+    revision: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
         if self.false_alarms is not None and not 0 < self.false_alarms < 1:
@@ -84,11 +89,10 @@ class Verdict(Scanner):
         clean = data.need_clean("Verdict")
         table = nearest(read_tables(self.table or SHIPPED), model.description, len(clean), runtime.precision)
         rate = table.rate if self.false_alarms is None else self.false_alarms
-        count = len(table.clean_scores)
-        if not math.isfinite(table.threshold(rate)):
+        if not allowed_above(rate, table.clean_models):
             raise InputError(
-                f"the table for this model has {count} clean models, which allow a share of false alarms of"
-                f" {1 / (1 + count):.3g} or more, found {rate:g}; raise it, or name a larger table"
+                f"the table for this model has {table.clean_models} clean models, which allow a share of false alarms"
+                f" of {1 / (1 + table.clean_models):.3g} or more, found {rate:g}; raise it, or name a larger table"
             )
         misfits = table.misfits(model.description, len(clean), runtime.precision)
         given = replace(data, clean=draw_clean(clean, min(table.clean_size, len(clean)), runtime.seed))
@@ -101,7 +105,25 @@ class Verdict(Scanner):
             misfits.append(f"no word from {' and '.join(missing)}")
         if any(finding.shortened for finding in findings.values()):
             misfits.append("searches that the budget cut short")
-        finding = _finding(table, rate, misfits, findings, told, seconds)
+        calibration = {
+            "name": table.name,
+            "data": table.data,
+            "clean_models": table.clean_models,
+            "rate": table.rate,
+            "held_out": vars(table.held_out),
+            "misfits": misfits,
+        }
+        if table.comparable(model.description):
+            finding = _compared(table, rate, misfits, findings)
+        else:
+            finding = _uncompared(table, misfits, findings)
+        finding = replace(
+            finding,
+            reconstructions=_reconstructions(findings),
+            shortened=any(one.shortened for one in findings.values()),
+            seconds=seconds,
+            evidence={**finding.evidence, "detectors": told, "calibration": calibration},
+        )
         if not finding.suspected or any(isinstance(one, NeuralCleanse) for one in table.detectors):
             return finding
         triggers, said = _hear(FOR_TRIGGERS, model, given, runtime, seconds)
@@ -143,47 +165,45 @@ def _hear(
     return findings, told
 
 
-def _finding(
-    table: Table,
-    rate: float,
-    misfits: list[str],
-    findings: dict[str, Finding],
-    told: list[dict[str, Any]],
-    seconds: dict[str, float],
-) -> Finding:
-    """Return the answer."""
-    scores = class_scores(table.measures, findings)
-    suspected = table.suspected(findings, rate)
-    p_value = table.p_value(float(scores.max()))
+def _compared(table: Table, rate: float, misfits: list[str], findings: dict[str, Finding]) -> Finding:
+    """Return the answer of the comparison with the table's clean models."""
+    comparison = compared(table.clean, findings)
+    suspected = comparison.suspected(rate)
     return Finding(
         backdoored=None if misfits else bool(suspected),
         suspected=suspected,
         calibrated=not misfits,
-        anomaly=scores.float(),
-        threshold=table.threshold(rate),
-        reconstructions=_reconstructions(findings),
-        reason=_reason(table, rate, misfits, p_value, suspected),
-        shortened=any(finding.shortened for finding in findings.values()),
-        seconds=seconds,
-        evidence={
-            "p_value": p_value,
-            "false_alarms": rate,
-            "detectors": told,
-            "calibration": {
-                "name": table.name,
-                "data": table.data,
-                "clean_models": len(table.clean_scores),
-                "rate": table.rate,
-                "held_out": vars(table.held_out),
-                "misfits": misfits,
-            },
-        },
+        anomaly=comparison.scores.float(),
+        threshold=comparison.threshold(rate),
+        reason=_reason(table, rate, misfits, comparison.p_value, suspected),
+        evidence={"p_value": comparison.p_value, "false_alarms": rate},
+    )
+
+
+def _uncompared(table: Table, misfits: list[str], findings: dict[str, Finding]) -> Finding:
+    """Return what there is to say of a model of classes or images that no table has: what most scanners suspect."""
+    suspicions = torch.stack([one.anomaly.float().cpu() > one.threshold for one in findings.values()]).sum(0).float()
+    suspected = tuple(
+        int(c) for c in suspicions.argsort(descending=True, stable=True) if 2 * suspicions[c] > len(findings)
+    )
+    if suspected:
+        found = f"{int(suspicions[suspected[0]])} of {len(findings)} scanners suspect class {suspected[0]}"
+    else:
+        found = "no class is suspected by more than half of the scanners"
+    return Finding(
+        backdoored=None,
+        suspected=suspected,
+        calibrated=False,
+        anomaly=suspicions,
+        threshold=len(findings) / 2,
+        reason=f"{found}, each by its own threshold, which proves little: there are no clean models to compare with, as"
+        f" the nearest table ({table.name}) is for others; this scan has {', '.join(misfits)}",
     )
 
 
 def _reason(table: Table, rate: float, misfits: list[str], p_value: float, suspected: tuple[int, ...]) -> str:
     """Return the answer in a sentence or two."""
-    count = len(table.clean_scores)
+    count = table.clean_models
     if misfits:
         answer = (
             f"class {suspected[0]} stands out (p = {p_value:.3g})"

@@ -65,7 +65,7 @@ class WeightStatistics(Scanner):
             reason=f"the weights to class {suspected[0]} are unusually large: anomaly index {largest}"
             if suspected
             else f"no evidence in the last layer's weights: the largest anomaly index is {largest}",
-            statistics={} if bound is None else {"channel": bound},
+            evidence={} if bound is None else {"channel": bound},
         )
 
 
