@@ -220,14 +220,14 @@ HEAD = """# The verdict
 
 Made by `python benchmarks/zoo.py`. Half of the attacks (by the hash of their names) and every second seed are held
 out: nothing that is usual and no threshold comes from them. The options of the detectors themselves were set before,
-looking at planted models and at models of other attacks, and those of FourierProbes at four models of SIG of seeds that
-are not here; whether some models of digits that were looked at are held out here was not recorded. An attack counts as
-backdoored from an ASR of 50 % on. A model is compared with clean ones of its own network. "Verdict" adds up what all
-detectors say; each of the next lines compares what one of them says, so that all have the same rate of false alarms;
-the last lines are what each detector says by its own threshold, at whatever rate that has. "NeuralCleanse" is the
-verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32. Bounds: one-sided, 95 %, Clopper and
-Pearson. AUROC is over the held-out models of all networks together. How numbers are compared was changed three times
-after a look at held-out models, see docs/methods/verdict.md."""
+looking at planted models and at models of other attacks, but those of FourierProbes at twelve of SIG, TrojanNN and
+Blended, which are held out here, of other seeds; whether some models of digits that were looked at are held out here
+was not recorded. An attack counts as backdoored from an ASR of 50 % on. A model is compared with clean ones of its own
+network. "Verdict" adds up what all detectors say; each of the next lines compares what one of them says, so that all
+have the same rate of false alarms; the last lines are what each detector says by its own threshold, at whatever rate
+that has. "NeuralCleanse" is the verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32.
+Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the held-out models of all networks together. How numbers are
+compared was changed three times after a look at held-out models, see docs/methods/verdict.md."""
 
 
 def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:

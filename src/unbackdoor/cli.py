@@ -25,6 +25,7 @@ COMMANDS = {
     "gallery": "show what every attack does to your images, on one page",
     "train": "train a model on data as they are, or securely on untrusted ones",
     "sift": "ask which rows of a data set are poisoned (exit code 1 if any)",
+    "filter": "ask which of the images that come in carry a trigger (exit code 1 if any)",
     "scan": "ask whether a model is backdoored (exit code 1 if so)",
     "purify": "take the backdoor out of a model",
     "evaluate": "measure accuracy and attack success of a model",

@@ -43,7 +43,7 @@ def plainly(
         leads = [[row - np.median(row) for row in one] for one in everyone]
         usual = [[np.median([leads[i][j][c] for i in range(models)]) for c in range(8)] for j in range(len(leads[0]))]
         far = [[[leads[i][j][c] - usual[j][c] for c in range(8)] for j in range(len(usual))] for i in range(models)]
-        pooled = np.median(np.abs(far))
+        pooled = np.median(np.abs(far)[np.abs(far) > 0])
         for i in range(models):
             for c in range(8):
                 unusual = [
@@ -159,6 +159,28 @@ def test_a_detector_that_is_sure_is_not_drowned_by_many_that_see_nothing() -> No
     assert (found.p_value, found.suspected(0.05)[:1]) == (1 / 40, (0,))
 
 
+@pytest.mark.parametrize("classes", [20, 43, 100])
+def test_among_many_classes_of_which_few_are_searched_a_target_is_found(classes: int) -> None:
+    """What was not searched has the least number of those that were, as `for_all` gives it."""
+    draws = torch.Generator().manual_seed(0)
+
+    def searched(target: int | None) -> torch.Tensor:
+        easy = torch.linspace(0, 3, classes)
+        numbers = easy + torch.randn(classes, generator=draws)
+        if target is not None:
+            numbers[target] += 12
+        chosen = (easy + torch.randn(classes, generator=draws)).topk(15).indices
+        chosen = torch.cat([chosen, torch.tensor([target])]) if target is not None else chosen
+        kept = torch.full((classes,), float(numbers[chosen].min()))
+        kept[chosen] = numbers[chosen]
+        return kept[None]
+
+    clean = {"Sees": torch.stack([searched(None) for _ in range(26)])}
+    target = classes - 2
+    found = [compared(clean, {"Sees": finding([0.0] * classes, numbers=searched(target))}) for _ in range(10)]
+    assert sum(one.suspected(0.05)[:1] == (target,) for one in found) >= 9
+
+
 def test_what_clean_models_do_too_is_usual() -> None:
     """A class that stands out in every clean model is no news, and the same number of another class is."""
     clean = {"Sees": clean_numbers(39) + 20 * torch.eye(8)[3]}
@@ -195,6 +217,19 @@ def test_tables_come_back_from_their_file_as_they_were(tmp_path: Path) -> None:
         assert (one.class_names, one.image_shape, one.detectors) == (table.class_names, (3, 12, 12), table.detectors)
         for name, numbers in table.clean.items():
             torch.testing.assert_close(one.clean[name], numbers, rtol=1e-3, atol=1e-6)
+
+
+def test_names_of_classes_come_back_as_they_were(tmp_path: Path) -> None:
+    table = replace(TABLE, class_names=("a  b", "", " c", "d" * 600, "e\n", "f", "g", "h"))
+    (found,) = read_tables(written(tmp_path / "t.json", table))
+    assert found.class_names == table.class_names
+
+
+def test_a_file_that_would_be_too_large_to_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unbackdoor.scan.calibration_file.MOST_BYTES", 1000)
+    with pytest.raises(InputError, match="make a zoo of fewer rounds"):
+        written(tmp_path / "t.json", TABLE)
+    assert not (tmp_path / "t.json").exists()
 
 
 def test_the_tables_that_are_shipped_can_be_read() -> None:
@@ -261,7 +296,7 @@ REFUSED: list[tuple[Change, str]] = [
     (lambda content: content["tables"].append(3), "a table must be an object"),
     (lambda content: content["tables"][0].pop("name"), "name must be a text"),
     (lambda content: content["tables"][0].update(class_names=8), "class_names must be a list"),
-    (lambda content: content["tables"][0].update(class_names=[""] * 8), "a class must be a text"),
+    (lambda content: content["tables"][0].update(class_names=[1] * 8), "name of a class must be a text"),
     (lambda content: content["tables"][0]["class_names"].pop(), "a number for each class"),
     (lambda content: content["tables"][0].update(image_shape=[3, 12]), "channels, height and width"),
     (lambda content: content["tables"][0].update(clean=[]), "clean must be an object"),

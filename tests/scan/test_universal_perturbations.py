@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.planted import CLASSES, pictures, planted, runtime
 from tests.refusals import refused
@@ -13,6 +14,7 @@ from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.scan import UniversalPerturbations
 from unbackdoor.scan import universal_perturbations as module
+from unbackdoor.scan.universal import odds_of
 
 
 @pytest.mark.parametrize("seed", [1, 2, 4, 8])
@@ -79,3 +81,13 @@ def test_two_clean_images_will_do() -> None:
     found = UniversalPerturbations(steps=2, batch_size=4).scan(planted(1).twin, two, runtime())
     assert len(found.anomaly) == CLASSES
     assert found.anomaly.isfinite().all()
+
+
+def test_log_odds_are_exact_also_where_the_model_is_sure() -> None:
+    logits = torch.tensor([[30.0, 0.0, -5.0], [1.0, 1.0, 1.0], [-40.0, 3.0, 2.0]])
+    shares = logits.double().softmax(1)
+    expected = (
+        shares.log()
+        - torch.stack([shares[:, [1, 2]].sum(1), shares[:, [0, 2]].sum(1), shares[:, [0, 1]].sum(1)], 1).log()
+    )
+    torch.testing.assert_close(odds_of(logits).double(), expected, rtol=1e-5, atol=1e-5)

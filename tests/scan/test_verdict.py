@@ -132,6 +132,12 @@ def test_where_no_table_has_its_classes_and_images_nothing_is_compared(
         assert len(found.evidence["calibration"]["misfits"]) == 1
 
 
+def test_a_table_with_other_rows_than_the_detector_gives_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = replace(SAYS, clean={"Says": clean_numbers(39).repeat(1, 2, 1)})
+    with pytest.raises(InputError, match="Says gives 1 numbers of each class and the calibration table has 2"):
+        verdict(monkeypatch, towards(3, 5.0), table)
+
+
 def test_fewer_clean_images_than_the_table_has_are_no_calibrated_scan(monkeypatch: pytest.MonkeyPatch) -> None:
     found = verdict(monkeypatch, towards(3, 0.1), clean=50)
     assert found.evidence["calibration"]["misfits"] == ["50 clean images instead of 60"]

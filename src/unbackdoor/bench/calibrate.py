@@ -112,7 +112,13 @@ def _numbers(
     """Return what the detectors say of the clean models of a network that others are compared with."""
     some = [one.findings for one in models if one.part == "reference" and one.network == network]
     names = [type(detector).__name__ for detector in detectors]
-    return {name: torch.stack([of[name].numbers for of in some]) for name in names if all(name in of for of in some)}
+    heard = {name: [of[name].numbers for of in some if name in of] for name in names}
+    # A file has no place for what is no number.
+    return {
+        name: torch.stack(numbers)
+        for name, numbers in heard.items()
+        if len(numbers) == len(some) and all(bool(one.isfinite().all()) for one in numbers)
+    }
 
 
 def _only(

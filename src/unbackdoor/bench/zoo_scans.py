@@ -113,7 +113,7 @@ def scan_zoo(
         for row in usable:
             todo = {scan_key(row, detector, clean_size): detector for detector in detectors}
             with claimed(out, f"scan-{row['key']}-{clean_size}") as mine:
-                done = {scan["key"] for scan in rows_of(out / SCANS, SAID)} if mine else set(todo)
+                done = _heard(out).keys() if mine else todo.keys()
                 for key, detector in todo.items():
                     if key not in done:
                         append(out / SCANS, _scan(out, row, key, code, train, detector, clean_size, runtime))
@@ -132,11 +132,16 @@ def looked_at(
         detectors: which.
         clean_size: clean images that they got.
     """
-    scans = {scan["key"]: scan for scan in rows_of(out / SCANS, SAID)}
+    scans = _heard(out)
     wanted = [
         (row, [scans.get(scan_key(row, detector, clean_size)) for detector in detectors]) for row in usable_of(rows)
     ]
     return [(row, [one for one in said if one]) for row, said in wanted if all(said)]
+
+
+def _heard(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the scans of a zoo by their keys; those of versions that did not keep the numbers are to be done again."""
+    return {scan["key"]: scan for scan in rows_of(out / SCANS, SAID) if "numbers" in scan or "refused" in scan}
 
 
 def usable_of(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -28,9 +28,9 @@ from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import OWN_NETWORK
 from unbackdoor.commands.workspace import Run, writable_folder
 from unbackdoor.data import ImageSet, read_images
-from unbackdoor.errors import OutputError
+from unbackdoor.errors import InputError, OutputError
 from unbackdoor.scan.calibration import Table
-from unbackdoor.scan.calibration_file import read_tables, write_tables
+from unbackdoor.scan.calibration_file import holds_tables, write_tables
 from unbackdoor.scan.verdict import DETECTORS
 from unbackdoor.training import Recipe, Runtime, architecture_of
 
@@ -58,7 +58,7 @@ def run(
         out: folder of the zoo; several data sets may share one.
         model: the network of all models; a small PreActResNet18 and a small WRN16x1 in turn if none is named.
         rounds: a round has a model of each attack that is not held out (the first, third, ...) or of each that is (the
-            second, fourth, ...), and as many clean ones. For a rate of 5 % a table takes eight, of one network four.
+            second, fourth, ...), and as many clean ones. A table for 5 % takes seven, of one network three.
         size: training images of a model, drawn class-balanced by its seed; all that are not kept back for its scans if
             there are fewer.
         attacks: names, as [BadNets, SIG]; all if none are named.
@@ -151,8 +151,8 @@ def _check_table(table: Path) -> None:
     if table.is_dir():
         raise OutputError(f"{table} is a folder; name a file for the tables")
     writable_folder(table.parent)
-    if table.exists():
-        read_tables(table)
+    if table.exists() and not holds_tables(table):
+        raise InputError(f"{table} holds no calibration tables, and would be replaced; name another file")
 
 
 def _judged_rows(tables: Sequence[Table], judgements: Sequence[Judged]) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -88,7 +88,9 @@ class ImageFolder:
         numbers = {name: number for number, name in enumerate(self._class_names)}
         listed = [(numbers[name], path) for name, path in self._listed(split)]
         return ImageSet(
-            images=decode_images(self._contents([path for _, path in listed]), len(listed), self.source),
+            images=decode_images(
+                contents_of([path for _, path in listed], self._root, self.source), len(listed), self.source
+            ),
             labels=torch.tensor([number for number, _ in listed]),
             class_names=tuple(self._class_names),
             name=self.source,
@@ -138,17 +140,6 @@ class ImageFolder:
         else:
             self._classes[None] = _classes(self._root)
 
-    def _contents(self, paths: list[Path]) -> Iterator[tuple[str, bytes]]:
-        for path in paths:
-            where = self._shown(path)
-            try:
-                content = read_bytes(path, MAX_BYTES)
-            except (OSError, ValueError) as error:
-                raise DataError(
-                    f"cannot read image {where} of {self.source}: {reason_of(error)}; check that it is there"
-                ) from error
-            yield where, content
-
     def _check_bytes(self, path: Path) -> None:
         """Refuse a file that is too large for an image before it is hashed."""
         try:
@@ -164,6 +155,28 @@ class ImageFolder:
         return clean_text(path.relative_to(self._root).as_posix())
 
 
+def contents_of(paths: Sequence[Path], root: Path, source: str) -> Iterator[tuple[str, bytes]]:
+    """Yield where each image lies below `root`, and its bytes.
+
+    Args:
+        paths: of the images.
+        root: a folder that they are in.
+        source: what to call it in messages.
+
+    Raises:
+        DataError: one that cannot be read.
+    """
+    for path in paths:
+        where = clean_text(path.relative_to(root).as_posix())
+        try:
+            content = read_bytes(path, MAX_BYTES)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"cannot read image {where} of {source}: {reason_of(error)}; check that it is there"
+            ) from error
+        yield where, content
+
+
 def _folders(parent: Path) -> list[Path]:
     """Return the folders directly below `parent` by name, without hidden ones and archivers' litter."""
     return sorted(entry for entry in parent.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
@@ -171,17 +184,18 @@ def _folders(parent: Path) -> list[Path]:
 
 def _holds_classes(folder: Path) -> bool:
     """Tell a split from a class that happens to be called "train": a class has images directly in it."""
-    deep = any(True for child in _folders(folder) for _ in _images(child))
+    deep = any(True for child in _folders(folder) for _ in images_below(child))
     return deep and not any(_is_image(entry) for entry in folder.iterdir())
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """Return the images at any depth below each folder in `folder`; folders without images are no classes."""
-    found = {child.name: list(_images(child)) for child in _folders(folder)}
+    found = {child.name: list(images_below(child)) for child in _folders(folder)}
     return {name: paths for name, paths in found.items() if paths}
 
 
-def _images(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> Iterator[Path]:
+    """Yield the images at any depth below a folder, without those in hidden folders and archivers' litter."""
     for parent, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith((".", "__"))]
         yield from (path for path in (Path(parent, name) for name in names) if _is_image(path))

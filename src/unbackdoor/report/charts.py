@@ -104,13 +104,14 @@ def metric_chart(metrics: Sequence[Metric]) -> Chart:
     )
 
 
-def histogram_chart(scores: Sequence[float], flagged: Sequence[bool], x_title: str) -> Chart:
+def histogram_chart(scores: Sequence[float], flagged: Sequence[bool], x_title: str, held: str = "poisoned") -> Chart:
     """Draw how many rows have which score, flagged ones in another colour, on a scale that shows single rows too.
 
     Args:
         scores: finite, one a row.
         flagged: whether each row is held poisoned.
         x_title: what the scores are.
+        held: what flagged rows are held to be.
 
     Raises:
         InputError: no scores, scores that are not finite, or another number of flags.
@@ -122,11 +123,13 @@ def histogram_chart(scores: Sequence[float], flagged: Sequence[bool], x_title: s
     counts = [[0, 0] for _ in range(HISTOGRAM_BINS)]
     for score, flag in zip(scores, flagged, strict=True):
         counts[min(int((score - low) / step), HISTOGRAM_BINS - 1)][bool(flag)] += 1
-    plain, held = zip(*counts)
-    return counted_chart(plain, held, (low, high), x_title)
+    plain, marked = zip(*counts)
+    return counted_chart(plain, marked, (low, high), x_title, held)
 
 
-def counted_chart(plain: Sequence[int], flagged: Sequence[int], ends: tuple[float, float], x_title: str) -> Chart:
+def counted_chart(
+    plain: Sequence[int], flagged: Sequence[int], ends: tuple[float, float], x_title: str, held: str = "poisoned"
+) -> Chart:
     """Draw the same of rows that were counted elsewhere.
 
     Args:
@@ -134,15 +137,16 @@ def counted_chart(plain: Sequence[int], flagged: Sequence[int], ends: tuple[floa
         flagged: rows that are, in the same steps.
         ends: lowest and highest score.
         x_title: what the scores are.
+        held: what flagged rows are held to be.
     """
     low, high = ends
     step = (high - low) / len(plain) or 1.0
     bins = [
-        drawings.Bin(left=low + number * step, right=low + (number + 1) * step, plain=few, flagged=held)
-        for number, (few, held) in enumerate(zip(plain, flagged, strict=True))
+        drawings.Bin(left=low + number * step, right=low + (number + 1) * step, plain=few, flagged=marked)
+        for number, (few, marked) in enumerate(zip(plain, flagged, strict=True))
     ]
-    rows, held = sum(plain) + sum(flagged), sum(flagged)
-    answer = f"{held:,} of {rows:,} rows are held poisoned." if held else "No row is held poisoned."
+    rows, marked = sum(plain) + sum(flagged), sum(flagged)
+    answer = f"{marked:,} of {rows:,} rows are held {held}." if marked else f"No row is held {held}."
     return _chart(
         title=f"Rows by {x_title}",
         explanation=f"{answer} The scale of the counts is logarithmic, so that few rows can be seen beside many.",

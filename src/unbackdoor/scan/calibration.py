@@ -6,7 +6,7 @@ all are treated alike. With x the j-th number of a detector for class c of model
 
     y = x - median over the classes of x          so that no model is suspicious for all of its classes
     d = y - median over the models of y           what is usual of that class, such as one that stripes look like
-    z = asinh(d / s),  s = 1.4826 max(median over the models of |d|, median over models, classes and j of |d|)
+    z = asinh(d / s),  s = 1.4826 max(median over the models of |d|, median of all |d| of the detector that are not 0)
     S_ic = sum over the detectors of max(0, largest z of any j)^2
     S_i  = max over the classes of S_ic
     p    = (1 + number of the clean models with a score of S_n+1 or more) / (n + 1)
@@ -137,8 +137,10 @@ def _unusual(numbers: Float[Tensor, "n m k"]) -> Float[Tensor, "n k"]:
     numbers = numbers.where(numbers.isfinite(), torch.nan)
     leads = (numbers - numbers.nanquantile(0.5, dim=2, keepdim=True)).nan_to_num(0.0)
     far = leads - leads.quantile(0.5, dim=0)
-    own, all_of_them = far.abs().quantile(0.5, dim=0), far.abs().flatten().quantile(0.5)
-    scales = GAUSSIAN * own.clamp_min(float(all_of_them)).clamp_min(LEAST_SCALE)
+    own, all_of_them = far.abs().quantile(0.5, dim=0), far[far != 0].abs()
+    # Without the zeros: of many classes, those that were not searched all have the number of the class in the middle.
+    least = max(LEAST_SCALE, float(all_of_them.quantile(0.5))) if len(all_of_them) else LEAST_SCALE
+    scales = GAUSSIAN * own.clamp_min(least)
     return torch.asinh(far / scales).amax(1).clamp_min(0)
 
 

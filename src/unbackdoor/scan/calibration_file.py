@@ -22,10 +22,10 @@ from unbackdoor.text import clean_text
 SHIPPED = Path(__file__).with_name("calibration.json")
 """The tables that come with the package."""
 FORMAT = 4
-MOST_BYTES = 1 << 24
+MOST_BYTES = 1 << 26
 MOST_ENTRIES = 100_000
 """Of any list in a file of tables."""
-LARGEST = 1e300
+LARGEST = 1e30
 """Of any number in a file of tables."""
 
 
@@ -50,6 +50,14 @@ def read_tables(path: Path = SHIPPED) -> tuple[Table, ...]:
         raise InputError(f"{where} holds no calibration tables: {clean_text(str(error))}; make it again") from error
 
 
+def holds_tables(path: Path) -> bool:
+    """Return whether a file is one of calibration tables, whole or not, of this format or of another."""
+    try:
+        return json_object(read_bytes(path, MOST_BYTES), "content").keys() >= {"format", "tables"}
+    except (OSError, ValueError, CheckpointError):
+        return False
+
+
 def write_tables(path: Path, tables: Sequence[Table], **facts: str) -> None:
     """Write calibration tables, complete or not at all, and none that could not be read back.
 
@@ -71,7 +79,13 @@ def write_tables(path: Path, tables: Sequence[Table], **facts: str) -> None:
     # A line a table: with one a number, files were mostly white space.
     head = json.dumps({"format": FORMAT, **facts, "tables": []}, allow_nan=False).removesuffix("]}")
     lines = ",\n".join(json.dumps(one, allow_nan=False, separators=(",", ":")) for one in told)
-    write_bytes(path, f"{head}\n{lines}\n]}}\n".encode())
+    content = f"{head}\n{lines}\n]}}\n".encode()
+    if len(content) > MOST_BYTES:
+        raise InputError(
+            f"{clean_text(str(path))} is not written, as it would have {len(content):,} bytes and {MOST_BYTES:,} are"
+            " read; make a zoo of fewer rounds, or of one network"
+        )
+    write_bytes(path, content)
 
 
 class _Wrong(Exception):
@@ -89,7 +103,8 @@ def _table(content: Any) -> Table:
     shape = [_whole(side, "image_shape") for side in _list(of, "image_shape")]
     if len(shape) != 3:
         raise _Wrong("image_shape must be channels, height and width")
-    class_names = tuple(clean_text(_text(name, "a class")) for name in _list(of, "class_names"))
+    # As they are: they are compared with those of models, and never shown.
+    class_names = tuple(_name(name) for name in _list(of, "class_names"))
     clean = _object(of.get("clean"), "clean")
     if clean.keys() != names:
         raise _Wrong("clean must have the numbers of each detector")
@@ -162,6 +177,12 @@ def _list(of: Mapping[str, Any], name: str) -> list[Any]:
 def _text(content: Any, what: str) -> str:
     if not isinstance(content, str) or not 0 < len(content) <= 500:
         raise _Wrong(f"{what} must be a text of at most 500 letters")
+    return content
+
+
+def _name(content: Any) -> str:
+    if not isinstance(content, str):
+        raise _Wrong("the name of a class must be a text")
     return content
 
 

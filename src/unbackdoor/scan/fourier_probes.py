@@ -6,8 +6,9 @@ and SIG (Barni, Kallas, Tondi, ICIP 2019) is one. Searches miss such a trigger: 
 lead elsewhere. So nothing is searched here. Each wave of a fixed set is added to all images, and for each class is
 asked how sure the model is of it on images of other classes: the mean of log p / (1 - p).
 
-Waves lead to some classes more than to others in clean models too (stripes look like something), so by itself this is
-a weak scanner. Its strength is in `Verdict`, which knows what each wave does to each class of clean models.
+Waves lead to some classes more than to others in clean models too (stripes look like something). So by itself this
+accuses nobody: a class that stands out is a hint. Its strength is in `Verdict`, which knows what each wave does to each
+class of clean models.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from unbackdoor.models.derivatives import frozen_norms
 from unbackdoor.scan.base import Finding, Scanner
 from unbackdoor.scan.outliers import low_outliers
 from unbackdoor.scan.passes import at_once
+from unbackdoor.scan.universal import odds_of
 from unbackdoor.training import Runtime
 
 DIRECTIONS = ((0, 1), (1, 0), (1, 1), (-1, 1))
@@ -35,13 +37,14 @@ PHASES = (0.0, math.pi / 2)
 
 @dataclass(frozen=True, kw_only=True)
 class FourierProbes(Scanner):
-    """Add waves to all images; a class to which one of them leads unusually well is evidence.
+    """Add waves to all images; a class to which one of them leads unusually well is a hint, and more in `Verdict`.
 
     Attributes:
         amplitude: of a wave, pixel units, above 0 and at most 1.
         highest: frequency, in periods an image, 1 or more; never so high that a period has two pixels or fewer.
         most_images: to which the waves are added.
-        threshold: on the anomaly index (scaled median absolute deviations above the median).
+        threshold: on the anomaly index (scaled median absolute deviations above the median), from which on a class is
+            named and the answer is inconclusive.
     """
 
     amplitude: float = 0.12
@@ -83,13 +86,14 @@ class FourierProbes(Scanner):
         suspected = [int(c) for c in anomaly.argsort(descending=True) if anomaly[c] > self.threshold]
         largest = f"anomaly index {float(anomaly.max()):.1f}, threshold {self.threshold:g}"
         return Finding(
-            backdoored=bool(suspected),
+            backdoored=None if suspected else False,
             suspected=tuple(suspected),
             calibrated=False,
             anomaly=anomaly,
             threshold=self.threshold,
             numbers=numbers,
-            reason=f"a wave that is added to all images leads them to class {suspected[0]} unusually well ({largest})"
+            reason=f"a wave that is added to all images leads them to class {suspected[0]} unusually well ({largest}),"
+            " which clean models know too; Verdict compares with those"
             if suspected
             else f"no evidence of a wave that leads all images to a class unusually well: the largest {largest}",
         )
@@ -134,8 +138,6 @@ def sureness(
     for part in torch.split(images, at_once(images.shape, runtime)):
         with runtime.autocast():
             answers.append(model(runtime.layout(part)).float())
-    logits = torch.cat(answers)
-    classes = torch.arange(logits.shape[1], device=logits.device)
-    rest = torch.stack([logits.index_fill(1, one, -torch.inf).logsumexp(1) for one in classes], 1)
-    others = labels[:, None] != classes
-    return (((logits - rest) * others).sum(0) / others.sum(0).clamp_min(1)).cpu()
+    odds = odds_of(torch.cat(answers))
+    others = labels[:, None] != torch.arange(odds.shape[1], device=odds.device)
+    return ((odds * others).sum(0) / others.sum(0).clamp_min(1)).cpu()

@@ -124,6 +124,16 @@ def log_odds(
             for part in torch.split(others, at_once(images.shape, runtime)):
                 with runtime.autocast():
                     logits = model(runtime.layout((images[part] + change).clamp(0, 1))).float()
-                odds.append(logits[:, number] - logits.index_fill(1, number, -torch.inf).logsumexp(1))
+                odds.append(odds_of(logits)[:, number])
             values.append(torch.cat(odds).mean())
     return torch.stack(values)
+
+
+def odds_of(logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+    """Return log p / (1 - p) of each class, without loss of digits where p is nearly 1."""
+    shares = logits.log_softmax(1)
+    first = logits.argmax(1, keepdim=True)
+    # All but the likeliest have at most one half, which rounding must not exceed.
+    others = torch.log1p(-shares.exp().clamp_max(0.5))
+    rest = logits.scatter(1, first, -torch.inf).logsumexp(1, keepdim=True) - logits.logsumexp(1, keepdim=True)
+    return shares - others.scatter(1, first, rest)

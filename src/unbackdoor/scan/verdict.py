@@ -114,6 +114,7 @@ class Verdict(Scanner):
             "misfits": misfits,
         }
         if table.comparable(model.description):
+            _check_rows(table, findings)
             finding = _compared(table, rate, misfits, findings)
         else:
             finding = _uncompared(table, misfits, findings)
@@ -163,6 +164,16 @@ def _hear(
             told.append({**said, "reason": str(error)})
         seconds[name] = time.perf_counter() - start
     return findings, told
+
+
+def _check_rows(table: Table, findings: dict[str, Finding]) -> None:
+    """Refuse a table whose detectors gave other numbers of a class than they give now, or that is damaged."""
+    for name, finding in findings.items():
+        rows, known = len(finding.numbers), table.clean[name].shape[1]
+        if rows != known:
+            raise InputError(
+                f"{name} gives {rows} numbers of each class and the calibration table has {known}; make the table again"
+            )
 
 
 def _compared(table: Table, rate: float, misfits: list[str], findings: dict[str, Finding]) -> Finding:

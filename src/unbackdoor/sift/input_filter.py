@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -24,7 +25,14 @@ Change = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b c h w"]]
 
 @dataclass(frozen=True, kw_only=True)
 class InputFilter(ABC):
-    """Base of all filters of inputs: its fields are its options, nothing else is stored."""
+    """Base of all filters of inputs: its fields are its options, nothing else is stored.
+
+    Attributes:
+        highest: score that an image can have; None: there is none. Where many clean images have it, no threshold can
+            tell triggered ones from them.
+    """
+
+    highest: ClassVar[float | None] = None
 
     def score(self, model: Network, images: UInt8[Tensor, "n c h w"], runtime: Runtime) -> Float[Tensor, "n"]:
         """Return how suspicious each image is; higher is more suspicious, and an image's score is its own.

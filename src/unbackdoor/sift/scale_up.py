@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -28,6 +29,8 @@ class ScaleUp(InputFilter):
     Attributes:
         factors: that pixels are multiplied by, each above 1.
     """
+
+    highest: ClassVar[float | None] = 1.0
 
     factors: tuple[float, ...] = (3.0, 5.0, 7.0, 9.0, 11.0)
 

@@ -1,0 +1,110 @@
+"""`unbackdoor filter`, from images on disk to a table and a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from tests.commands.networks import PIXELS
+from tests.commands.test_cli import refuse, run
+from tests.sift.spread import FEATURES, TARGET, reader, spread
+from tests.sift.test_strip import TRIGGER, backdoored
+from unbackdoor.data import ImageSet
+from unbackdoor.data.parquet_writer import write_parquet
+from unbackdoor.models import Network, save_model
+
+QUICK = ["--threads", "1", "--precision", "fp32", "--method", "ScaleUp"]
+
+
+@pytest.fixture(scope="module")
+def plain() -> ImageSet:
+    """Clean images but those of the target, which keep their class however bright they are."""
+    images = spread(torch.zeros(FEATURES), count=1500).plain
+    return images.subset((images.labels != TARGET).nonzero().squeeze(1))
+
+
+@pytest.fixture
+def words(tmp_path: Path, plain: ImageSet) -> list[str]:
+    """The words that name a backdoored model and half of the clean images."""
+    network = reader(backdoored())
+    save_model(tmp_path / "m.safetensors", Network(network.body, network.description), provenance={})
+    write_parquet(tmp_path / "clean.parquet", plain.subset(torch.arange(0, len(plain), 2)), {})
+    return ["--model", str(tmp_path / "m.safetensors"), "--arch", PIXELS, "--clean", str(tmp_path / "clean.parquet")]
+
+
+def pictures(folder: Path, images: torch.Tensor, name: str) -> None:
+    """Write images as files, without a class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        pixels = image.permute(1, 2, 0).contiguous().numpy()
+        Image.fromarray(pixels.squeeze()).save(folder / f"{name}{number:03d}.png")
+
+
+def test_triggered_images_among_clean_ones_are_found_and_shown(
+    tmp_path: Path, plain: ImageSet, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = plain.subset(torch.arange(1, len(plain), 2))
+    stamped = others.images[:40].flatten(1).clone()
+    stamped[:, TRIGGER] = 255
+    pictures(tmp_path / "in", stamped.view_as(others.images[:40]), "lit")
+    pictures(tmp_path / "in" / "deeper", others.images[40:80], "plain")
+    out = tmp_path / "out"
+    code, printed, err = run(
+        capsys, "filter", *words, "--inputs", str(tmp_path / "in"), "--out", str(out), "--json", *QUICK
+    )
+    assert code == 1, err
+    result = json.loads(printed)
+    table = parquet.read_table(out / "inputs.parquet").to_pylist()
+    assert [row["row"] for row in table] == list(range(80))
+    lit = [row for row in table if row["image"].startswith("lit")]
+    assert len(lit) == 40
+    assert all(row["triggered"] and row["answer"] == TARGET for row in lit)
+    held = [row for row in table if row["triggered"]]
+    assert result["held_triggered"] == len(held) <= 40 + 4
+    assert (result["inputs"], result["by_chance"] < 1e-6) == (80, True)
+    page = (out / "report.html").read_text()
+    assert "look triggered to ScaleUp" in page
+    assert "lit000.png" in page
+    record = json.loads((out / "run.json").read_text())
+    assert record["filtered"]["held_triggered"] == len(held)
+
+
+def test_clean_images_are_held_no_more_often_than_chance_explains(
+    tmp_path: Path, plain: ImageSet, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_parquet(tmp_path / "in.parquet", plain.subset(torch.arange(1, len(plain), 2)), {})
+    code, printed, err = run(
+        capsys, "filter", *words, "--inputs", str(tmp_path / "in.parquet"), "--out", str(tmp_path / "out"), *QUICK
+    )
+    assert code == 0, err
+    assert "no evidence found" in printed
+    assert "No evidence of triggers" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_cannot_be_is_refused_in_one_sentence(
+    tmp_path: Path, plain: ImageSet, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "out"), *QUICK]
+    (tmp_path / "empty").mkdir()
+    assert "holds neither parquet files nor images" in refuse(
+        capsys, "filter", *words, "--inputs", str(tmp_path / "empty"), *out
+    )
+    pictures(tmp_path / "in", torch.zeros(2, 3, 5, 5, dtype=torch.uint8), "small")
+    assert "images of 3 x 5 x 5, but the model" in refuse(
+        capsys, "filter", *words, "--inputs", str(tmp_path / "in"), *out
+    )
+    few = ["--clean-size", "10"]
+    assert "10 clean images allow a share of false alarms of 0.0909 or more" in refuse(
+        capsys, "filter", *words, *few, "--inputs", str(tmp_path / "in"), *out
+    )
+    assert "above 0 and below 1" in refuse(
+        capsys, "filter", *words, "--false-alarms", "0", "--inputs", str(tmp_path / "in"), *out
+    )
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
+    assert "broken.png" in refuse(capsys, "filter", *words, "--inputs", str(tmp_path / "in"), *out)
+    assert not (tmp_path / "out" / "run.json").exists()
