@@ -226,8 +226,8 @@ was not recorded. An attack counts as backdoored from an ASR of 50 % on. A model
 network. "Verdict" adds up what all detectors say; each of the next lines compares what one of them says, so that all
 have the same rate of false alarms; the last lines are what each detector says by its own threshold, at whatever rate
 that has. "NeuralCleanse" is the verdict's own short search (90 steps of 16 images), not the scanner's 800 of 32.
-Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the held-out models of all networks together. How numbers are
-compared was changed three times after a look at held-out models, see docs/methods/verdict.md."""
+Bounds: one-sided, 95 %, Clopper and Pearson. AUROC is over the held-out models of all networks together. How numbers
+are compared was changed three times after a look at held-out models, see docs/methods/verdict.md."""
 
 
 def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:
