@@ -31,6 +31,8 @@ from unbackdoor.text import in_utf8
 from unbackdoor.training import Runtime, logits_of
 
 CHOICES = {"method": Choice(INPUT_FILTERS, "TeCo")}
+WITHOUT = frozenset({"budget"})
+"""Options of the runtime that would do nothing: each image is scored once."""
 TABLE = "inputs.parquet"
 SHOWN = 24
 """Images on the page."""
