@@ -232,6 +232,7 @@ are compared was changed three times after a look at held-out models, see docs/m
 
 def page(name: str, size: int, tables: Sequence[Table], ways: Sequence[Judged], lines: Sequence[dict[str, Any]]) -> str:
     """Return how a kind's tables for so many clean images do, as Markdown."""
+    lines = [line for line in lines if line["row"]["network"] in {table.architecture for table in tables}]
     rows = {line["row"]["key"]: line["row"] for line in lines}.values()
     failed = sorted({row["attack"] for row in rows if "refused" not in row and row["backdoored"] is None})
     refused = sorted({row["attack"] or "clean" for row in rows if "refused" in row})
