@@ -51,7 +51,12 @@ class InputFilter(ABC):
                 f" {images.dtype} of {tuple(images.shape[1:])}"
             )
         frozen = runtime.settle(copy.deepcopy(model)).eval().requires_grad_(False)
-        parts = [self.inspect(frozen, images[i : i + BATCH], runtime) for i in range(0, len(images), BATCH)]
+        batches = torch.split(images, BATCH) if len(images) else ()
+        parts = []
+        with runtime.progress.bar(f"{type(self).__name__}: {len(images):,} images", len(batches)) as advance:
+            for batch in batches:
+                parts.append(self.inspect(frozen, batch, runtime))
+                advance()
         return torch.cat(parts) if parts else torch.zeros(0)
 
     @abstractmethod
