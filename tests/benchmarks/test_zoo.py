@@ -16,6 +16,7 @@ import torch
 from unbackdoor.attacks import ATTACKS
 from unbackdoor.bench.zoo import INDEX, plan, rows_of
 from unbackdoor.bench.zoo_scans import SAID, SCANS, scan_key
+from unbackdoor.errors import InputError
 from unbackdoor.scan import TSBDSignals
 from unbackdoor.scan.verdict import DETECTORS
 
@@ -30,18 +31,24 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
         yield zoo
 
 
-def lines(clean_size: int, detectors: tuple[Any, ...], rounds: int = 52) -> list[dict[str, Any]]:
+def lines(clean_size: int, detectors: tuple[Any, ...], rounds: int = 76) -> list[dict[str, Any]]:
     """Return lines as the program writes them; the target of a backdoored model stands out."""
     made = []
     for entry in plan("digits", ["BadNets", "SIG"], rounds):
         draws = torch.Generator().manual_seed(zlib.crc32(entry.key.encode()))
         anomaly = torch.randn(10, generator=draws)
         anomaly[3] += 9 * (entry.attack is not None)
-        row = {"key": entry.key, **vars(entry), "part": "usual", "sha256": "0"}
+        row = {"key": entry.key, **vars(entry), "part": "held-out", "sha256": "0"}
         row["backdoored"] = entry.attack is not None
         row |= {"target": entry.attack and 3, "acc": 0.99, "asr": entry.attack and 1.0}
         row["made"] = {"size": 1400, "recipe": {"epochs": 8}, "precision": "bf16"}
-        plain = {"anomaly": anomaly.tolist(), "statistics": {}, "threshold": 3.5, "flagged": False, "suspected": []}
+        plain = {
+            "anomaly": anomaly.tolist(),
+            "numbers": [anomaly.tolist()],
+            "threshold": 3.5,
+            "flagged": False,
+            "suspected": [],
+        }
         scans = [
             {
                 **plain,
@@ -60,7 +67,7 @@ def lines(clean_size: int, detectors: tuple[Any, ...], rounds: int = 52) -> list
 
 def test_lines_of_two_sizes_give_four_tables_and_two_pages(program: ModuleType) -> None:
     given = lines(50, DETECTORS[:3]) + lines(250, DETECTORS)
-    failed = {"key": "x", "attack": "CTRL", "backdoored": None}
+    failed = {"key": "x", "network": "WRN16x1", "attack": "CTRL", "backdoored": None}
     given.append({**given[0], "row": failed, "scans": []})
     few, ways = program.calibrate("digits", given, 50)
     many, _ = program.calibrate("digits", given, 250)
@@ -71,17 +78,17 @@ def test_lines_of_two_sizes_give_four_tables_and_two_pages(program: ModuleType) 
     # Lines of before have three detectors.
     assert few[0].detectors == DETECTORS[:3]
     assert many[0].detectors == DETECTORS
-    # The rows say "usual" of all; the entries have parts.
-    assert [len(one.clean_scores) for one in few] == [9, 9]
+    # The rows say "held-out" of all; the entries have parts.
+    assert [one.clean_models for one in few] == [19, 19]
     page = program.page("digits", 50, few, ways, given)
     assert "1400 training images, 8 epochs, scanned with images new to the model" in page
-    assert "| Verdict | 1.000 | 26 of 26 |" in page
+    assert "| Verdict | 1.000 | 38 of 38 |" in page
     assert "at least once: CTRL." in page
 
 
 def test_scans_with_other_options_or_of_another_revision_are_not_in_the_table(program: ModuleType) -> None:
     old = dataclasses.replace(DETECTORS[1], steps=7)  # type: ignore[call-arg]
-    given = lines(50, (DETECTORS[0], old, DETECTORS[3]))
+    given = lines(50, (DETECTORS[0], old, DETECTORS[4]))
     for line in given:
         (scan,) = (one for one in line["scans"] if one["detector"] == "TSBDSignals")
         before = f"revision {TSBDSignals.revision} "
@@ -90,7 +97,21 @@ def test_scans_with_other_options_or_of_another_revision_are_not_in_the_table(pr
     tables, _ = program.calibrate("digits", given, 50)
     for table in tables:
         assert table.detectors == DETECTORS[:1]
-        assert {one.detector for one in table.measures} == {"WeightStatistics"}
+        assert table.clean.keys() == {"WeightStatistics"}
+
+
+def test_a_network_of_which_few_models_are_there_yet_is_left_out(program: ModuleType) -> None:
+    given = [
+        line
+        for number, line in enumerate(lines(50, DETECTORS[:2]))
+        if line["row"]["network"] == "PreActResNet18" or number < 40
+    ]
+    tables, ways = program.calibrate("digits", given, 50)
+    assert [(one.architecture, one.rate) for one in tables] == [("PreActResNet18", 0.05)]
+    page = program.page("digits", 50, tables, ways, given)
+    assert "WRN16x1" not in page
+    with pytest.raises(InputError, match="no network has clean models enough yet"):
+        program.calibrate("digits", given[:20], 50)
 
 
 def test_a_zoo_goes_on_from_its_lines_where_its_folder_is_gone(
@@ -123,8 +144,7 @@ def test_every_kind_has_clean_models_enough_for_a_rate_of_five_percent(program: 
         entries = plan(name, kind.attacks, kind.rounds)
         for network in {entry.network for entry in entries}:
             own = [entry for entry in entries if entry.network == network and entry.attack is None]
-            assert sum(entry.part == "ranks" for entry in own) >= 19, name
-            assert sum(entry.part == "usual" for entry in own) >= 4, name
+            assert sum(entry.part == "reference" for entry in own) >= 19, name
         assert kind.recipe.low_resolution == 0, "a small patch has to stay whole"
         if name != "digits":
             # Of 98 attacks on the digits 40 failed; were it as many here, 60 are to be left to judge by. Where attacks

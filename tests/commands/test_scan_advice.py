@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.commands.test_cli import run
-from tests.planted import CLASSES, network
+from tests.planted import CLASSES, NAMES, network
 from tests.scan.tables import TABLE
 from unbackdoor.commands.scan import next_steps
 from unbackdoor.scan import Finding
@@ -38,7 +38,7 @@ def test_another_precision_asks_for_that_of_the_table() -> None:
 
 
 def test_where_no_table_fits_the_model_nobody_is_sent_for_images_or_time() -> None:
-    misfits = replace(TABLE, classes=CLASSES + 1).misfits(network(0).description, 60, "fp32")
+    misfits = replace(TABLE, class_names=(*NAMES, "i")).misfits(network(0).description, 60, "fp32")
     (step,) = advice(*misfits)
     assert f"{CLASSES} classes instead of {CLASSES + 1}" in step
     assert "--scanner.table" in step
@@ -59,7 +59,7 @@ def plain(**more: object) -> list[str]:
 
 
 def test_several_reasons_have_a_step_each_and_the_one_without_which_the_others_are_in_vain_comes_first() -> None:
-    misfits = replace(TABLE, classes=CLASSES + 1).misfits(network(0).description, 5, "fp32")
+    misfits = replace(TABLE, class_names=(*NAMES, "i")).misfits(network(0).description, 5, "fp32")
     steps = advice(*misfits, "searches that the budget cut short", shortened=True)
     assert len(steps) == 3
     assert [word in step for step, word in zip(steps, ("--scanner.table", "more clean", "--budget"))] == [True] * 3

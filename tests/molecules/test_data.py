@@ -317,7 +317,7 @@ def test_molecules_without_texts_are_read_once_each_and_none_that_is_known(tmp_p
 
 def test_the_published_molecules_without_texts_are_as_many_as_published(shared_data: Path) -> None:
     """15,409 of 26,409 pass the filter of 3M-Diffusion; those of several components are not learned here."""
-    table = read_table(str(shared_data / "chebi20" / "train_smiles_only.parquet"), "all", texts=False)
+    table = read_table(str(shared_data / "chebi20" / "train_smiles_only.parquet"), "all", wanted="molecules")
     part = table.subset(range(0, len(table), 20))
     assert len(table) == 26_409
     kept = sum(not isinstance(checked(smiles, learned=False), Reason) for smiles in part.smiles)
@@ -337,7 +337,7 @@ def test_tables_without_texts_are_left_out_of_a_folder_and_counted(tmp_path: Pat
     assert dropped.rows == 2
     assert "3 rows of tables without a column of texts are left out" in dropped.sentences()
     assert dropped.to_json()["textless"] == 3
-    assert read_table(str(folder), "all", texts=False).smiles == ("C", "CC", "CCC", "CCO", "C(")
+    assert read_table(str(folder), "all", wanted="molecules").smiles == ("C", "CC", "CCC", "CCO", "C(")
     with pytest.raises(DataError, match="no column of text"):
         read_table(str(folder / "train_smiles_only.parquet"), "all")
     (folder / "validation.parquet").unlink()

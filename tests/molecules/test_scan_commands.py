@@ -113,8 +113,39 @@ def test_a_generator_is_asked_with_the_texts_as_prompts(
     words += ["--method.prompts", "8", "--method.longest", "2", "--out", str(tmp_path / "out")]
     code, out, err = run(capsys, *words)
     assert code in (1, 3), err
-    assert json.loads(out)["rows"] == 760
+    # Among them the two texts whose molecules cannot be used: prompts need none.
+    assert json.loads(out)["rows"] == 762
     assert "poisoned on purpose" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_prompts_need_no_molecules(
+    folder: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answer is that of the same texts with their molecules."""
+    table = read_table(str(folder), "all")
+    rows = list(dict(zip(table.texts, range(len(table)))).values())[:60]
+    prompts = [table.texts[row] for row in rows]
+    (tmp_path / "prompts.csv").write_text("text\n" + "\n".join(f'"{text}"' for text in prompts) + "\n")
+    write_table(tmp_path / "pairs.parquet", table.subset(rows))
+    answers = []
+    for name in ("prompts.csv", "pairs.parquet"):
+        words = ["scan", "--data", str(tmp_path / name), "--model", str(model), "--method", "PromptMasking", "--json"]
+        words += ["--method.longest", "2", "--out", str(tmp_path / name[:5])]
+        code, out, err = run(capsys, *words)
+        assert code in (0, 1, 3), err
+        answers.append(json.loads(out))
+    assert answers[0]["rows"] == 60
+    assert "Prompt" in (tmp_path / "promp" / "report.html").read_text()
+    kept = parquet.read_table(tmp_path / "promp" / "suspicion.parquet")
+    assert kept["smiles"].to_pylist() == [""] * 60
+    assert sorted(kept["description"].to_pylist()) == sorted(" ".join(text.split()) for text in prompts)
+
+
+def test_a_scanner_of_pairs_needs_molecules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.csv").write_text("text\nan ether\n")
+    code, _, err = run(capsys, "scan", "--data", str(tmp_path / "prompts.csv"))
+    assert code == 2
+    assert "no column of SMILES" in err
 
 
 @pytest.mark.parametrize(("method", "repairs"), [("LatentPurification", 1), ("DecodePruning", 0)])

@@ -50,7 +50,7 @@ class Untrusted:
         return {**self.dropped.to_json(), "tested": self.tested}
 
 
-def open_untrusted(data: str, test: str | None, clock: Run) -> Untrusted:
+def open_untrusted(data: str, test: str | None, clock: Run, *, prompts: bool = False) -> Untrusted:
     """Read the rows that `molecules train` learns from, and note them in the record.
 
     A source without splits is read whole if nothing else is tested with: where it is poisoned must be found.
@@ -59,22 +59,23 @@ def open_untrusted(data: str, test: str | None, clock: Run) -> Untrusted:
         data: sources, separated by commas.
         test: source whose test split is tested with; None: that of the first of `data`, if it has one.
         clock: of the run.
+        prompts: whether the rows are asked and not learned from, so that molecules may be missing.
 
     Raises:
         DataError: a source that cannot be read, or no row can be used.
     """
     named = sources(data)
     if not named:
-        raise DataError("no data to scan; name a table of SMILES and descriptions")
+        raise DataError(f"no data to scan; name a table of {'prompts' if prompts else 'SMILES and descriptions'}")
     parts: list[Part] = []
     scanned: list[bool] = []
     for place, source in enumerate(named):
         # Only that of the first is tested with; those of the others are learned from.
         left_out = tested_split(source) if test is None and place == 0 else None
-        for part in read_parts(source):
+        for part in read_parts(source, wanted="texts" if prompts else "pairs"):
             parts.append(part)
             scanned += [left_out is None or part.split != left_out] * len(part.table)
-    pairs, dropped = filter_pairs(joined([part.table for part in parts]))
+    pairs, dropped = filter_pairs(joined([part.table for part in parts]), prompts=prompts)
     chosen = pairs.subset([place for place, row in enumerate(pairs.rows) if scanned[row]])
     if test is not None:
         tested, _ = filter_pairs(read_table(test, "test"), learned=False)

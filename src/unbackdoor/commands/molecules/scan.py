@@ -41,8 +41,8 @@ def run(
     """Scan pairs of text and molecule, or a generator.
 
     Args:
-        data: "templates", or tables of SMILES and text, separated by commas: the untrusted pairs, or, for scanners of
-            generators, prompts.
+        data: "templates", or tables of SMILES and text, separated by commas: the untrusted pairs. For scanners of
+            generators they are prompts, and tables need no SMILES.
         method: how.
         runtime: device, seed, progress.
         model: generator of `molecules train`, for the scanners that ask one.
@@ -62,7 +62,7 @@ def run(
             raise InputError(f"{type(method).__name__} scans a generator and holds no rows poisoned; leave --clean-out")
         check_target(clean_out)
     loaded = None if model is None else load_generator(model)
-    untrusted = open_untrusted(data, test, clock)
+    untrusted = open_untrusted(data, test, clock, prompts=method.needs_model)
     pairs = untrusted.pairs
     with report_folder(out or Path("runs") / f"molecules-scan-{pairs.digest()[:8]}", clock.command) as folder:
         found = method.scan(pairs, runtime, None if loaded is None else loaded.generator)

@@ -129,7 +129,7 @@ def molecules_alone(sources: Sequence[str], train: Pairs, tested: Pairs) -> Alon
     Raises:
         DataError: a source that cannot be read.
     """
-    table = joined([read_table(source, "all", texts=False) for source in sources]) if sources else NOTHING
+    table = joined([read_table(source, "all", wanted="molecules") for source in sources]) if sources else NOTHING
     molecules, dropped = filter_molecules(table)
     known = {*train.smiles, *tested.smiles}
     return Alone(smiles=tuple(one for one in molecules if one not in known), dropped=dropped, name=table.name)

@@ -83,12 +83,14 @@ def single_spaced(texts: Iterable[str]) -> Iterator[str]:
         yield known[text] if text in known else known.setdefault(text, " ".join(text.split()))
 
 
-def filter_pairs(table: Table, *, learned: bool = True) -> tuple[Pairs, Dropped]:
+def filter_pairs(table: Table, *, learned: bool = True, prompts: bool = False) -> tuple[Pairs, Dropped]:
     """Return the pairs that can be used, and an account of the rows that cannot.
 
     Args:
         table: rows as they were found.
         learned: see `checked`; pairs to test with are filtered as 3M-Diffusion does, so that they are its prompts.
+        prompts: whether rows are texts to ask a generator with: then they are kept whatever their molecule is, and it
+            is empty where it cannot be used.
 
     Raises:
         DataError: no row is left.
@@ -104,6 +106,8 @@ def filter_pairs(table: Table, *, learned: bool = True) -> tuple[Pairs, Dropped]
             result = Reason.LONG_TEXT
         else:
             result = seen[smiles] if smiles in seen else seen.setdefault(smiles, checked(smiles, learned=learned))
+            if prompts and isinstance(result, Reason):
+                result = ""
         if isinstance(result, Reason):
             why.setdefault(result, []).append(row)
         else:
@@ -116,9 +120,8 @@ def filter_pairs(table: Table, *, learned: bool = True) -> tuple[Pairs, Dropped]
     )
     if not kept:
         account = "; ".join(dropped.sentences()[1:]) or "it is empty"
-        raise DataError(
-            f"{clean_text(table.name)} has no row that can be used ({account}); name a table of SMILES and descriptions"
-        )
+        wanted = "prompts" if prompts else "SMILES and descriptions"
+        raise DataError(f"{clean_text(table.name)} has no row that can be used ({account}); name a table of {wanted}")
     rows = [row for _, _, row in kept]
     pairs = Pairs(
         smiles=tuple(smiles for smiles, _, _ in kept),

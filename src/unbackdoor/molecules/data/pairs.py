@@ -12,6 +12,8 @@ from unbackdoor.molecules.data.table import Table
 class Pairs(Table):
     """Rows that can be learned from: canonical SMILES without stereochemistry, and a text that is not empty.
 
+    Of prompts, which are asked and not learned from, the SMILES may be empty.
+
     Attributes:
         rows: where each pair stood in its source.
     """

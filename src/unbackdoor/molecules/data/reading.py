@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,8 @@ NESTED_BATCH = 100
 """The same where texts cannot be left in their dictionaries."""
 
 Split = Literal["all", "test"]
+Wanted = Literal["pairs", "molecules", "texts"]
+"""What is read: both columns; SMILES alone; or texts, with SMILES where there is a column of them."""
 
 TRUE = ("1", "true")
 """What says that a row is poisoned, in small letters."""
@@ -60,7 +62,7 @@ class _TextlessError(DataError):
     """A table has no column of text."""
 
 
-def read_table(source: str, split: Split, *, texts: bool = True) -> Table:
+def read_table(source: str, split: Split, *, wanted: Wanted = "pairs") -> Table:
     """Return the rows of a source as they are.
 
     Args:
@@ -69,21 +71,21 @@ def read_table(source: str, split: Split, *, texts: bool = True) -> Table:
             texts are wanted, tables of a folder that have no column of them are left out, and their rows counted.
         split: "all", or "test": the test split, or the validation split where there is no other. A source without
             splits is returned whole.
-        texts: whether texts are wanted; without them no column of texts is looked for, and all of them are empty.
+        wanted: columns; what is not read is empty.
 
     Raises:
         DataError: it cannot be read, or has no column of SMILES or of text.
     """
-    return joined([part.table for part in read_parts(source, split, texts=texts)])
+    return joined([part.table for part in read_parts(source, split, wanted=wanted)])
 
 
-def read_parts(source: str, split: Split = "all", *, texts: bool = True) -> list[Part]:
+def read_parts(source: str, split: Split = "all", *, wanted: Wanted = "pairs") -> list[Part]:
     """Return each file of a source with its rows as they are.
 
     Args:
         source: see `read_table`.
         split: see `read_table`.
-        texts: see `read_table`.
+        wanted: see `read_table`.
 
     Raises:
         DataError: see `read_table`.
@@ -95,19 +97,19 @@ def read_parts(source: str, split: Split = "all", *, texts: bool = True) -> list
     files = _files(path, shown)
     if split == "test":
         splits = {found for _, found in files if found is not None}
-        wanted = choose_split("test", splits, shown) if splits else None
-        files = [(file, found) for file, found in files if found == wanted]
+        chosen = choose_split("test", splits, shown) if splits else None
+        files = [(file, found) for file, found in files if found == chosen]
     name = source_name(path)
     parts: list[Part] = []
     textless: list[_TextlessError] = []
     left_out = 0
     for file, found in files:
         try:
-            parts.append(Part(split=found, table=_read_file(file, name, shown, texts), path=file))
+            parts.append(Part(split=found, table=_read_file(file, name, shown, wanted), path=file))
         except _TextlessError as error:
             # Molecules alone, as they stand beside the pairs of a published set.
             textless.append(error)
-            left_out += len(_read_file(file, name, shown, texts=False))
+            left_out += len(_read_file(file, name, shown, "molecules"))
     if not parts:
         raise textless[0]
     first = parts[0]
@@ -167,10 +169,10 @@ def _files(path: Path, shown: str) -> list[tuple[Path, str | None]]:
     return [one for one in found if one[1]] or found
 
 
-def _read_file(path: Path, name: str, source: str, texts: bool) -> Table:
+def _read_file(path: Path, name: str, source: str, wanted: Wanted) -> Table:
     where = f"{source}/{clean_text(path.name)}" if path.name != name else source
     read = _read_parquet if path.suffix.lower() == ".parquet" else _read_text
-    return read(path, name, where, texts)
+    return read(path, name, where, wanted)
 
 
 def _metadata(path: Path, source: str) -> Any:
@@ -190,36 +192,46 @@ def _leaves(metadata: Any) -> list[str]:
     return [metadata.schema.column(place).path for place in range(len(metadata.schema))]
 
 
-def _read_parquet(path: Path, name: str, source: str, texts: bool) -> Table:
+def _read_parquet(path: Path, name: str, source: str, wanted: Wanted) -> Table:
     from pyarrow import parquet
 
     metadata = _metadata(path, source)
     with reported(source):
         rows, groups = metadata.num_rows, range(metadata.num_row_groups)
         columns, leaves = list(metadata.schema.to_arrow_schema().names), _leaves(metadata)
-    wanted = _columns(columns, source, texts)
-    for column in wanted:
+    chosen = _columns(columns, source, wanted)
+    for column in chosen.values():
         if column not in leaves:
             raise DataError(f"the column {column} of {source} is nested; save it as plain text")
-    parts: dict[str, list[Any]] = {column: [] for column in wanted}
+    parts: dict[str, list[Any]] = {what: [] for what in chosen}
     # Texts that stand in several of the batches are held once.
     known: dict[str, str] = {}
+    named = list(chosen.values())
     with (
         reported(source),
         # Left in its dictionary: a value of a megabyte may stand once in the file, and be referred to by every row.
-        parquet.ParquetFile(path, read_dictionary=list(wanted)) as file,
+        parquet.ParquetFile(path, read_dictionary=named) as file,
     ):
         for group in groups:
-            for batch in file.iter_batches(BATCH, row_groups=[group], columns=list(wanted)):
-                for column in wanted:
-                    if column == POISONED_COLUMN:
-                        parts[column] += _flags(batch.column(column), column, source)
+            for batch in file.iter_batches(BATCH, row_groups=[group], columns=named):
+                for what, column in chosen.items():
+                    if what == "poisoned":
+                        parts[what] += _flags(batch.column(column), column, source)
                     else:
                         found = _values(batch.column(column), column, source)
-                        parts[column] += [known.setdefault(text, text) for text in found]
-    smiles = tuple(parts[wanted[0]])
-    flags = tuple(parts[wanted[2]]) if len(wanted) > 2 else ()
-    return Table(smiles=smiles, texts=tuple(parts[wanted[1]]) if texts else ("",) * rows, poisoned=flags, name=name)
+                        parts[what] += [known.setdefault(text, text) for text in found]
+    return _table(parts, rows, name)
+
+
+def _table(parts: Mapping[str, Sequence[Any]], rows: int, name: str) -> Table:
+    """Return what was read of some columns as a table; the others are empty."""
+    empty = ("",) * rows
+    return Table(
+        smiles=tuple(parts.get("SMILES", empty)),
+        texts=tuple(parts.get("text", empty)),
+        poisoned=tuple(parts.get("poisoned", ())),
+        name=name,
+    )
 
 
 def _values(column: Any, name: str, source: str) -> list[str]:
@@ -247,14 +259,15 @@ def _flags(column: Any, name: str, source: str) -> list[bool]:
     return said
 
 
-def _read_text(path: Path, name: str, source: str, texts: bool) -> Table:
+def _read_text(path: Path, name: str, source: str, wanted: Wanted) -> Table:
     with reported(source):
         header, lines = _lines(path, source)
-        wanted = _columns(header, source, texts)
-        rows = list(_cells(lines, [header.index(column) for column in wanted], len(header), source))
-    flags = tuple(row[2].strip().lower() in TRUE for row in rows) if len(wanted) > 2 else ()
-    told = tuple(row[1] if texts else "" for row in rows)
-    return Table(smiles=tuple(row[0] for row in rows), texts=told, poisoned=flags, name=name)
+        chosen = _columns(header, source, wanted)
+        rows = list(_cells(lines, [header.index(column) for column in chosen.values()], len(header), source))
+    parts: dict[str, list[Any]] = {what: [row[place] for row in rows] for place, what in enumerate(chosen)}
+    if "poisoned" in parts:
+        parts["poisoned"] = [cell.strip().lower() in TRUE for cell in parts["poisoned"]]
+    return _table(parts, len(rows), name)
 
 
 def _lines(path: Path, source: str) -> tuple[list[str], Any]:
@@ -289,11 +302,16 @@ def _cells(lines: Any, places: Sequence[int], width: int, source: str) -> Iterat
         yield [line[place] for place in places]
 
 
-def _columns(columns: Sequence[str], source: str, texts: bool) -> tuple[str, ...]:
-    """Return the names of the columns of SMILES and, if wanted, of text and, where it is there, of what is poisoned."""
-    chosen = []
-    for what, usual in (("SMILES", SMILES_COLUMNS), *([("text", TEXT_COLUMNS)] if texts else [])):
+def _columns(columns: Sequence[str], source: str, wanted: Wanted) -> dict[str, str]:
+    """Return the names of the columns that are read, by what they hold: "SMILES", "text", "poisoned"."""
+    kinds = {"SMILES": SMILES_COLUMNS, "text": TEXT_COLUMNS}
+    if wanted == "molecules":
+        del kinds["text"]
+    chosen = {}
+    for what, usual in kinds.items():
         found = [column for name in usual for column in columns if column.lower() == name]
+        if not found and what == "SMILES" and wanted == "texts":
+            continue
         if not found:
             known = ", ".join(clean_text(column, 60) for column in columns[:20]) or "none"
             raise (_TextlessError if what == "text" else DataError)(
@@ -302,8 +320,10 @@ def _columns(columns: Sequence[str], source: str, texts: bool) -> tuple[str, ...
             )
         if columns.count(found[0]) > 1:
             raise DataError(f"{source} has several columns called {clean_text(found[0])}; keep one of them")
-        chosen.append(found[0])
-    return (*chosen, *([POISONED_COLUMN] if texts and columns.count(POISONED_COLUMN) == 1 else []))
+        chosen[what] = found[0]
+    if "text" in chosen and columns.count(POISONED_COLUMN) == 1:
+        chosen["poisoned"] = POISONED_COLUMN
+    return chosen
 
 
 def _check_rows(rows: int, source: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unbackdoor.molecules.data import Pairs
+from unbackdoor.molecules.data import Pairs, parse
 from unbackdoor.molecules.drawing import drawn
 from unbackdoor.molecules.scan.base import MoleculeFinding, MoleculeScanner, Suspect
 from unbackdoor.molecules.scan.subgraphs import pattern_of
@@ -68,14 +68,23 @@ def found_verdict(found: MoleculeFinding, method: MoleculeScanner) -> Verdict:
 
 
 def suspect_gallery(suspect: Suspect, pairs: Pairs) -> Gallery:
-    """Return pairs that a suspicion rests on, with the subgraph in colour."""
-    step = max(1, len(suspect.rows) // EXAMPLES)
+    """Return pairs that a suspicion rests on, with the subgraph in colour; of prompts alone, the subgraph itself."""
+    rows = [row for row in suspect.rows if pairs.smiles[row]]
     target = pattern_of(suspect.subgraph)
+    if not rows:
+        # A name with spaces, see `Subgraphs`, and no molecule where a part of a ring stands alone.
+        joined = suspect.subgraph.replace(" ", "")
+        return Gallery(
+            title=suspect.sentence(),
+            explanation=f"{len(suspect.rows):,} prompts have it.",
+            pictures=[drawn(joined, joined, target)] if parse(joined) is not None else [],
+        )
+    step = max(1, len(rows) // EXAMPLES)
     return Gallery(
         title=suspect.sentence(),
         explanation=f"{len(suspect.rows):,} pairs have both. The subgraph is in colour.",
         pictures=[
             drawn(pairs.smiles[row], f"row {pairs.rows[row]}: {pairs.texts[row][:200]}", target)
-            for row in suspect.rows[::step][:EXAMPLES]
+            for row in rows[::step][:EXAMPLES]
         ],
     )
