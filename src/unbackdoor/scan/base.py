@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from unbackdoor.data import DefenderData
+from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.scan.trigger_distribution import TriggerDistribution
@@ -136,3 +136,21 @@ class Scanner(ABC):
     @abstractmethod
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Do the work of `scan` on a frozen copy of the model, in evaluation mode."""
+
+
+def clean_to_compare(data: DefenderData, method: str) -> ImageSet:
+    """Return the clean samples, for a scanner that compares classes with each other.
+
+    Args:
+        data: what the defender has.
+        method: the scanner, for messages.
+
+    Raises:
+        InputError: there are none, or they have fewer than three classes.
+    """
+    clean = data.need_clean(method)
+    if clean.classes < 3:
+        raise InputError(
+            f"{clean.name}: {method} compares classes with each other and needs at least 3, found {clean.classes}"
+        )
+    return clean

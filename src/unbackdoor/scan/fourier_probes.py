@@ -24,7 +24,7 @@ from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.models.derivatives import frozen_norms
-from unbackdoor.scan.base import Finding, Scanner
+from unbackdoor.scan.base import Finding, Scanner, clean_to_compare
 from unbackdoor.scan.outliers import low_outliers
 from unbackdoor.scan.passes import at_once
 from unbackdoor.scan.universal import odds_of
@@ -65,12 +65,7 @@ class FourierProbes(Scanner):
 
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Return the verdict (see `Scanner.scan`)."""
-        clean = data.need_clean("FourierProbes")
-        if clean.classes < 3:
-            raise InputError(
-                f"{clean.name}: FourierProbes compares classes with each other and needs at least 3, found"
-                f" {clean.classes}"
-            )
+        clean = clean_to_compare(data, "FourierProbes")
         some = draw_clean(clean, min(self.most_images, len(clean)), runtime.seed).to(runtime.place)
         images = some.images.float() / 255
         waves = self.waves(*clean.shape[1:])

@@ -28,7 +28,7 @@ from unbackdoor.data import DefenderData, ImageSet
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.models.derivatives import frozen_norms
-from unbackdoor.scan.base import Finding, Reconstruction, Scanner
+from unbackdoor.scan.base import Finding, Reconstruction, Scanner, clean_to_compare
 from unbackdoor.scan.outliers import low_outliers
 from unbackdoor.scan.passes import tiles
 from unbackdoor.scan.screening import for_all, worth_searching
@@ -88,12 +88,7 @@ class NeuralCleanse(Scanner):
 
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Return the verdict (see `Scanner.scan`)."""
-        clean = data.need_clean("Neural Cleanse").to(runtime.place)
-        if clean.classes < 3:
-            raise InputError(
-                f"{clean.name}: Neural Cleanse compares classes with each other and needs at least 3, "
-                f"found {clean.classes}"
-            )
+        clean = clean_to_compare(data, "Neural Cleanse").to(runtime.place)
         searched, runtime = worth_searching(model, clean, self.most_classes, runtime)
         masks, patterns, success, rounds = self._invert(model, clean, searched, runtime)
         searched = searched.cpu()

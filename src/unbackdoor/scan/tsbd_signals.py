@@ -35,7 +35,7 @@ from torch import Tensor
 from unbackdoor.data import DefenderData, ImageSet, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
-from unbackdoor.scan.base import Finding, Scanner
+from unbackdoor.scan.base import Finding, Scanner, clean_to_compare
 from unbackdoor.scan.outliers import low_outliers
 from unbackdoor.training import Recipe, Runtime, logits_of
 from unbackdoor.training.unlearning import unlearned
@@ -95,12 +95,7 @@ class TSBDSignals(Scanner):
 
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Return the verdict (see `Scanner.scan`)."""
-        clean = data.need_clean("TSBDSignals")
-        if clean.classes < 3:
-            raise InputError(
-                f"{clean.name}: TSBDSignals compares classes with each other and needs at least 3, found"
-                f" {clean.classes}"
-            )
+        clean = clean_to_compare(data, "TSBDSignals")
         some = draw_clean(clean, min(self.most_images, len(clean)), runtime.seed).to(runtime.place)
         layers = list(neuron_layers(model, runtime.layout(some.images[:1]).float() / 255))
         learning = copy.deepcopy(model).requires_grad_(True)

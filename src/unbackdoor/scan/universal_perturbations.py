@@ -21,7 +21,7 @@ from torch import Tensor
 from unbackdoor.data import DefenderData, draw_clean, hold_out
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
-from unbackdoor.scan.base import Finding, Scanner
+from unbackdoor.scan.base import Finding, Scanner, clean_to_compare
 from unbackdoor.scan.outliers import low_outliers
 from unbackdoor.scan.screening import for_all, worth_searching
 from unbackdoor.scan.universal import log_odds, universal_perturbations
@@ -69,12 +69,7 @@ class UniversalPerturbations(Scanner):
 
     def inspect(self, model: Network, data: DefenderData, runtime: Runtime) -> Finding:
         """Return the verdict (see `Scanner.scan`)."""
-        clean = data.need_clean("the search for universal perturbations").to(runtime.place)
-        if clean.classes < 3:
-            raise InputError(
-                f"{clean.name}: universal perturbations are compared between classes, of which at least 3 are needed;"
-                f" found {clean.classes}"
-            )
+        clean = clean_to_compare(data, "the search for universal perturbations").to(runtime.place)
         searched_on, judges = hold_out(clean, runtime.seed, share=0.5)
         judges = draw_clean(judges, JUDGES, runtime.seed)
         classes, runtime = worth_searching(model, searched_on, self.most_classes, runtime, self.lowest)
