@@ -30,10 +30,11 @@ from unbackdoor.bench.calibrate import tables_of, told_of
 from unbackdoor.bench.judge import RATE, Judged
 from unbackdoor.bench.zoo import INDEX, NETWORKS, QUICK, append, fill, plan, rows_of, ways_of
 from unbackdoor.bench.zoo_scans import SCANS, Scanned, looked_at, scan_key, scan_zoo, usable_of
+from unbackdoor.conformal import allowed_above
 from unbackdoor.data import read_images
 from unbackdoor.errors import InputError
 from unbackdoor.files import write_bytes
-from unbackdoor.scan.calibration import Table, allowed_above
+from unbackdoor.scan.calibration import Table
 from unbackdoor.scan.calibration_file import SHIPPED, write_tables
 from unbackdoor.scan.verdict import DETECTORS
 from unbackdoor.training import Recipe, Runtime, architecture_of

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from tests.planted import NAMES, network
 from tests.scan.tables import TABLE, clean_numbers, finding, findings, written
+from unbackdoor.conformal import allowed_above
 from unbackdoor.errors import InputError
 from unbackdoor.models.edits import Edit
 from unbackdoor.scan import NeuralCleanse, TSBDSignals
-from unbackdoor.scan.calibration import Comparison, allowed_above, compared, nearest
+from unbackdoor.scan.calibration import Comparison, compared, nearest
 from unbackdoor.scan.calibration_file import FORMAT, read_tables
 
 NUMBERS = st.floats(-50, 50)

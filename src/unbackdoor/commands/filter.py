@@ -8,8 +8,8 @@ than that explains (once in a hundred times at most). It is 3 if the filter's sc
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -17,7 +17,6 @@ from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, O
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.workspace import Run, open_for_defense, report_folder
 from unbackdoor.data.inputs import Inputs, read_inputs
-from unbackdoor.errors import InputError
 from unbackdoor.files import replacing
 from unbackdoor.folder import PAGE
 from unbackdoor.models import LoadedModel, Network
@@ -26,9 +25,9 @@ from unbackdoor.options import options_of
 from unbackdoor.report import Gallery, Picture, Report, Verdict, histogram_chart, write_report
 from unbackdoor.report.content import Level
 from unbackdoor.sift import INPUT_FILTERS, InputFilter
-from unbackdoor.sift.filtered import SURE, Filtered, compared_with_clean
+from unbackdoor.sift.filtered import SURE, Filtered, allowed_of, compared_with_clean
 from unbackdoor.text import in_utf8
-from unbackdoor.training import Runtime, logits_of
+from unbackdoor.training import Runtime, check_shape, logits_of
 
 CHOICES = {"method": Choice(INPUT_FILTERS, "TeCo")}
 WITHOUT = frozenset({"budget"})
@@ -70,13 +69,10 @@ def run(
     clock = Run("filter", runtime)
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
     samples = data.need_clean("filter")
-    compared_with_clean(torch.zeros(1), torch.zeros(len(samples)), false_alarms)  # a mistake is found before the work
+    # Mistakes are found before the work, not after it.
+    allowed_of(len(samples), false_alarms)
     came = read_inputs(inputs)
-    if tuple(came.images.shape[1:]) != samples.shape:
-        raise InputError(
-            f"{came.name} has images of {_size(came.images.shape[1:])}, but the model was made for"
-            f" {_size(samples.shape)}; convert the images first"
-        )
+    check_shape(loaded.network, came.shape, came.name)
     with report_folder(out or Path("runs") / f"filter-{loaded.sha256[:8]}", clock.command) as folder:
         usual = method.score(loaded.network, samples.images, runtime)
         scores = method.score(loaded.network, came.images, runtime)
@@ -94,15 +90,22 @@ def run(
             "clean_images": len(samples),
         }
         clock.write(folder, filtered=result, clean_rows=rows)
+    return _outcome(clock, folder, came.name, method, found, result)
+
+
+def _outcome(
+    clock: Run, folder: Path, name: str, method: InputFilter, found: Filtered, result: dict[str, Any]
+) -> Outcome:
+    """Return the end of the command."""
     return Outcome(
         code=CODES[found.verdict],
-        title=f"filter of {came.name}",
+        title=f"filter of {name}",
         rows=[
             ("verdict", WORDS[found.verdict]),
             ("held triggered", f"{result['held_triggered']:,} of {result['inputs']:,} images"),
             (
                 "expected of clean ones",
-                f"at most {false_alarms * len(found.scores):.1f}, by {len(samples):,} clean images",
+                f"at most {found.false_alarms * len(found.scores):.1f}, by {result['clean_images']:,} clean images",
             ),
             ("so many or more by chance", f"{found.by_chance:.3g}"),
             ("time", f"{clock.seconds:.0f} s"),
@@ -196,7 +199,3 @@ def filter_page(
             *notes_of(loaded),
         ],
     )
-
-
-def _size(shape: torch.Size | tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

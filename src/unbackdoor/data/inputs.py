@@ -31,6 +31,12 @@ class Inputs:
     names: tuple[str, ...]
     name: str
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
 
 def read_inputs(source: str) -> Inputs:
     """Read images without asking for their classes.

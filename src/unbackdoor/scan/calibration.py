@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unbackdoor.conformal import allowed_above
 from unbackdoor.models import NETWORKS, Description
 from unbackdoor.options import bound_options, options_of, revision_of
 from unbackdoor.scan.base import Finding, Scanner
@@ -107,12 +108,6 @@ class Comparison:
         """
         order = self.scores.argsort(descending=True, stable=True)
         return tuple(int(c) for c in order if float(self.scores[c]) > self.threshold(rate))
-
-
-def allowed_above(rate: float, clean: int) -> int:
-    """Return how many of the clean models and the one looked at may have a score as large as its own or larger."""
-    # A hair more: 0.05 * 20 is less than 1 to some computers.
-    return math.floor(rate * (1 + clean) + 1e-9)
 
 
 def compared(clean: Mapping[str, Float[Tensor, "n _ k"]], findings: Mapping[str, Finding]) -> Comparison:

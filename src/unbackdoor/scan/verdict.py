@@ -32,11 +32,12 @@ from typing import Any, ClassVar
 
 import torch
 
+from unbackdoor.conformal import allowed_above
 from unbackdoor.data import DefenderData, draw_clean
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.scan.base import Finding, Reconstruction, Scanner
-from unbackdoor.scan.calibration import Table, allowed_above, compared, nearest
+from unbackdoor.scan.calibration import Table, compared, nearest
 from unbackdoor.scan.calibration_file import SHIPPED, read_tables
 from unbackdoor.scan.fourier_probes import FourierProbes
 from unbackdoor.scan.neural_cleanse import NeuralCleanse

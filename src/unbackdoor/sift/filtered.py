@@ -12,13 +12,13 @@ tolerance limits", 1941). Ties among the scores make it fewer.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unbackdoor.conformal import allowed_above
 from unbackdoor.errors import InputError
 
 SURE = 0.01
@@ -52,6 +52,27 @@ class Filtered:
         return None if self.too_coarse else self.by_chance <= SURE
 
 
+def allowed_of(clean: int, false_alarms: float) -> int:
+    """Return how many of the clean images and the one looked at may have a score as high as its own, 1 or more.
+
+    Args:
+        clean: how many clean images there are.
+        false_alarms: share of clean images that may be held triggered, above 0 and below 1.
+
+    Raises:
+        InputError: no such share, or too few clean images for it.
+    """
+    if not 0 < false_alarms < 1:
+        raise InputError(f"the share of false alarms lies above 0 and below 1, found {false_alarms}")
+    allowed = allowed_above(false_alarms, clean)
+    if not allowed:
+        raise InputError(
+            f"{clean} clean images allow a share of false alarms of {1 / (1 + clean):.3g} or more, found"
+            f" {false_alarms:g}; give more clean images, or raise it"
+        )
+    return allowed
+
+
 def compared_with_clean(
     scores: Float[Tensor, "n"], clean: Float[Tensor, "m"], false_alarms: float, highest: float | None = None
 ) -> Filtered:
@@ -64,19 +85,11 @@ def compared_with_clean(
         highest: score that an image can have; None: there is none.
 
     Raises:
-        InputError: no such share, or too few clean images for it.
+        InputError: see `allowed_of`.
     """
     from scipy.stats import betabinom
 
-    if not 0 < false_alarms < 1:
-        raise InputError(f"the share of false alarms lies above 0 and below 1, found {false_alarms}")
-    # A hair more: 0.05 * 20 is less than 1 to some computers.
-    allowed = math.floor(false_alarms * (1 + len(clean)) + 1e-9)
-    if not allowed:
-        raise InputError(
-            f"{len(clean)} clean images allow a share of false alarms of {1 / (1 + len(clean)):.3g} or more, found"
-            f" {false_alarms:g}; give more clean images, or raise it"
-        )
+    allowed = allowed_of(len(clean), false_alarms)
     ascending = clean.double().sort().values
     below = torch.searchsorted(ascending, scores.double(), right=False)
     p_values = (1 + len(clean) - below).double() / (1 + len(clean))

@@ -1,7 +1,7 @@
 """Where computation happens, and the one training loop."""
 
 from unbackdoor.training.budget import affordable
-from unbackdoor.training.fits import check_fits
+from unbackdoor.training.fits import check_fits, check_shape
 from unbackdoor.training.history import Candidate, History, Sweep
 from unbackdoor.training.hook import Batch, Hook
 from unbackdoor.training.inference import logits_of, losses_of
@@ -25,6 +25,7 @@ __all__ = [
     "affordable",
     "architecture_of",
     "check_fits",
+    "check_shape",
     "enough_epochs",
     "fit",
     "logits_of",

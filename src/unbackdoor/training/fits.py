@@ -22,16 +22,21 @@ def check_fits(model: Network, *sets: ImageSet | None) -> None:
     for data in sets:
         if data is None:
             continue
-        if data.shape != model.description.image_shape:
-            raise InputError(
-                f"{data.name} has images of {_shape(data.shape)}, but the model was made for"
-                f" {_shape(model.description.image_shape)}; convert the images first"
-            )
+        check_shape(model, data.shape, data.name)
         if data.classes != model.classes:
             raise InputError(
                 f"{data.name} has {data.classes} classes, but the model tells {model.classes} apart;"
                 " use data of the same classes"
             )
+
+
+def check_shape(model: Network, shape: tuple[int, int, int], name: str) -> None:
+    """Raise InputError unless images of that shape (channels, height, width) fit the model; `name` is what they are."""
+    if shape != model.description.image_shape:
+        raise InputError(
+            f"{name} has images of {_shape(shape)}, but the model was made for {_shape(model.description.image_shape)};"
+            " convert the images first"
+        )
 
 
 def refusal(model: nn.Module, shape: tuple[int, int, int], runtime: Runtime) -> str | None:
