@@ -37,14 +37,25 @@ def test_cosine_with_a_half_period_swings_as_torch_s_scheduler_stepped_once_a_ba
     parameter = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([parameter], lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
-    named = schedule_named("cosine:100")
     for step in range(450):
-        # The total number of steps must not matter.
-        for steps in (1, 450, 5000):
-            assert 0.01 * named(step, steps) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        # How many steps are planned must not matter.
+        for planned in (1, 450, 5000):
+            rate = 0.01 * schedule_named("cosine:100", planned)(step, planned)
+            assert rate == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
         optimizer.step()
         scheduler.step()
-    assert (named(0, 7), named(100, 7), named(200, 7)) == pytest.approx((1, 0, 1))
+    assert [schedule_named("cosine:100", 7)(step, 7) for step in (0, 100, 200)] == pytest.approx((1, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("steps", "falls"),
+    [(1, 1), (70, 1), (100, 1), (199, 1), (201, 3), (270, 3), (300, 3), (399, 3), (401, 5), (990, 9)],
+)
+def test_a_shortened_swing_ends_at_the_bottom_after_the_nearest_number_of_falls(steps: int, falls: int) -> None:
+    rate = schedule_named("cosine:100", 1000)
+    expected = [(1 + math.cos(math.pi * falls * step / steps)) / 2 for step in range(steps + 1)]
+    assert [rate(step, steps) for step in range(steps + 1)] == pytest.approx(expected, abs=1e-9)
+    assert expected[-1] == pytest.approx(0, abs=1e-9)
 
 
 def test_constant_stays() -> None:
@@ -52,7 +63,7 @@ def test_constant_stays() -> None:
 
 
 def test_names_lead_to_their_schedules() -> None:
-    assert {name: schedule_named(name) for name in SCHEDULES} == {
+    assert {name: schedule_named(name, 10) for name in SCHEDULES} == {
         "one-cycle": one_cycle,
         "cosine": cosine,
         "constant": constant,
@@ -69,4 +80,4 @@ def test_names_lead_to_their_schedules() -> None:
 )
 def test_unknown_names_are_refused_with_the_known_ones(name: str) -> None:
     with pytest.raises(InputError, match="one-cycle, cosine, constant, cosine:STEPS"):
-        schedule_named(name)
+        schedule_named(name, 10)

@@ -7,8 +7,8 @@ jointly, and descends from w by the gradient found there. Batch normalisation co
 first pass only.
 
 As in the published code the cosine of the learning rate advances once a batch with a half-period of 100 steps, so it
-swings instead of falling once; a schedule by epochs is a different method. A budget ends it where the rate is low, and
-not in the middle of a swing: our rule, since where the minutes run out is by chance.
+swings instead of falling once; a schedule by epochs is a different method. Where a budget shortens it, the half-period
+is changed so that it ends after whole swings and a fall, as where the minutes run out is by chance: our rule.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -27,12 +28,6 @@ from unbackdoor.models import Network
 from unbackdoor.purify.base import Purifier
 from unbackdoor.purify.statistics import statistics_kept
 from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
-from unbackdoor.training.schedule import schedule_named
-
-SWING = "cosine:100"
-"""Schedule of the rate."""
-LOW = 0.1
-"""Share of its peak to which the rate must have fallen where a budget ends the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +42,8 @@ class FTSAM(Purifier):
         label_smoothing: 0 to 1; the paper uses 0.1 (0 on GTSRB and Tiny-ImageNet).
         augmentation: of the clean samples; see `Recipe`.
     """
+
+    revision: ClassVar[int] = 1
 
     epochs: int = 100
     batch_size: int = 256
@@ -66,7 +63,7 @@ class FTSAM(Purifier):
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             nesterov=False,
-            schedule=SWING,
+            schedule="cosine:100",
             label_smoothing=self.label_smoothing,
             ema=0.0,
             augmentation=self.augmentation,
@@ -86,12 +83,6 @@ class _SharpnessAware(Hook):
     def identity(self) -> object:
         """Return the radius."""
         return ("FTSAM", self.rho)
-
-    def shortened(self, epochs: int, batches: int) -> int:
-        """Return the last of these epochs after which the rate is low; all of them if it is after none."""
-        rate = schedule_named(SWING)
-        ends = range(epochs, 0, -1)
-        return next((end for end in ends if rate(end * batches, epochs * batches) <= LOW), epochs)
 
     def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
         """Do one sharpness-aware step and return the loss at its start."""

@@ -85,15 +85,6 @@ class Hook:
         """Return a copy whose steps take as long as they will on average; by default they always do."""
         return copy.deepcopy(self)
 
-    def shortened(self, epochs: int, batches: int) -> int:
-        """Return how many epochs a run does that a budget shortens, 1 or more; by default all that it affords.
-
-        Args:
-            epochs: that the budget affords, fewer than the recipe has.
-            batches: steps of an epoch.
-        """
-        return epochs
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the model: tensors, numbers and strings only."""
         return {}

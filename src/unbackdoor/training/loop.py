@@ -95,7 +95,7 @@ class _Run(Run):
         self.recipe = recipe
         self.hook = hook
         self.augmentation = AUGMENTATIONS[recipe.augmentation]
-        self.schedule = schedule_named(recipe.schedule)
+        self.schedule = schedule_named(recipe.schedule, recipe.epochs * self.batches)
         check_takes(model, data, runtime)
         channels, *sides = data.shape
         height, width = (int(LOW_RESOLUTION * side) for side in sides)
@@ -119,10 +119,6 @@ class _Run(Run):
     def set_mode(self) -> None:
         """Put the model into the recipe's mode."""
         self.module.train(self.recipe.train_mode)
-
-    def shortened(self, epochs: int) -> int:
-        """Return what the hook makes of a budget for so many epochs."""
-        return self.hook.shortened(epochs, self.batches)
 
     def finished(self) -> bool:
         """Return whether the hook has reached its end."""

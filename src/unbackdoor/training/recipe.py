@@ -66,7 +66,7 @@ class Recipe:
             )
         if self.augmentation not in AUGMENTATIONS:
             raise InputError(f"unknown augmentation {self.augmentation!r}; known: {', '.join(AUGMENTATIONS)}")
-        schedule_named(self.schedule)
+        schedule_named(self.schedule, planned=1)
 
 
 def enough_epochs(recipe: Recipe, rows: int, least_steps: int) -> Recipe:

@@ -101,10 +101,6 @@ class Run(ABC):
         """Put the module into the mode in which it is trained."""
         self.module.train()
 
-    def shortened(self, epochs: int) -> int:
-        """Return how many epochs are done where a budget affords so many only."""
-        return epochs
-
     def finished(self) -> bool:
         """Return whether training ends with the epoch that was just done, before the plan's end."""
         return False
@@ -198,8 +194,7 @@ class Run(ABC):
         def step() -> None:
             float(trial.step(rows, self.runtime.generator("trial"), 0))
 
-        epochs = affordable(self.history.epochs, self.batches, step, self.runtime, prepare)
-        return epochs if epochs == self.history.epochs else self.shortened(epochs)
+        return affordable(self.history.epochs, self.batches, step, self.runtime, prepare)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
