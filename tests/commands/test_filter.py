@@ -67,11 +67,31 @@ def test_triggered_images_among_clean_ones_are_found_and_shown(
     held = [row for row in table if row["triggered"]]
     assert result["held_triggered"] == len(held) <= 40 + 4
     assert (result["inputs"], result["by_chance"] < 1e-6) == (80, True)
+    assert result["cannot_be_held"] == []
     page = (out / "report.html").read_text()
     assert "look triggered to ScaleUp" in page
     assert "lit000.png" in page
     record = json.loads((out / "run.json").read_text())
     assert record["filtered"]["held_triggered"] == len(held)
+    assert len(record["inputs"]["inputs"]) == 64
+
+
+def test_classes_of_which_no_image_can_be_held_are_named(
+    tmp_path: Path, plain: ImageSet, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the target class, all clean images are lit and have the highest score."""
+    images = spread(torch.zeros(FEATURES), count=1500).plain
+    lit = images.images.flatten(1).clone()
+    lit[images.labels == TARGET, TRIGGER] = 255
+    both = ImageSet(images=lit.view_as(images.images), labels=images.labels, class_names=images.class_names, name="lit")
+    write_parquet(tmp_path / "clean.parquet", both.subset(torch.arange(0, 1500, 2)), {})
+    write_parquet(tmp_path / "in.parquet", both.subset(torch.arange(1, 1500, 2)), {})
+    given = ["--inputs", str(tmp_path / "in.parquet"), "--out", str(tmp_path / "out"), "--json", *QUICK]
+    code, printed, err = run(capsys, "filter", *words, *given)
+    assert code == 0, err
+    name = images.class_names[TARGET]
+    assert json.loads(printed)["cannot_be_held"] == [name]
+    assert f"No image with one of these answers can be held: {name}." in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_clean_images_are_held_no_more_often_than_chance_explains(
@@ -99,7 +119,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(
         capsys, "filter", *words, "--inputs", str(tmp_path / "in"), *out
     )
     few = ["--clean-size", "10"]
-    assert "10 clean images allow a share of false alarms of 0.0909 or more" in refuse(
+    assert "5 clean images to compare with allow a share of false alarms of 0.167 or more" in refuse(
         capsys, "filter", *words, *few, "--inputs", str(tmp_path / "in"), *out
     )
     assert "above 0 and below 1" in refuse(

@@ -6,9 +6,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from tests.planted import runtime
 from unbackdoor.errors import InputError
-from unbackdoor.sift.filtered import compared_with_clean
+from unbackdoor.models import Description, Network
+from unbackdoor.sift import TeCo
+from unbackdoor.sift.filtered import Filtered, filter_images, standardised
+from unbackdoor.sift.filtered import compared_with_clean as compared
+from unbackdoor.training import Runtime
+
+
+def compared_with_clean(scores: torch.Tensor, clean: torch.Tensor, rate: float, *tops: float) -> Filtered:
+    return compared(scores, torch.zeros(len(scores), dtype=torch.long), clean, rate, torch.tensor(tops or (9.0,)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -58,7 +68,9 @@ def test_a_rate_that_is_none_is_refused(rate: float) -> None:
 
 
 def test_too_few_clean_images_are_refused() -> None:
-    with pytest.raises(InputError, match=r"18 clean images allow a share of false alarms of 0\.0526 or more"):
+    with pytest.raises(
+        InputError, match=r"18 clean images to compare with allow a share of false alarms of 0\.0526 or more"
+    ):
         compared_with_clean(torch.zeros(1), torch.zeros(18), 0.05)
     assert compared_with_clean(torch.ones(1), torch.zeros(19), 0.05).triggered.tolist() == [True]
 
@@ -66,8 +78,77 @@ def test_too_few_clean_images_are_refused() -> None:
 def test_where_too_many_clean_images_have_the_highest_score_nothing_can_be_told() -> None:
     clean = torch.tensor([0.0] * 90 + [1.0] * 10)
     blind, finer = (compared_with_clean(torch.ones(30), clean, rate, 1.0) for rate in (0.05, 0.2))
-    assert (blind.too_coarse, blind.verdict, int(blind.triggered.sum())) == (True, None, 0)
-    assert (finer.too_coarse, finer.verdict, int(finer.triggered.sum())) == (False, True, 30)
+    assert (blind.verdict, int(blind.triggered.sum())) == (None, 0)
+    assert (finer.verdict, int(finer.triggered.sum())) == (True, 30)
     # Where there are higher scores, those that are no higher tell that nothing was found.
-    assert compared_with_clean(torch.ones(30), clean, 0.05).verdict is False
-    assert compared_with_clean(torch.full((30,), 2.0), clean, 0.05).verdict is True
+    assert compared_with_clean(torch.ones(30), clean, 0.05, 1.5).verdict is False
+    # Of one class there are, of the other there are not.
+    half = compared_with_clean(torch.full((30,), 1.5), clean, 0.05, 1.0, 1.5)
+    assert (half.blind.tolist(), half.verdict) == ([True, False], True)
+
+
+def test_standardised_scores_are_those_of_a_plain_loop_and_classes_without_images_are_as_all() -> None:
+    draws = torch.Generator().manual_seed(2)
+    clean, scores = torch.rand(40, generator=draws), torch.rand(12, generator=draws)
+    known, answers = torch.randint(0, 3, (40,), generator=draws), torch.arange(12) % 4
+    found = standardised(scores, answers, clean, known)
+    overall = clean.double()
+    for score, answer, value in zip(scores.double(), answers, found):
+        same = overall[known == answer]
+        mean = (same.sum() + overall.mean()) / (len(same) + 1)
+        variance = ((same - mean).square().sum() + overall.var(correction=0)) / (len(same) + 1)
+        assert float(value) == pytest.approx(float((score - mean) / variance.sqrt()))
+        if answer == 3:
+            assert float(value) == pytest.approx(float((score - overall.mean()) / overall.std(correction=0)))
+    assert bool(standardised(torch.ones(1), torch.zeros(1).long(), torch.zeros(5), torch.zeros(5).long()) > 1e6)
+
+
+class Bright(TeCo):
+    """Scores by light; triggered images are no lighter than clean ones of the other class."""
+
+    def inspect(self, model: Network, images: torch.Tensor, runtime: Runtime) -> torch.Tensor:
+        return images.float().mean((1, 2, 3)).cpu()
+
+
+class BrightForItsClass(Bright):
+    by_class = True
+
+
+class UpTo245(BrightForItsClass):
+    highest = 245.0
+
+
+def test_scores_that_differ_by_class_are_read_beside_those_of_the_same_answer() -> None:
+    """Of two classes, one white, a dark image that is lighter than the dark ones stands out only beside these."""
+    body = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        body[1].weight.copy_(torch.tensor([[-1.0] * 4, [1.0] * 4]))
+        body[1].bias.copy_(torch.tensor([2.0, -2.0]))
+    model = Network(
+        body,
+        Description(
+            architecture="none",
+            arguments={},
+            class_names=("dark", "white"),
+            image_shape=(1, 2, 2),
+            mean=(0.0,),
+            std=(1.0,),
+        ),
+    )
+    draws = torch.Generator().manual_seed(3)
+
+    def images(light: int, count: int) -> torch.Tensor:
+        shape = (count, 1, 2, 2)
+        return (light + torch.randint(0, 10, shape, generator=draws)).to(torch.uint8)
+
+    clean = torch.cat([images(20, 200), images(240, 200)])[torch.randperm(400, generator=draws)]
+    came = torch.cat([images(60, 10), images(20, 45), images(240, 45)])
+    found = [filter_images(way(), model, came, clean, runtime(), 0.05) for way in (Bright, BrightForItsClass)]
+    assert [one.clean for one in found] == [400, 200]
+    assert [int(one.triggered[:10].sum()) for one in found] == [0, 10]
+    assert found[1].verdict is True
+    assert found[1].answers.tolist() == [0] * 55 + [1] * 45
+    assert not found[1].blind.any()
+    assert filter_images(UpTo245(), model, came, clean, runtime(), 0.05).blind.tolist() == [False, True]
+    with pytest.raises(InputError, match="18 clean images to compare with"):
+        filter_images(BrightForItsClass(), model, came, clean[:37], runtime(), 0.05)

@@ -7,11 +7,9 @@ than that explains (once in a hundred times at most). It is 3 if the filter's sc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from jaxtyping import Int
-from torch import Tensor
 
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
@@ -25,9 +23,9 @@ from unbackdoor.options import options_of
 from unbackdoor.report import Gallery, Picture, Report, Verdict, histogram_chart, write_report
 from unbackdoor.report.content import Level
 from unbackdoor.sift import INPUT_FILTERS, InputFilter
-from unbackdoor.sift.filtered import SURE, Filtered, allowed_of, compared_with_clean
+from unbackdoor.sift.filtered import SURE, Filtered, compared_of, filter_images
 from unbackdoor.text import in_utf8
-from unbackdoor.training import Runtime, check_shape, logits_of
+from unbackdoor.training import Runtime, check_shape
 
 CHOICES = {"method": Choice(INPUT_FILTERS, "TeCo")}
 WITHOUT = frozenset({"budget"})
@@ -35,6 +33,9 @@ WITHOUT = frozenset({"budget"})
 TABLE = "inputs.parquet"
 SHOWN = 24
 """Images on the page."""
+MOST_NAMED = 8
+"""Classes that are listed."""
+HIGH = "Too many clean images have scores as high as theirs can be."
 CODES = {True: BACKDOORED, False: NO_EVIDENCE, None: INCONCLUSIVE}
 WORDS = {True: "more triggered than chance explains", False: "no evidence found", None: "inconclusive"}
 
@@ -70,24 +71,22 @@ def run(
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
     samples = data.need_clean("filter")
     # Mistakes are found before the work, not after it.
-    allowed_of(len(samples), false_alarms)
+    compared_of(method, len(samples), false_alarms)
     came = read_inputs(inputs)
     check_shape(loaded.network, came.shape, came.name)
     with report_folder(out or Path("runs") / f"filter-{loaded.sha256[:8]}", clock.command) as folder:
-        usual = method.score(loaded.network, samples.images, runtime)
-        scores = method.score(loaded.network, came.images, runtime)
-        found = compared_with_clean(scores, usual, false_alarms, method.highest)
-        answers = logits_of(loaded.network, came.images, runtime).argmax(1).cpu()
-        clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest()}
+        found = filter_images(method, loaded.network, came.images, samples.images, runtime, false_alarms)
+        clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest(), "inputs": came.digest()}
         clock.options = {"method": options_of(method), "false_alarms": false_alarms, "inputs": inputs}
-        write_inputs(folder / TABLE, came, loaded.network, answers, found)
-        write_report(folder / PAGE, filter_page(clock, loaded, method, came, answers, found))
+        write_inputs(folder / TABLE, came, loaded.network, found)
+        write_report(folder / PAGE, filter_page(clock, loaded, method, came, found))
         result = {
             "inputs": len(found.scores),
             "held_triggered": int(found.triggered.sum()),
             "false_alarms": false_alarms,
             "by_chance": found.by_chance,
-            "clean_images": len(samples),
+            "clean_images": found.clean,
+            "cannot_be_held": unseen(found, loaded.network.description.class_names),
         }
         clock.write(folder, filtered=result, clean_rows=rows)
     return _outcome(clock, folder, came.name, method, found, result)
@@ -108,6 +107,7 @@ def _outcome(
                 f"at most {found.false_alarms * len(found.scores):.1f}, by {result['clean_images']:,} clean images",
             ),
             ("so many or more by chance", f"{found.by_chance:.3g}"),
+            *([("cannot be held", some_of(result["cannot_be_held"]))] if result["cannot_be_held"] else []),
             ("time", f"{clock.seconds:.0f} s"),
             ("images", str(folder / TABLE)),
         ],
@@ -122,7 +122,7 @@ def told(found: Filtered, method: InputFilter) -> str:
     held = f"{type(method).__name__} holds {int(found.triggered.sum()):,} of {len(found.scores):,} images triggered"
     if found.verdict is None:
         return (
-            f"{held}: of the clean ones more than {100 * found.false_alarms:g} % have the highest score that there is,"
+            f"{held}: more than {100 * found.false_alarms:g} % of the clean ones have scores as high as there can be,"
             " so no threshold has that rate; choose another --method, or raise --false-alarms"
         )
     if found.verdict:
@@ -131,6 +131,18 @@ def told(found: Filtered, method: InputFilter) -> str:
             " some of those held are clean"
         )
     return f"{held}, no more than clean ones explain (p = {found.by_chance:.2g})"
+
+
+def unseen(found: Filtered, class_names: Sequence[str]) -> list[str]:
+    """Return the classes of which no image can be held, if there are others."""
+    names = [class_names[number] for number in found.blind.nonzero().flatten().tolist()]
+    return names if len(names) < len(class_names) else []
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Return a list of names, not all of them if they are many."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def filter_verdict(found: Filtered, method: InputFilter) -> Verdict:
@@ -145,19 +157,20 @@ def filter_verdict(found: Filtered, method: InputFilter) -> Verdict:
     return Verdict(level=level, headline=headline, detail=f"{told(found, method)}.", calibrated=True)
 
 
-def write_inputs(path: Path, came: Inputs, model: Network, answers: Int[Tensor, "n"], found: Filtered) -> None:
+def write_inputs(path: Path, came: Inputs, model: Network, found: Filtered) -> None:
     """Write what is said of each image, complete or not at all."""
     import pyarrow
     from pyarrow import parquet
 
     names = [in_utf8(name) for name in model.description.class_names]
+    answers = found.answers.tolist()
     texts = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
     table = pyarrow.table(
         {
             "row": pyarrow.array(range(len(came.names)), pyarrow.int64()),
             "image": pyarrow.array([in_utf8(name) for name in came.names]),
-            "answer": pyarrow.array(answers.tolist(), pyarrow.int64()),
-            "class_name": pyarrow.array([names[answer] for answer in answers.tolist()]).cast(texts),
+            "answer": pyarrow.array(answers, pyarrow.int64()),
+            "class_name": pyarrow.array([names[answer] for answer in answers]).cast(texts),
             "score": pyarrow.array(found.scores.tolist(), pyarrow.float32()),
             "p_value": pyarrow.array(found.p_values.tolist(), pyarrow.float64()),
             "triggered": pyarrow.array(found.triggered.tolist()),
@@ -167,16 +180,15 @@ def write_inputs(path: Path, came: Inputs, model: Network, answers: Int[Tensor, 
         parquet.write_table(table, partial)
 
 
-def filter_page(
-    clock: Run, loaded: LoadedModel, method: InputFilter, came: Inputs, answers: Int[Tensor, "n"], found: Filtered
-) -> Report:
+def filter_page(clock: Run, loaded: LoadedModel, method: InputFilter, came: Inputs, found: Filtered) -> Report:
     """Return the report: the verdict, the most suspicious images, and the scores."""
     name = type(method).__name__
     classes = loaded.network.description.class_names
     top = found.scores.argsort(descending=True, stable=True)[:SHOWN].tolist()
+    answers, blind = found.answers.tolist(), unseen(found, classes)
     pictures = [
         Picture(
-            caption=f"{came.names[row]}: p = {float(found.p_values[row]):.3g}, answer {classes[int(answers[row])]}",
+            caption=f"{came.names[row]}: p = {float(found.p_values[row]):.3g}, answer {classes[answers[row]]}",
             image=came.images[row].float() / 255,
         )
         for row in top
@@ -196,6 +208,7 @@ def filter_page(
             f"Of clean images that are new to the model, at most {100 * found.false_alarms:g} % are held triggered.",
             f"That some are triggered is said if chance explains so many at most once in {1 / SURE:.0f} times.",
             "A filter sees the triggers that it was made for; others leave no evidence.",
+            *([f"No image with one of these answers can be held: {some_of(blind)}. {HIGH}"] if blind else []),
             *notes_of(loaded),
         ],
     )

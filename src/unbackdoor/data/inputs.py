@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,12 @@ class Inputs:
         """Channels, height and width of each image."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the pixels and their shape (64 hexadecimal digits)."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def read_inputs(source: str) -> Inputs:

@@ -8,18 +8,26 @@ That share of clean images is held triggered too, so single ones accuse nobody. 
 ones to compare with and the k-th highest score of these as the threshold, the share above it would be drawn from
 Beta(k, n + 1 - k), and how many of m are above it is beta-binomial (Wilks, "Determination of sample sizes for setting
 tolerance limits", 1941). Ties among the scores make it fewer.
+
+Some scores differ between classes however clean the images are. From those the mean of clean images with the same
+answer is taken, and divided by their deviation, as SCALE-UP's authors do where there are some (Guo et al., ICLR 2023).
+The half of the clean images that says what these are is not ranked among, so that p-values stay valid.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from unbackdoor.conformal import allowed_above
 from unbackdoor.errors import InputError
+from unbackdoor.models import Network
+from unbackdoor.sift.input_filter import InputFilter
+from unbackdoor.training import Runtime, logits_of
 
 SURE = 0.01
 """The images as a whole are called triggered if chance explains so many held ones at most so often."""
@@ -30,33 +38,52 @@ class Filtered:
     """What is said of images that came in.
 
     Attributes:
-        scores: of each, from its filter.
+        scores: of each, by which they are compared.
+        answers: class that the model gives each.
+        clean: how many clean images they are compared with.
         p_values: share of clean images that are at least as suspicious, each image counted among them; above 0.
         triggered: whether each is held to carry a trigger.
         false_alarms: share of clean images that may be held so.
         by_chance: probability of so many held images or more, if all were clean.
-        too_coarse: whether more clean images than that share have the highest score that there is, so that no image can
-            be held.
+        blind: of which classes no image can be held, because too many clean images have scores as high as its highest.
     """
 
     scores: Float[Tensor, "n"]
+    answers: Int[Tensor, "n"]
+    clean: int
     p_values: Float[Tensor, "n"]
     triggered: Bool[Tensor, "n"]
     false_alarms: float
     by_chance: float
-    too_coarse: bool
+    blind: Bool[Tensor, "k"]
 
     @property
     def verdict(self) -> bool | None:
-        """Whether more images are held triggered than chance explains; None: the scores are too coarse to tell."""
-        return None if self.too_coarse else self.by_chance <= SURE
+        """Whether more images are held triggered than chance explains; None: no image can be held."""
+        return None if bool(self.blind.all()) else self.by_chance <= SURE
+
+
+def compared_of(method: InputFilter, clean: int, false_alarms: float) -> int:
+    """Return with how many of so many clean images a filter's scores are compared.
+
+    Args:
+        method: filter.
+        clean: how many clean images there are.
+        false_alarms: share of clean images that may be held triggered, above 0 and below 1.
+
+    Raises:
+        InputError: no such share, or too few clean images for it.
+    """
+    compared = clean // 2 if method.by_class else clean
+    allowed_of(compared, false_alarms)
+    return compared
 
 
 def allowed_of(clean: int, false_alarms: float) -> int:
     """Return how many of the clean images and the one looked at may have a score as high as its own, 1 or more.
 
     Args:
-        clean: how many clean images there are.
+        clean: how many clean images an image is compared with.
         false_alarms: share of clean images that may be held triggered, above 0 and below 1.
 
     Raises:
@@ -67,22 +94,86 @@ def allowed_of(clean: int, false_alarms: float) -> int:
     allowed = allowed_above(false_alarms, clean)
     if not allowed:
         raise InputError(
-            f"{clean} clean images allow a share of false alarms of {1 / (1 + clean):.3g} or more, found"
-            f" {false_alarms:g}; give more clean images, or raise it"
+            f"{clean} clean images to compare with allow a share of false alarms of {1 / (1 + clean):.3g} or more,"
+            f" found {false_alarms:g}; give more clean images, or raise it"
         )
     return allowed
 
 
+def filter_images(
+    method: InputFilter,
+    model: Network,
+    images: UInt8[Tensor, "n c h w"],
+    clean: UInt8[Tensor, "m c h w"],
+    runtime: Runtime,
+    false_alarms: float,
+) -> Filtered:
+    """Score images and clean ones, and say which of the former are triggered.
+
+    Args:
+        method: filter.
+        model: what the images are for; not changed.
+        images: that came in, one or more.
+        clean: images that are new to the model.
+        runtime: device, precision, seed.
+        false_alarms: share of clean images that may be held triggered, above 0 and below 1.
+
+    Raises:
+        InputError: images of another size than the model's; see `compared_of`.
+    """
+    compared_of(method, len(clean), false_alarms)
+    scores, usual = (method.score(model, some, runtime) for some in (images, clean))
+    answers = logits_of(model, images, runtime).argmax(1).cpu()
+    classes = torch.arange(len(model.description.class_names))
+    tops = torch.full(classes.shape, math.inf if method.highest is None else method.highest)
+    if method.by_class:
+        known = logits_of(model, clean, runtime).argmax(1).cpu()
+        order = torch.randperm(len(clean), generator=runtime.generator("halves of the clean images"))
+        ranked, learnt = order.tensor_split([len(clean) // 2])
+        spread = usual[learnt], known[learnt]
+        scores, tops = standardised(scores, answers, *spread), standardised(tops, classes, *spread)
+        usual = standardised(usual[ranked], known[ranked], *spread)
+    return compared_with_clean(scores, answers, usual, false_alarms, tops)
+
+
+def standardised(
+    scores: Float[Tensor, "n"], answers: Int[Tensor, "n"], clean: Float[Tensor, "m"], clean_answers: Int[Tensor, "m"]
+) -> Float[Tensor, "n"]:
+    """Return by how many deviations each score exceeds those of clean images with the same answer.
+
+    To the clean images of each class one is added that is as all of them are in the mean, so that a class with few
+    or none has a deviation too.
+
+    Args:
+        scores: of images.
+        answers: their classes.
+        clean: scores of one or more clean images.
+        clean_answers: their classes.
+    """
+    clean = clean.double()
+    classes = 1 + int(torch.cat([answers, clean_answers]).max())
+    counts = 1 + torch.bincount(clean_answers, minlength=classes)
+    mean = (torch.bincount(clean_answers, clean, classes) + clean.mean()) / counts
+    squares = torch.bincount(clean_answers, (clean - mean[clean_answers]).square(), classes)
+    variance = (squares + clean.var(correction=0)) / counts
+    return (scores.double() - mean[answers]) / variance[answers].sqrt().clamp_min(1e-9)
+
+
 def compared_with_clean(
-    scores: Float[Tensor, "n"], clean: Float[Tensor, "m"], false_alarms: float, highest: float | None = None
+    scores: Float[Tensor, "n"],
+    answers: Int[Tensor, "n"],
+    clean: Float[Tensor, "m"],
+    false_alarms: float,
+    tops: Float[Tensor, "k"],
 ) -> Filtered:
     """Say which images are triggered.
 
     Args:
         scores: of the images, one or more.
+        answers: class that the model gives each.
         clean: of clean images, by the same filter.
         false_alarms: share of clean images that may be held triggered, above 0 and below 1.
-        highest: score that an image can have; None: there is none.
+        tops: the highest score that an image of each class can have.
 
     Raises:
         InputError: see `allowed_of`.
@@ -90,17 +181,23 @@ def compared_with_clean(
     from scipy.stats import betabinom
 
     allowed = allowed_of(len(clean), false_alarms)
-    ascending = clean.double().sort().values
-    below = torch.searchsorted(ascending, scores.double(), right=False)
-    p_values = (1 + len(clean) - below).double() / (1 + len(clean))
+    p_values = ranks(scores, clean)
     triggered = p_values <= false_alarms + 1e-12
     held = int(triggered.sum())
     chance = float(betabinom.sf(held - 1, len(scores), allowed, len(clean) + 1 - allowed))
     return Filtered(
         scores=scores,
+        answers=answers,
+        clean=len(clean),
         p_values=p_values,
         triggered=triggered,
         false_alarms=false_alarms,
         by_chance=min(1.0, chance),
-        too_coarse=highest is not None and int((clean >= highest).sum()) >= allowed,
+        blind=ranks(tops, clean) > false_alarms + 1e-12,
     )
+
+
+def ranks(scores: Float[Tensor, "n"], clean: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
+    """Return for each score the share that is at least as high, among the clean ones and itself."""
+    below = torch.searchsorted(clean.double().sort().values, scores.double(), right=False)
+    return (1 + len(clean) - below).double() / (1 + len(clean))

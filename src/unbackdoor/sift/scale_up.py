@@ -2,8 +2,8 @@
 
 Guo, Li, Chen, Guo, Sun, Liu, "SCALE-UP: An Efficient Black-box Input-level Backdoor Detection via Analyzing Scaled
 Prediction Consistency" (ICLR 2023). The score is the share of the factors under which the answer stays what it was, the
-product cut off at white. This is the paper's setting without any clean samples; it holds inputs triggered from about a
-half on.
+product cut off at white. By itself that is the paper's setting without clean samples, and images are suspicious from
+about a half on. `filtered.filter_images` is the one with some: it compares with clean images of the same answer.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class ScaleUp(InputFilter):
     """
 
     highest: ClassVar[float | None] = 1.0
+    by_class: ClassVar[bool] = True
 
     factors: tuple[float, ...] = (3.0, 5.0, 7.0, 9.0, 11.0)
 
