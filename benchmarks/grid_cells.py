@@ -72,10 +72,11 @@ class GridCells:
         """Those of the kinds wanted."""
         return [cell for cell in read_grid(self.grid) if cell.kind in self.kinds]
 
-    def left(self) -> list[Cell]:
-        """Return the cells that are not done yet."""
+    def left(self, only: Collection[str] = ()) -> list[Cell]:
+        """Return the cells that are not done yet, of these methods; of all if none is named."""
         done = {row["key"] for row in self.rows.read()}
-        return [cell for cell in self.cells if cell.key not in done]
+        cells = [cell for cell in self.cells if cell.key not in done]
+        return [cell for cell in cells if not only or str(cell.labels["method"]).split(" ")[0] in only]
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Do a cell, and before it what it needs and nobody has done; return the row.
@@ -171,19 +172,20 @@ def run_grid(description: str | None, kinds: Collection[str], written: Written, 
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, help="stop after these; the next call goes on")
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD", help="leave the cells of others for later")
     parser.add_argument("--table", action="store_true", help="only write the table")
     arguments = parser.parse_args()
     machine = (arguments.device, arguments.threads)
     cells = GridCells(arguments.grid, kinds, written, arguments.work, *machine, arguments.minutes)
     if not arguments.table:
-        do_all(cells)
+        do_all(cells, arguments.only)
     cells.write()
     print(cells.table)
 
 
-def do_all(cells: GridCells) -> None:
-    """Do the cells that are missing, one after the other, as long as there is time."""
-    left = cells.left()
+def do_all(cells: GridCells, only: Collection[str] = ()) -> None:
+    """Do the cells that are missing, of these methods or of all, one after the other, as long as there is time."""
+    left = cells.left(only)
     for done, cell in enumerate(left):
         try:
             cells.run(cell)
