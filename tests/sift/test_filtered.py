@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.planted import runtime
+from tests.planted import planted, runtime
 from unbackdoor.errors import InputError
 from unbackdoor.models import Description, Network
-from unbackdoor.sift import TeCo
+from unbackdoor.sift import ScaleUp, TeCo
 from unbackdoor.sift.filtered import Filtered, filter_images, standardised
 from unbackdoor.sift.filtered import compared_with_clean as compared
 from unbackdoor.training import Runtime
@@ -152,3 +152,18 @@ def test_scores_that_differ_by_class_are_read_beside_those_of_the_same_answer() 
     assert filter_images(UpTo245(), model, came, clean, runtime(), 0.05).blind.tolist() == [False, True]
     with pytest.raises(InputError, match="18 clean images to compare with"):
         filter_images(BrightForItsClass(), model, came, clean[:37], runtime(), 0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_answers_on_a_gpu_are_those_of_a_processor() -> None:
+    models = planted(0)
+    came, clean = models.test.images[:40], models.test.images[40:]
+    found, expected = (
+        filter_images(ScaleUp(), models.suspect, came, clean, Runtime(device=device, precision="fp32", seed=0), 0.2)
+        for device in ("cuda", "cpu")
+    )
+    # An answer may hang on rounding.
+    assert float((found.answers == expected.answers).float().mean()) > 0.9
+    assert found.p_values.device.type == "cpu"
+    assert next(models.suspect.parameters()).device.type == "cpu", "the model stays where it was"

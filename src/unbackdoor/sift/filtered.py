@@ -16,6 +16,7 @@ The half of the clean images that says what these are is not ranked among, so th
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -123,11 +124,12 @@ def filter_images(
     """
     compared_of(method, len(clean), false_alarms)
     scores, usual = (method.score(model, some, runtime) for some in (images, clean))
-    answers = logits_of(model, images, runtime).argmax(1).cpu()
+    settled = runtime.settle(copy.deepcopy(model))
+    answers = logits_of(settled, images, runtime).argmax(1).cpu()
     classes = torch.arange(len(model.description.class_names))
     tops = torch.full(classes.shape, math.inf if method.highest is None else method.highest)
     if method.by_class:
-        known = logits_of(model, clean, runtime).argmax(1).cpu()
+        known = logits_of(settled, clean, runtime).argmax(1).cpu()
         order = torch.randperm(len(clean), generator=runtime.generator("halves of the clean images"))
         ranked, learnt = order.tensor_split([len(clean) // 2])
         spread = usual[learnt], known[learnt]
