@@ -73,10 +73,10 @@ class GridCells:
         return [cell for cell in read_grid(self.grid) if cell.kind in self.kinds]
 
     def left(self, only: Collection[str] = ()) -> list[Cell]:
-        """Return the cells that are not done yet, of these methods; of all if none is named."""
+        """Return the cells that are not done yet, of these methods, named with their options or without; or all."""
         done = {row["key"] for row in self.rows.read()}
         cells = [cell for cell in self.cells if cell.key not in done]
-        return [cell for cell in cells if not only or str(cell.labels["method"]).split(" ")[0] in only]
+        return [cell for cell in cells if not only or not set(only).isdisjoint(_names(cell))]
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Do a cell, and before it what it needs and nobody has done; return the row.
@@ -126,6 +126,12 @@ class GridCells:
         keys = {cell.key for cell in self.cells}
         rows = [row for row in self.rows.read() if row["key"] in keys]
         self.table.write_text(self.written(self.grid.name, len(self.cells), rows))
+
+
+def _names(cell: Cell) -> tuple[str, str]:
+    """Return a cell's method with its options and without."""
+    method = str(cell.labels["method"])
+    return method, method.partition(" ")[0]
 
 
 class TimeIsUp(BaseException):

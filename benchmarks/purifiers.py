@@ -4,7 +4,7 @@ Writes one line of JSON a finished cell to results/NAME.jsonl and the table resu
 A finished cell is not done again, though the store of `unbackdoor bench` be lost, and an interrupted one goes on:
 
     python benchmarks/purifiers.py benchmarks/grids/purify-small.yaml
-    python benchmarks/purifiers.py benchmarks/grids/purify-small.yaml --only CLP ANP      # these methods first
+    python benchmarks/purifiers.py benchmarks/grids/purify-small.yaml --only CLP 'NPD before=layer4.1'    # first
     python benchmarks/purifiers.py benchmarks/grids/purify-small.yaml --table     # only write the table
     python benchmarks/purifiers.py benchmarks/grids/purify-full.yaml --device cuda --minutes 8    # eight minutes of it
 """

@@ -227,7 +227,7 @@ def test_what_several_cells_need_is_done_once_and_kept(
         return module.GridCells(tmp_path / "tiny.yaml", kinds, lambda *told: repr(told[:2]), tmp_path / "w", "cpu", 1)
 
     first = cells()
-    assert [cell.kind for cell in first.left(["LossIsolation", "FT"])] == ["purify", "sift"]
+    assert [cell.kind for cell in first.left(["LossIsolation epochs=1", "FT"])] == ["purify", "sift"]
     for cell in first.left():
         first.run(cell)
     assert done == ["victim", "purify", "poison", "sift", "secure"]
