@@ -13,6 +13,7 @@ results/filtering.md. What is done is not done again. Reading, stamping and judg
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ from tables import percent
 from unbackdoor.attacks import load_attack
 from unbackdoor.data import ImageSet, draw_clean, read_images
 from unbackdoor.models import load_model
-from unbackdoor.sift import INPUT_FILTERS
+from unbackdoor.options import options_of
+from unbackdoor.sift import InputFilter, ScaleUp, TeCo
 from unbackdoor.sift.filtered import filter_images
 from unbackdoor.training import Runtime
 
@@ -36,16 +38,25 @@ CAME = 400
 """Images that come in."""
 STAMPED = 40
 """Of them with the trigger; those of the attacker's class fall out."""
-FALSE_ALARMS = 0.05
-"""Share of clean images that may be held triggered, the command's default."""
+CASES: tuple[tuple[InputFilter, float], ...] = (
+    (ScaleUp(), 0.05),
+    (ScaleUp(), 0.2),
+    (ScaleUp(by_class=True), 0.05),
+    (TeCo(), 0.05),
+)
+"""Filters, and the share of clean images that may be held triggered: the command's default, and one for which
+SCALE-UP's six scores are not too coarse."""
 
 
-def run(victim: str, name: str, triggered: bool, test: ImageSet, runtime: Runtime) -> dict[str, Any]:
+def run(
+    victim: str, method: InputFilter, false_alarms: float, triggered: bool, test: ImageSet, runtime: Runtime
+) -> dict[str, Any]:
     """Filter images for one victim, and count; return the row and its cost.
 
     Args:
         victim: file in `victims/`, without its ending.
-        name: of the filter.
+        method: filter.
+        false_alarms: share of clean images that may be held triggered.
         triggered: whether some images have the trigger.
         test: images of which all are drawn.
         runtime: device, seed.
@@ -60,15 +71,16 @@ def run(victim: str, name: str, triggered: bool, test: ImageSet, runtime: Runtim
         came = mixed(test.subset(plain), test.subset(stamped), attack, generator)
     else:
         came = Mixed(test.subset(order[:CAME]).images, torch.zeros(CAME, dtype=torch.bool))
-    method = INPUT_FILTERS[name]()
     # What libraries do at their first call is on no clock.
     method.score(model, came.images[:8], runtime)
     with measured() as cost:
-        found = filter_images(method, model, came.images, clean.images, runtime, FALSE_ALARMS)
+        found = filter_images(method, model, came.images, clean.images, runtime, false_alarms)
     return {
         **runtime.describe(),
         "victim": victim,
-        "filter": name,
+        "filter": type(method).__name__,
+        "options": options_of(method),
+        "false_alarms": false_alarms,
         "images": len(came.images),
         "with_trigger": int(came.triggered.sum()),
         "compared_with": found.clean,
@@ -94,20 +106,25 @@ def main() -> None:
     if not arguments.table:
         runtime = Runtime(device=arguments.device, threads=arguments.threads, seed=arguments.seed)
         test = read_images(arguments.data, "test")
-        for name in INPUT_FILTERS:
-            for victim in victims():
-                for triggered in (True, False):
-                    if (victim, name, triggered, str(arguments.seed)) in {_key(row) for row in rows.read()}:
-                        continue
-                    row = run(victim, name, triggered, test, runtime)
-                    done = rows.add(row, row.pop("cost"))
-                    print(victim, name, done["held_with_trigger"], "of", done["held"], done["verdict"], flush=True)
+        for (method, rate), victim, triggered in itertools.product(CASES, victims(), (True, False)):
+            key = (victim, type(method).__name__, options_of(method), rate, triggered, str(arguments.seed))
+            if key in [_key(row) for row in rows.read()]:
+                continue
+            row = run(victim, method, rate, triggered, test, runtime)
+            done = rows.add(row, row.pop("cost"))
+            print(victim, *_case(done), done["held_with_trigger"], "of", done["held"], done["verdict"], flush=True)
     table.write_text(written(rows.read()))
     print(table)
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["victim"], row["filter"], row["with_trigger"] > 0, row["seed"]
+    told = ("victim", "filter", "options", "false_alarms")
+    return *(row[name] for name in told), row["with_trigger"] > 0, row["seed"]
+
+
+def _case(row: dict[str, Any]) -> tuple[str, str]:
+    """Return a row's filter and rate of false alarms, for people."""
+    return row["filter"] + (" by class" if row["options"].get("by_class") else ""), f"{100 * row['false_alarms']:g} %"
 
 
 def written(rows: Sequence[dict[str, Any]]) -> str:
@@ -117,32 +134,32 @@ def written(rows: Sequence[dict[str, Any]]) -> str:
         "",
         f"Made by `python benchmarks/filtering.py`: what `unbackdoor filter` says of some {CAME} test images of"
         " CIFAR-10, a tenth of them with the trigger or none, by the kept victims and"
-        f" {CLEAN} other test images, which are clean; {100 * FALSE_ALARMS:g} % of clean images may be held triggered."
+        f" {CLEAN} other test images, which are clean. *Rate* is the share of clean images that may be held triggered."
         " *Told* are the victims of which it says rightly that triggered images came in, *accused* those of which it"
         " says so though none did, *inconclusive* answers of both kinds. All triggered images count, also those at"
         " which the model answers right.",
         "",
         *machines(list(rows)),
         "",
-        "| filter | victims | told | accused | inconclusive | triggered images held, % | clean images held, % |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| filter | rate | victims | told | accused | inconclusive | triggered images held, % | clean images held, % |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
         *_means(rows),
         "",
-        "| victim | filter | seed | images | with trigger | compared with | held | of them with trigger | by chance"
-        " | says | seconds |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|---:|",
+        "| victim | filter | rate | seed | images | with trigger | compared with | held | of them with trigger"
+        " | by chance | says | seconds |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|---:|",
         *_lines(rows),
     ]
     return "\n".join(lines) + "\n"
 
 
 def _means(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    for name in sorted({row["filter"] for row in rows}):
-        own = [row for row in rows if row["filter"] == name]
+    for case in sorted({_case(row) for row in rows}):
+        own = [row for row in rows if _case(row) == case]
         some, none = ([row for row in own if (row["with_trigger"] > 0) == wanted] for wanted in (True, False))
         found = [row["held_with_trigger"] / row["with_trigger"] for row in some]
         clean = [(row["held"] - row["held_with_trigger"]) / (row["images"] - row["with_trigger"]) for row in own]
-        fields = [name, str(len({row["victim"] for row in own}))]
+        fields = [*case, str(len({row["victim"] for row in own}))]
         fields += [str(sum(row["verdict"] is True for row in part)) for part in (some, none)]
         fields += [str(sum(row["verdict"] is None for row in own))]
         fields += [percent(statistics.mean(part)) if part else "" for part in (found, clean)]
@@ -151,9 +168,9 @@ def _means(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     words = {True: "triggered", False: "no evidence", None: "inconclusive"}
-    for row in sorted(rows, key=_key):
+    for row in sorted(rows, key=lambda row: (row["victim"], _case(row), -row["with_trigger"])):
         counts = [str(row[name]) for name in ("images", "with_trigger", "compared_with", "held", "held_with_trigger")]
-        fields = [row["victim"], row["filter"], row["seed"], *counts, f"{row['by_chance']:.2g}", words[row["verdict"]]]
+        fields = [row["victim"], *_case(row), row["seed"], *counts, f"{row['by_chance']:.2g}", words[row["verdict"]]]
         yield f"| {' | '.join([*fields, str(row['seconds'])])} |"
 
 

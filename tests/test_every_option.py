@@ -46,6 +46,7 @@ from unbackdoor.purify import PURIFIERS, Purifier
 from unbackdoor.scan import SCANNERS, Scanner
 from unbackdoor.secure import TRAINERS, SecureTrainer
 from unbackdoor.sift import INPUT_FILTERS, SIFTERS, InputFilter, Sifter
+from unbackdoor.sift.filtered import filter_images
 from unbackdoor.training import Recipe, fit
 
 TRAINING = Recipe(epochs=2, batch_size=32, learning_rate=0.05, ema=0.0, augmentation="none", low_resolution=0.0)
@@ -110,7 +111,8 @@ def sifted(sifter: Sifter) -> str:
 
 
 def filtered(sieve: InputFilter) -> str:
-    return digest(sieve.score(planted(1).suspect, untrusted(96).images, runtime()))
+    images = untrusted(96).images
+    return digest(filter_images(sieve, planted(1).suspect, images[:48], images[48:], runtime(), 0.5).scores)
 
 
 KINDS: dict[str, tuple[Any, Callable[[Any], str]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from tests.planted import planted, runtime
 from unbackdoor.attacks import save_attack
+from unbackdoor.sift import TeCo
 
 
 @pytest.fixture
@@ -30,24 +32,22 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
         yield filtering
 
 
-class Knows:
+@dataclass(frozen=True, kw_only=True)
+class Knows(TeCo):
     """Sees the patch, which is white, in the corner."""
 
-    by_class, highest = False, 1.0
-
-    def score(self, model: Any, images: torch.Tensor, given: Any) -> torch.Tensor:
+    def inspect(self, model: Any, images: torch.Tensor, given: Any) -> torch.Tensor:
         return (planted(0).fitted.trigger.stamp(images) == images).flatten(1).all(1).float()
 
 
-def test_what_is_held_is_counted_with_and_without_the_trigger(
-    program: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(program, "INPUT_FILTERS", {"Knows": Knows})
-    some, none = (program.run("Patch-0", "Knows", triggered, planted(0).test, runtime()) for triggered in (True, False))
+def test_what_is_held_is_counted_with_and_without_the_trigger(program: ModuleType) -> None:
+    some, none = (
+        program.run("Patch-0", Knows(), 0.05, triggered, planted(0).test, runtime()) for triggered in (True, False)
+    )
     assert 0 < some["with_trigger"] < 30, "those of the attacker's class fall out"
     assert some["images"] == 30 + some["with_trigger"]
     assert some["held"] == some["held_with_trigger"] == some["with_trigger"]
-    assert some["verdict"] is True
+    assert (some["verdict"], some["filter"], some["false_alarms"]) == (True, "Knows", 0.05)
     assert (none["images"], none["with_trigger"], none["held"], none["verdict"]) == (60, 0, 0, False)
 
 
@@ -55,7 +55,8 @@ def row(victim: str, with_trigger: int, held: int, right: int, verdict: bool | N
     machine = {"device": "cpu (x)", "threads": "1", "torch": "2", "seconds": 2.0, "seed": "0"}
     counts = {"images": 100, "with_trigger": with_trigger, "compared_with": 50, "held": held}
     said = {"held_with_trigger": right, "by_chance": 0.25, "verdict": verdict}
-    return {"victim": victim, "filter": "TeCo", **counts, **said, **machine}
+    case = {"filter": "ScaleUp", "options": {"by_class": True}, "false_alarms": 0.05}
+    return {"victim": victim, **case, **counts, **said, **machine}
 
 
 def test_verdicts_are_counted_and_every_row_is_written(program: ModuleType) -> None:
@@ -67,7 +68,7 @@ def test_verdicts_are_counted_and_every_row_is_written(program: ModuleType) -> N
             row("B-0", 0, 0, 0, False),
         ]
     )
-    assert "| TeCo | 2 | 1 | 1 | 1 | 25.00 | 7.50 |" in table
-    assert "| A-0 | TeCo | 0 | 100 | 10 | 50 | 14 | 5 | 0.25 | triggered | 2.0 |" in table
-    assert "| B-0 | TeCo | 0 | 100 | 0 | 50 | 0 | 0 | 0.25 | no evidence | 2.0 |" in table
+    assert "| ScaleUp by class | 5 % | 2 | 1 | 1 | 1 | 25.00 | 7.50 |" in table
+    assert "| A-0 | ScaleUp by class | 5 % | 0 | 100 | 10 | 50 | 14 | 5 | 0.25 | triggered | 2.0 |" in table
+    assert "| B-0 | ScaleUp by class | 5 % | 0 | 100 | 0 | 50 | 0 | 0 | 0.25 | no evidence | 2.0 |" in table
     assert "Machine: cpu (x), 1 threads, torch 2" in table

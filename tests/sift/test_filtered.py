@@ -85,6 +85,7 @@ def test_where_too_many_clean_images_have_the_highest_score_nothing_can_be_told(
     # Of one class there are, of the other there are not.
     half = compared_with_clean(torch.full((30,), 1.5), clean, 0.05, 1.0, 1.5)
     assert (half.blind.tolist(), half.verdict) == ([True, False], True)
+    assert half.least.tolist() == pytest.approx([11 / 101, 1 / 101])
 
 
 def test_standardised_scores_are_those_of_a_plain_loop_and_classes_without_images_are_as_all() -> None:
@@ -111,7 +112,7 @@ class Bright(TeCo):
 
 
 class BrightForItsClass(Bright):
-    by_class = True
+    standardised = True  # type: ignore[assignment]
 
 
 class UpTo245(BrightForItsClass):

@@ -7,6 +7,7 @@ than that explains (once in a hundred times at most). It is 3 if the filter's sc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,9 +122,11 @@ def told(found: Filtered, method: InputFilter) -> str:
     """Return the answer in a sentence."""
     held = f"{type(method).__name__} holds {int(found.triggered.sum()):,} of {len(found.scores):,} images triggered"
     if found.verdict is None:
+        # Upwards, so that what is advised is enough.
+        least = math.ceil(1000 * float(found.least.min())) / 1000
         return (
             f"{held}: more than {100 * found.false_alarms:g} % of the clean ones have scores as high as there can be,"
-            " so no threshold has that rate; choose another --method, or raise --false-alarms"
+            f" so no threshold has that rate; choose another --method, or --false-alarms {least:g}"
         )
     if found.verdict:
         return (

@@ -167,6 +167,8 @@ class _Watching(Hook):
         """Keep the weights whose gradients are watched."""
         super().begin(model, recipe, runtime)
         self.weights = [model.get_parameter(f"{name}.weight") for name in self.names]
+        # Those of an interrupted run come from a file.
+        self.rows = [row.to(runtime.place) for row in self.rows]
 
     def update(self, model: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer) -> Float[Tensor, ""]:
         """Do one step, and keep the norms before it."""

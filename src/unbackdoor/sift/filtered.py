@@ -9,9 +9,9 @@ ones to compare with and the k-th highest score of these as the threshold, the s
 Beta(k, n + 1 - k), and how many of m are above it is beta-binomial (Wilks, "Determination of sample sizes for setting
 tolerance limits", 1941). Ties among the scores make it fewer.
 
-Some scores differ between classes however clean the images are. From those the mean of clean images with the same
-answer is taken, and divided by their deviation, as SCALE-UP's authors do where there are some (Guo et al., ICLR 2023).
-The half of the clean images that says what these are is not ranked among, so that p-values stay valid.
+Scores may differ between classes however clean the images are. If the filter says so, the mean of clean images with
+the same answer is taken away, and the rest divided by their deviation, as SCALE-UP's authors do (Guo et al., ICLR
+2023). The half of the clean images that says what these are is not ranked among, so that p-values stay valid.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from unbackdoor.models import Network
 from unbackdoor.sift.input_filter import InputFilter
 from unbackdoor.training import Runtime, logits_of
 
+SLACK = 1e-12
+"""For rounding: shares of as many are equal."""
 SURE = 0.01
 """The images as a whole are called triggered if chance explains so many held ones at most so often."""
 
@@ -46,7 +48,8 @@ class Filtered:
         triggered: whether each is held to carry a trigger.
         false_alarms: share of clean images that may be held so.
         by_chance: probability of so many held images or more, if all were clean.
-        blind: of which classes no image can be held, because too many clean images have scores as high as its highest.
+        least: for each class, the share of clean images that have scores as high as the highest of its images can be:
+            with a lower rate of false alarms none of them can be held.
     """
 
     scores: Float[Tensor, "n"]
@@ -56,7 +59,12 @@ class Filtered:
     triggered: Bool[Tensor, "n"]
     false_alarms: float
     by_chance: float
-    blind: Bool[Tensor, "k"]
+    least: Float[Tensor, "k"]
+
+    @property
+    def blind(self) -> Bool[Tensor, "k"]:
+        """Of which classes no image can be held."""
+        return self.least > self.false_alarms + SLACK
 
     @property
     def verdict(self) -> bool | None:
@@ -75,7 +83,7 @@ def compared_of(method: InputFilter, clean: int, false_alarms: float) -> int:
     Raises:
         InputError: no such share, or too few clean images for it.
     """
-    compared = clean // 2 if method.by_class else clean
+    compared = clean // 2 if method.standardised else clean
     allowed_of(compared, false_alarms)
     return compared
 
@@ -128,7 +136,7 @@ def filter_images(
     answers = logits_of(settled, images, runtime).argmax(1).cpu()
     classes = torch.arange(len(model.description.class_names))
     tops = torch.full(classes.shape, math.inf if method.highest is None else method.highest)
-    if method.by_class:
+    if method.standardised:
         known = logits_of(settled, clean, runtime).argmax(1).cpu()
         order = torch.randperm(len(clean), generator=runtime.generator("halves of the clean images"))
         ranked, learnt = order.tensor_split([len(clean) // 2])
@@ -184,7 +192,7 @@ def compared_with_clean(
 
     allowed = allowed_of(len(clean), false_alarms)
     p_values = ranks(scores, clean)
-    triggered = p_values <= false_alarms + 1e-12
+    triggered = p_values <= false_alarms + SLACK
     held = int(triggered.sum())
     chance = float(betabinom.sf(held - 1, len(scores), allowed, len(clean) + 1 - allowed))
     return Filtered(
@@ -195,7 +203,7 @@ def compared_with_clean(
         triggered=triggered,
         false_alarms=false_alarms,
         by_chance=min(1.0, chance),
-        blind=ranks(tops, clean) > false_alarms + 1e-12,
+        least=ranks(tops, clean),
     )
 
 

@@ -30,12 +30,14 @@ class InputFilter(ABC):
     Attributes:
         highest: score that an image can have; None: there is none. Where many clean images have it, no threshold can
             tell triggered ones from them.
-        by_class: whether a score says something only beside those of clean images with the same answer; then
-            `filtered.filter_images` sets half of the clean ones aside for that.
     """
 
     highest: ClassVar[float | None] = None
-    by_class: ClassVar[bool] = False
+
+    @property
+    def standardised(self) -> bool:
+        """Whether scores are to be standardised by those of clean images with the same answer."""
+        return False
 
     def score(self, model: Network, images: UInt8[Tensor, "n c h w"], runtime: Runtime) -> Float[Tensor, "n"]:
         """Return how suspicious each image is; higher is more suspicious, and an image's score is its own.

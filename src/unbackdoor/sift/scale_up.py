@@ -3,7 +3,7 @@
 Guo, Li, Chen, Guo, Sun, Liu, "SCALE-UP: An Efficient Black-box Input-level Backdoor Detection via Analyzing Scaled
 Prediction Consistency" (ICLR 2023). The score is the share of the factors under which the answer stays what it was, the
 product cut off at white. By itself that is the paper's setting without clean samples, and images are suspicious from
-about a half on. `filtered.filter_images` is the one with some: it compares with clean images of the same answer.
+about a half on. `by_class` is the one with some, for `filtered.filter_images`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,22 @@ class ScaleUp(InputFilter):
 
     Attributes:
         factors: that pixels are multiplied by, each above 1.
+        by_class: whether scores are standardised by those of clean images with the same answer, where there are some.
     """
 
     highest: ClassVar[float | None] = 1.0
-    by_class: ClassVar[bool] = True
 
     factors: tuple[float, ...] = (3.0, 5.0, 7.0, 9.0, 11.0)
+    by_class: bool = False
 
     def __post_init__(self) -> None:
         if not self.factors or not all(1 < factor < math.inf for factor in self.factors):
             raise InputError(f"ScaleUp: factors must be one or more numbers above 1, found {self.factors}")
+
+    @property
+    def standardised(self) -> bool:
+        """Whether the option says so."""
+        return self.by_class
 
     def inspect(self, model: Network, images: UInt8[Tensor, "b c h w"], runtime: Runtime) -> Float[Tensor, "b"]:
         """Multiply and compare (see `InputFilter.score`)."""

@@ -211,7 +211,7 @@ def test_a_killed_process_loses_the_file_that_it_was_at(tmp_path: Path, rows: Im
 def test_a_file_that_costs_its_process_again_and_again_is_named(tmp_path: Path, folder: Path) -> None:
     shards, out = Shards.of(folder), tmp_path / "out"
     model = planted(0).suspect
-    scoring = Scoring(shards=shards, method=LossIsolation(), network=model, runtime=runtime(), folder=out)
+    scoring = Scoring(shards=shards, method=LossIsolation(), network=model, runtime=runtime(), place="cpu", folder=out)
     note = out / f".{shards.shards[0].name}{BEGUN}"
     out.mkdir()
     note.write_bytes(b"." * (RETRIES + 1))
@@ -220,6 +220,21 @@ def test_a_file_that_costs_its_process_again_and_again_is_named(tmp_path: Path, 
     note.write_bytes(b"." * RETRIES)
     assert Scorer(scoring)(shards.shards[0]) == {"kept": False}
     assert not note.exists()
+
+
+def test_who_asks_may_have_another_device_than_the_processes(tmp_path: Path, folder: Path) -> None:
+    """With `auto` a machine without a GPU asks processes that have some: both must take a table for the same."""
+    shards, model = Shards.of(folder), planted(0).suspect
+
+    def fingerprint(device: str, place: str) -> str:
+        given = replace(runtime(), device=device)
+        scoring = Scoring(
+            shards=shards, method=LossIsolation(), network=model, runtime=given, place=place, folder=tmp_path
+        )
+        return scoring.fingerprint()
+
+    assert fingerprint("auto", "cuda") == fingerprint("cpu", "cuda")
+    assert fingerprint("cpu", "cuda") != fingerprint("cpu", "cpu")
 
 
 @pytest.mark.parametrize("change", ["seed", "method", "revision", "model", "precision"])

@@ -39,6 +39,7 @@ class Scoring:
         method: how rows are scored.
         network: by which; adapted already.
         runtime: device, precision, threads and seed.
+        place: kind of device that the processes have, "cpu" or "cuda"; the machine that asks may have none of these.
         folder: of the tables, the same on all machines.
     """
 
@@ -46,6 +47,7 @@ class Scoring:
     method: RowSifter
     network: Network
     runtime: Runtime
+    place: str
     folder: Path
 
     def fingerprint(self) -> str:
@@ -56,7 +58,7 @@ class Scoring:
             "revision": self.method.revision,
             "columns": [self.shards.image, self.shards.label],
             "network": self.network.description.to_json(),
-            "device": self.runtime.place.type,
+            "device": self.place,
             "precision": self.runtime.precision,
             "seed": self.runtime.seed,
         }

@@ -125,7 +125,14 @@ def sift_shards(
     folder = folder.absolute()
     _remove_leftovers(folder)
     network, evidence, learned = prepare(shards, method, runtime, model, sample, resume)
-    scoring = Scoring(shards=shards, method=method, network=network, runtime=workers.runtime(runtime), folder=folder)
+    scoring = Scoring(
+        shards=shards,
+        method=method,
+        network=network,
+        runtime=workers.runtime(runtime),
+        place=workers.place,
+        folder=folder,
+    )
     answers = _each(workers, partial(Scorer, scoring), shards, runtime, "files scored", gpus=True)
     kept = sum(answer["kept"] for answer in answers)
     notes = _notes(scoring)

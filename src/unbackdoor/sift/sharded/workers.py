@@ -64,6 +64,11 @@ class Workers:
         if self._ours:
             cluster.stop(self._ray)
 
+    @property
+    def place(self) -> str:
+        """The kind of device that a process has."""
+        return "cuda" if self._gpus else "cpu"
+
     def runtime(self, runtime: Runtime) -> Runtime:
         """Return the runtime that a process has: its share of the machine, and nobody who sees its progress."""
         # Ray does not hide GPUs from a process that asked for none.
