@@ -1,6 +1,8 @@
-"""P-values are ranks among clean images, and what chance explains is what a simulation finds."""
+"""P-values are ranks among clean images, and what chance explains is what counting every case finds."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from tests.planted import planted, runtime
 from unbackdoor.errors import InputError
 from unbackdoor.models import Description, Network
 from unbackdoor.sift import ScaleUp, TeCo
-from unbackdoor.sift.filtered import Filtered, filter_images, standardised
+from unbackdoor.sift.filtered import Filtered, chance_of, filter_images, standardised
 from unbackdoor.sift.filtered import compared_with_clean as compared
 from unbackdoor.training import Runtime
 
@@ -36,20 +38,33 @@ def test_p_values_are_ranks_among_the_clean_ones_ties_included(
     assert found.triggered.tolist() == [p_value <= rate + 1e-12 for p_value in plain]
 
 
-def test_chance_is_that_of_clean_images_drawn_again_and_again() -> None:
-    """The distribution of what is held, over draws of the clean images too, and not for one threshold that is known."""
+@pytest.mark.parametrize("levels", [0, 6])
+def test_clean_images_are_called_triggered_no_more_often_than_once_in_a_hundred_times(levels: int) -> None:
     draws = torch.Generator().manual_seed(0)
-    found = [
-        compared_with_clean(torch.randn(50, generator=draws), torch.randn(39, generator=draws), 0.05)
-        for _ in range(4000)
-    ]
-    held = torch.tensor([int(one.triggered.sum()) for one in found])
-    chance = {int(one.triggered.sum()): one.by_chance for one in found}
-    for count in (1, 3, 6, 10):
-        share = float((held >= count).float().mean())
-        assert chance[count] == pytest.approx(share, abs=4 * (share * (1 - share) / 4000) ** 0.5 + 0.002)
-    # So clean images are called triggered once in a hundred times at most.
-    assert float(torch.tensor([one.verdict is True for one in found]).float().mean()) < 0.016
+
+    def some(count: int) -> torch.Tensor:
+        drawn = torch.rand(count, generator=draws)
+        return (levels * drawn).floor() if levels else drawn
+
+    chances = torch.tensor([chance_of(some(50), some(39), 0.2) for _ in range(4000)])
+    for level in (0.01, 0.05, 0.2):
+        share = float((chances <= level).float().mean())
+        assert share <= level + 3 * (level * (1 - level) / 4000) ** 0.5
+    assert float((chances <= 0.2).float().mean()) > 0.1, "it is no refusal to say anything"
+
+
+def test_chance_is_that_of_every_way_to_deal_out_the_scores() -> None:
+    scores, clean = [3.0, 3.0, 1.0], [3.0, 2.0, 1.0, 0.0]
+    dealt = list(itertools.combinations(scores + clean, 3))
+
+    def chance(least: float) -> float:
+        came = sum(score >= least for score in scores)
+        return sum(sum(score >= least for score in one) >= came for one in dealt) / len(dealt)
+
+    for share, least in ((0.43, 3.0), (0.6, 2.0), (0.1, 3.0)):
+        found = chance_of(torch.tensor(scores), torch.tensor(clean), share)
+        assert found == pytest.approx(chance(least)), "not even the highest score is as rare as the last share"
+    assert chance_of(torch.zeros(5), torch.zeros(9), 0.2) == 1.0
 
 
 def test_triggered_ones_are_more_than_chance_explains() -> None:
@@ -80,8 +95,10 @@ def test_where_too_many_clean_images_have_the_highest_score_nothing_can_be_told(
     blind, finer = (compared_with_clean(torch.ones(30), clean, rate, 1.0) for rate in (0.05, 0.2))
     assert (blind.verdict, int(blind.triggered.sum())) == (None, 0)
     assert (finer.verdict, int(finer.triggered.sum())) == (True, 30)
-    # Where there are higher scores, those that are no higher tell that nothing was found.
-    assert compared_with_clean(torch.ones(30), clean, 0.05, 1.5).verdict is False
+    # Where there are higher scores that none of them has, none is held, but all 30 are as few clean ones are.
+    together = compared_with_clean(torch.ones(30), clean, 0.05, 1.5)
+    assert (together.verdict, int(together.triggered.sum())) == (True, 0)
+    assert compared_with_clean(torch.zeros(30), clean, 0.05, 1.5).verdict is False
     # Of one class there are, of the other there are not.
     half = compared_with_clean(torch.full((30,), 1.5), clean, 0.05, 1.0, 1.5)
     assert (half.blind.tolist(), half.verdict) == ([True, False], True)

@@ -1,8 +1,9 @@
 """Ask which of the images that come in carry a trigger, by a model that is suspected and clean images beside it.
 
 Writes inputs.parquet (row, image, answer, class_name, score, p_value, triggered), run.json and report.html. Clean
-images are held triggered as well, --false-alarms of them. So the exit code is 1 only if more images are held triggered
-than that explains (once in a hundred times at most). It is 3 if the filter's scores are too coarse to tell, and else 0.
+images are held triggered as well, --false-alarms of them. So the exit code is 1 only if more of the highest scores are
+those of the images that came in than chance explains (once in a hundred times at most). It is 3 if the filter's scores
+are too coarse to tell, and else 0.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _outcome(
                 "expected of clean ones",
                 f"at most {found.false_alarms * len(found.scores):.1f}, by {result['clean_images']:,} clean images",
             ),
-            ("so many or more by chance", f"{found.by_chance:.3g}"),
+            ("scores so high by chance", f"{found.by_chance:.3g}"),
             *([("cannot be held", some_of(result["cannot_be_held"]))] if result["cannot_be_held"] else []),
             ("time", f"{clock.seconds:.0f} s"),
             ("images", str(folder / TABLE)),
@@ -130,10 +131,10 @@ def told(found: Filtered, method: InputFilter) -> str:
         )
     if found.verdict:
         return (
-            f"{held}, more than the {100 * found.false_alarms:g} % of clean ones explain (p = {found.by_chance:.2g});"
-            " some of those held are clean"
+            f"{held}, and more of the highest scores are theirs than chance explains (p = {found.by_chance:.2g}); of"
+            f" clean images up to {100 * found.false_alarms:g} % are held too"
         )
-    return f"{held}, no more than clean ones explain (p = {found.by_chance:.2g})"
+    return f"{held}, and no more of the highest scores are theirs than chance explains (p = {found.by_chance:.2g})"
 
 
 def unseen(found: Filtered, class_names: Sequence[str]) -> list[str]:
@@ -209,7 +210,8 @@ def filter_page(clock: Run, loaded: LoadedModel, method: InputFilter, came: Inpu
         ],
         notes=[
             f"Of clean images that are new to the model, at most {100 * found.false_alarms:g} % are held triggered.",
-            f"That some are triggered is said if chance explains so many at most once in {1 / SURE:.0f} times.",
+            f"That some are triggered is said if chance gives them so many of the highest scores at most once in {1 / SURE:.0f}"
+            " times.",
             "A filter sees the triggers that it was made for; others leave no evidence.",
             *([f"No image with one of these answers can be held: {some_of(blind)}. {HIGH}"] if blind else []),
             *notes_of(loaded),

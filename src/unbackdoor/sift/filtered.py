@@ -4,10 +4,10 @@ Clean images that are new to the model say what is usual. An image's p-value is 
 held triggered with a probability of at most the rate of false alarms, whatever the filter is (Vovk, Gammerman, Shafer,
 "Algorithmic Learning in a Random World", 2005).
 
-That share of clean images is held triggered too, so single ones accuse nobody. If all m images were clean, of n clean
-ones to compare with and the k-th highest score of these as the threshold, the share above it would be drawn from
-Beta(k, n + 1 - k), and how many of m are above it is beta-binomial (Wilks, "Determination of sample sizes for setting
-tolerance limits", 1941). Ties among the scores make it fewer.
+That share of clean images is held triggered too, so single ones accuse nobody. If all that came in were clean, they and
+the clean ones would be one kind, and the highest scores of both together would belong to either by chance: how many
+of them came in is hypergeometric (Fisher's exact test), ties and all, since where these scores begin is decided without
+asking whose they are.
 
 Scores may differ between classes however clean the images are. If the filter says so, the mean of clean images with
 the same answer is taken away, and the rest divided by their deviation, as SCALE-UP's authors do (Guo et al., ICLR
@@ -47,7 +47,7 @@ class Filtered:
         p_values: share of clean images that are at least as suspicious, each image counted among them; above 0.
         triggered: whether each is held to carry a trigger.
         false_alarms: share of clean images that may be held so.
-        by_chance: probability of so many held images or more, if all were clean.
+        by_chance: probability of so many images or more among the highest scores, if all were clean.
         least: for each class, the share of clean images that have scores as high as the highest of its images can be:
             with a lower rate of false alarms none of them can be held.
     """
@@ -188,21 +188,16 @@ def compared_with_clean(
     Raises:
         InputError: see `allowed_of`.
     """
-    from scipy.stats import betabinom
-
-    allowed = allowed_of(len(clean), false_alarms)
+    allowed_of(len(clean), false_alarms)
     p_values = ranks(scores, clean)
-    triggered = p_values <= false_alarms + SLACK
-    held = int(triggered.sum())
-    chance = float(betabinom.sf(held - 1, len(scores), allowed, len(clean) + 1 - allowed))
     return Filtered(
         scores=scores,
         answers=answers,
         clean=len(clean),
         p_values=p_values,
-        triggered=triggered,
+        triggered=p_values <= false_alarms + SLACK,
         false_alarms=false_alarms,
-        by_chance=min(1.0, chance),
+        by_chance=chance_of(scores, clean, false_alarms),
         least=ranks(tops, clean),
     )
 
@@ -211,3 +206,22 @@ def ranks(scores: Float[Tensor, "n"], clean: Float[Tensor, "m"]) -> Float[Tensor
     """Return for each score the share that is at least as high, among the clean ones and itself."""
     below = torch.searchsorted(clean.double().sort().values, scores.double(), right=False)
     return (1 + len(clean) - below).double() / (1 + len(clean))
+
+
+def chance_of(scores: Float[Tensor, "n"], clean: Float[Tensor, "m"], share: float) -> float:
+    """Return how probable so many of the images are among the highest scores of all, if they are as the clean ones.
+
+    Args:
+        scores: of the images.
+        clean: of clean images.
+        share: of all that counts as the highest ones; less where more have equal scores, and if even the highest score
+            has more, those that have it.
+    """
+    from scipy.stats import hypergeom
+
+    together = torch.cat([scores.double(), clean.double()])
+    descending = together.sort(descending=True).values
+    cut = descending[min(len(together) - 1, math.floor(share * len(together) + 1e-9))]
+    top = together > cut if bool(descending[0] > cut) else together == descending[0]
+    came = int(top[: len(scores)].sum())
+    return min(1.0, float(hypergeom.sf(came - 1, len(together), int(top.sum()), len(scores))))
