@@ -210,8 +210,8 @@ def filter_page(clock: Run, loaded: LoadedModel, method: InputFilter, came: Inpu
         ],
         notes=[
             f"Of clean images that are new to the model, at most {100 * found.false_alarms:g} % are held triggered.",
-            f"That some are triggered is said if chance gives them so many of the highest scores at most once in {1 / SURE:.0f}"
-            " times.",
+            "That some are triggered is said if chance gives them so many of the highest scores at most once in"
+            f" {1 / SURE:.0f} times.",
             "A filter sees the triggers that it was made for; others leave no evidence.",
             *([f"No image with one of these answers can be held: {some_of(blind)}. {HIGH}"] if blind else []),
             *notes_of(loaded),
