@@ -106,9 +106,10 @@ def main() -> None:
     if not arguments.table:
         runtime = Runtime(device=arguments.device, threads=arguments.threads, seed=arguments.seed)
         test = read_images(arguments.data, "test")
+        finished = [_key(row) for row in rows.read()]
         for (method, rate), victim, triggered in itertools.product(CASES, victims(), (True, False)):
             key = (victim, type(method).__name__, options_of(method), rate, triggered, str(arguments.seed))
-            if key in [_key(row) for row in rows.read()]:
+            if key in finished:
                 continue
             row = run(victim, method, rate, triggered, test, runtime)
             done = rows.add(row, row.pop("cost"))

@@ -105,10 +105,11 @@ def main() -> None:
     if not arguments.table:
         runtime = Runtime(device=arguments.device, threads=arguments.threads, seed=arguments.seed)
         test = read_images(arguments.data, "test")
+        finished = {_key(row) for row in rows.read()}
         for victim in victims():
             for name in INPUT_FILTERS:
                 key = (victim, name, arguments.count, str(arguments.seed))
-                if key in {_key(row) for row in rows.read()}:
+                if key in finished:
                     continue
                 row = run(victim, name, test, arguments.count, runtime)
                 done = rows.add(row, row.pop("cost"))

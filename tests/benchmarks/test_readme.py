@@ -48,6 +48,20 @@ def test_a_table_shows_what_was_measured(place: int, name: str) -> None:
         assert cells == [f"{100 * value:.1f}" for value in (*(mine[attack]["asr"] for attack in attacks), *means)]
 
 
+def test_the_speeds_of_repairs_are_those_that_were_measured() -> None:
+    lines = (ROOT / "benchmarks" / "results" / "purifiers_speed.jsonl").read_text().splitlines()
+    ratios: dict[str, float] = {}
+    for row in map(json.loads, lines):
+        ours, naive = (fmean(one["seconds"] for one in row[side]) for side in ("ours", "naive"))
+        ratios[row["method"].lower()] = naive / ours
+    told = (ROOT / "README.md").read_text().splitlines()
+    (place,) = [number for number, line in enumerate(told) if line.startswith("| times as fast |")]
+    names, shown = ([cell.strip() for cell in told[at].strip("|").split("|")[1:]] for at in (place - 2, place))
+    plain = {name: name.lower().replace("-", "").replace(" ", "") for name in names}
+    assert len(names) == len(ratios) == 16
+    assert shown == [f"{ratios[plain[name]]:.1f}" for name in names]
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/molecules.md"])
 def test_the_table_of_generators_shows_what_was_measured(page: str) -> None:
     lines = (ROOT / "benchmarks" / "results" / "molecules.jsonl").read_text().splitlines()

@@ -25,7 +25,7 @@ from unbackdoor.options import options_of
 from unbackdoor.report import Gallery, Picture, Report, Verdict, histogram_chart, write_report
 from unbackdoor.report.content import Level
 from unbackdoor.sift import INPUT_FILTERS, InputFilter
-from unbackdoor.sift.filtered import SURE, Filtered, compared_of, filter_images
+from unbackdoor.sift.filtered import SURE, Filtered, check_enough, compared_of, filter_images
 from unbackdoor.text import in_utf8
 from unbackdoor.training import Runtime, check_shape
 
@@ -73,7 +73,7 @@ def run(
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
     samples = data.need_clean("filter")
     # Mistakes are found before the work, not after it.
-    compared_of(method, len(samples), false_alarms)
+    check_enough(compared_of(method, len(samples)), false_alarms)
     came = read_inputs(inputs)
     check_shape(loaded.network, came.shape, came.name)
     with report_folder(out or Path("runs") / f"filter-{loaded.sha256[:8]}", clock.command) as folder:

@@ -33,7 +33,8 @@ from unbackdoor.training import Runtime, logits_of
 SLACK = 1e-12
 """For rounding: shares of as many are equal."""
 SURE = 0.01
-"""The images as a whole are called triggered if chance explains so many held ones at most so often."""
+"""The images as a whole are called triggered if chance explains at most so often that so many of the highest scores are
+theirs."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,45 +69,28 @@ class Filtered:
 
     @property
     def verdict(self) -> bool | None:
-        """Whether more images are held triggered than chance explains; None: no image can be held."""
+        """Whether more of the highest scores are theirs than chance explains; None: no image can be held."""
         return None if bool(self.blind.all()) else self.by_chance <= SURE
 
 
-def compared_of(method: InputFilter, clean: int, false_alarms: float) -> int:
-    """Return with how many of so many clean images a filter's scores are compared.
-
-    Args:
-        method: filter.
-        clean: how many clean images there are.
-        false_alarms: share of clean images that may be held triggered, above 0 and below 1.
-
-    Raises:
-        InputError: no such share, or too few clean images for it.
-    """
-    compared = clean // 2 if method.standardised else clean
-    allowed_of(compared, false_alarms)
-    return compared
+def compared_of(method: InputFilter, clean: int) -> int:
+    """Return with how many of so many clean images a filter's scores are compared."""
+    return clean // 2 if method.standardised else clean
 
 
-def allowed_of(clean: int, false_alarms: float) -> int:
-    """Return how many of the clean images and the one looked at may have a score as high as its own, 1 or more.
-
-    Args:
-        clean: how many clean images an image is compared with.
-        false_alarms: share of clean images that may be held triggered, above 0 and below 1.
+def check_enough(compared: int, false_alarms: float) -> None:
+    """Refuse a share of false alarms that is none, or that so few clean images to compare with cannot show.
 
     Raises:
-        InputError: no such share, or too few clean images for it.
+        InputError: it lies not above 0 and below 1, or there are too few clean images for it.
     """
     if not 0 < false_alarms < 1:
         raise InputError(f"the share of false alarms lies above 0 and below 1, found {false_alarms}")
-    allowed = allowed_above(false_alarms, clean)
-    if not allowed:
+    if not allowed_above(false_alarms, compared):
         raise InputError(
-            f"{clean} clean images to compare with allow a share of false alarms of {1 / (1 + clean):.3g} or more,"
-            f" found {false_alarms:g}; give more clean images, or raise it"
+            f"{compared} clean images to compare with allow a share of false alarms of {1 / (1 + compared):.3g} or"
+            f" more, found {false_alarms:g}; give more clean images, or raise it"
         )
-    return allowed
 
 
 def filter_images(
@@ -128,9 +112,10 @@ def filter_images(
         false_alarms: share of clean images that may be held triggered, above 0 and below 1.
 
     Raises:
-        InputError: images of another size than the model's; see `compared_of`.
+        InputError: images of another size than the model's; see `check_enough`.
     """
-    compared_of(method, len(clean), false_alarms)
+    compared = compared_of(method, len(clean))
+    check_enough(compared, false_alarms)
     scores, usual = (method.score(model, some, runtime) for some in (images, clean))
     settled = runtime.settle(copy.deepcopy(model))
     answers = logits_of(settled, images, runtime).argmax(1).cpu()
@@ -139,7 +124,7 @@ def filter_images(
     if method.standardised:
         known = logits_of(settled, clean, runtime).argmax(1).cpu()
         order = torch.randperm(len(clean), generator=runtime.generator("halves of the clean images"))
-        ranked, learnt = order.tensor_split([len(clean) // 2])
+        ranked, learnt = order.tensor_split([compared])
         spread = usual[learnt], known[learnt]
         scores, tops = standardised(scores, answers, *spread), standardised(tops, classes, *spread)
         usual = standardised(usual[ranked], known[ranked], *spread)
@@ -186,9 +171,9 @@ def compared_with_clean(
         tops: the highest score that an image of each class can have.
 
     Raises:
-        InputError: see `allowed_of`.
+        InputError: see `check_enough`.
     """
-    allowed_of(len(clean), false_alarms)
+    check_enough(len(clean), false_alarms)
     p_values = ranks(scores, clean)
     return Filtered(
         scores=scores,
@@ -221,7 +206,7 @@ def chance_of(scores: Float[Tensor, "n"], clean: Float[Tensor, "m"], share: floa
 
     together = torch.cat([scores.double(), clean.double()])
     descending = together.sort(descending=True).values
-    cut = descending[min(len(together) - 1, math.floor(share * len(together) + 1e-9))]
+    cut = descending[min(len(together) - 1, allowed_above(share, len(together) - 1))]
     top = together > cut if bool(descending[0] > cut) else together == descending[0]
     came = int(top[: len(scores)].sum())
     return min(1.0, float(hypergeom.sf(came - 1, len(together), int(top.sum()), len(scores))))
