@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,31 +77,39 @@ def test_triggered_images_among_clean_ones_are_found_and_shown(
     assert len(record["inputs"]["inputs"]) == 64
 
 
-def test_classes_of_which_no_image_can_be_held_are_named(
-    tmp_path: Path, plain: ImageSet, words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of the target class, all clean images are lit and have the highest score."""
+@pytest.fixture
+def lit(tmp_path: Path, words: list[str]) -> list[str]:
+    """The words that name a model, and clean images as well as those that come: all of the target class are lit."""
     images = spread(torch.zeros(FEATURES), count=1500).plain
-    lit = images.images.flatten(1).clone()
-    lit[images.labels == TARGET, TRIGGER] = 255
-    both = ImageSet(images=lit.view_as(images.images), labels=images.labels, class_names=images.class_names, name="lit")
+    pixels = images.images.flatten(1).clone()
+    pixels[images.labels == TARGET, TRIGGER] = 255
+    names, shape = images.class_names, images.images.shape
+    both = ImageSet(images=pixels.view(shape), labels=images.labels, class_names=names, name="lit")
     write_parquet(tmp_path / "clean.parquet", both.subset(torch.arange(0, 1500, 2)), {})
     write_parquet(tmp_path / "in.parquet", both.subset(torch.arange(1, 1500, 2)), {})
-    given = [
-        "--inputs",
-        str(tmp_path / "in.parquet"),
-        "--out",
-        str(tmp_path / "out"),
-        "--json",
-        *QUICK,
-        "--method.by_class",
-        "true",
-    ]
-    code, printed, err = run(capsys, "filter", *words, *given)
+    return [*words, "--inputs", str(tmp_path / "in.parquet"), "--out", str(tmp_path / "out"), "--json", *QUICK]
+
+
+def test_classes_of_which_no_image_can_be_held_are_named(
+    tmp_path: Path, lit: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, printed, err = run(capsys, "filter", *lit, "--method.by_class", "true")
     assert code == 0, err
-    name = images.class_names[TARGET]
+    name = spread(torch.zeros(FEATURES)).plain.class_names[TARGET]
     assert json.loads(printed)["cannot_be_held"] == [name]
     assert f"No image with one of these answers can be held: {name}." in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_where_no_image_can_be_held_the_least_rate_that_would_do_is_advised(
+    tmp_path: Path, lit: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, printed, err = run(capsys, "filter", *lit)
+    assert (code, json.loads(printed)["held_triggered"]) == (3, 0), err
+    page = (tmp_path / "out" / "report.html").read_text()
+    (advised,) = set(re.findall(r"or --false-alarms (0\.\d+)", page))
+    code, printed, _ = run(capsys, "filter", *lit, "--false-alarms", advised)
+    assert (code, json.loads(printed)["held_triggered"] > 0) == (0, True)
+    assert run(capsys, "filter", *lit, "--false-alarms", f"{float(advised) - 0.002:.3f}")[0] == 3
 
 
 def test_clean_images_are_held_no_more_often_than_chance_explains(
