@@ -18,6 +18,8 @@ from typing import Any
 from grid_cells import run_grid
 from record import machines
 
+from unbackdoor.bench.given import THERE
+
 IN_SIGHT = {
     "FTSAM learning_rate=0.04": "first tried on BadNets-0, so its rows of seed 0 reach no aim",
     "SAU learning_rate=0.0004": "first tried on BadNets-1, Blended-1 and SIG-1",
@@ -116,8 +118,11 @@ def _mean(rows: Sequence[dict[str, Any]], attacks: set[str]) -> str:
 
 def _cells(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
+        # A model that was there already has its own name: the seed is that of the repair.
+        training = row["training"] or ""
+        victim = training.removeprefix(THERE) if training.startswith(THERE) else row["attack"]
         fields = [
-            *(row["attack"], row["method"], f"{row['clean_size']:g}", str(row["seed"])),
+            *(victim, row["method"], f"{row['clean_size']:g}", str(row["seed"])),
             *(f"{100 * row[name]:.2f}" for name in ("acc", "asr", "ra", "der")),
             *(
                 f"{row[name]:.0f}" if name in row else "resumed"

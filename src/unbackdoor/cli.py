@@ -77,7 +77,7 @@ LONGEST = 2000
 """Characters of an error's sentence: with a long path in it, the advice still stands at its end."""
 
 RESUMABLE = frozenset(
-    {"attack", "train", "sift", "purify", "inspect", "bench", "zoo", "molecules train", "molecules purify"}
+    {"attack", "train", "sift", "filter", "purify", "inspect", "bench", "zoo", "molecules train", "molecules purify"}
 )
 """Commands that go on where an interruption stopped them."""
 

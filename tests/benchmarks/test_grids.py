@@ -188,6 +188,9 @@ def test_the_table_of_purifiers_tells_the_poison_and_the_time_of_all(program: Lo
     means = {line[0]: line for line in tables(text) if len(line) == 13}
     assert means["SAU (without SIG)"][5:8] == ["5.00", "20.00", "30.00 (LF)"]
     assert means["NPD (without BadNets, LF)"][11] == ""
+    of_others = [repaired("SIG", "NPD", 0.5, training=f"given: SIG-{seed}") for seed in (1, 2)]
+    lines = tables(program("purifiers").written("g.yaml", 5, of_others))
+    assert [line[0] for line in lines if len(line) == 12] == ["victim", "---", "SIG-1", "SIG-2"], "which victim"
     assert "in sight" not in text
     chosen = [*rows, repaired("LF", "FTSAM learning_rate=0.04", 0.0)]
     assert "Chosen in sight of test data: FTSAM learning_rate=0.04:" in program("purifiers").written("g", 5, chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from tests.commands.networks import PIXELS
 from tests.commands.test_cli import refuse, run
 from tests.sift.spread import FEATURES, TARGET, reader, spread
 from tests.sift.test_strip import TRIGGER, backdoored
+from unbackdoor import commands
 from unbackdoor.data import ImageSet
 from unbackdoor.data.parquet_writer import write_parquet
 from unbackdoor.models import Network, save_model
+from unbackdoor.sift import ScaleUp
 
 QUICK = ["--threads", "1", "--precision", "fp32", "--method", "ScaleUp"]
 
@@ -122,6 +125,37 @@ def test_clean_images_are_held_no_more_often_than_chance_explains(
     assert code == 0, err
     assert "no evidence found" in printed
     assert "No evidence of triggers" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_an_interruption_before_the_page_loses_no_score(
+    tmp_path: Path,
+    plain: ImageSet,
+    words: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_parquet(tmp_path / "in.parquet", plain.subset(torch.arange(1, len(plain), 2)), {})
+    command = ["filter", *words, "--inputs", str(tmp_path / "in.parquet"), "--json", *QUICK, "--out"]
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    def never(*_: object) -> NoReturn:
+        raise AssertionError("an image was scored again")
+
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert run(capsys, *command, str(whole))[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.filter, "write_report", interrupt)
+        code, _, err = run(capsys, *command, str(again))
+    assert code == 130
+    assert "the same command goes on" in err
+    with monkeypatch.context() as patch:
+        patch.setattr(ScaleUp, "inspect", never)
+        assert run(capsys, *command, str(again))[0] == 0
+    assert not list(again.glob("resume*"))
+    tables = (parquet.read_table(folder / "inputs.parquet") for folder in (whole, again))
+    assert next(tables).equals(next(tables))
 
 
 def test_what_cannot_be_is_refused_in_one_sentence(

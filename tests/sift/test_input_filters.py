@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from tests.planted import planted, runtime
 from tests.sift.spread import FEATURES, SHAPE, TARGET, reader, spread
 from tests.sift.test_strip import TRIGGER, backdoored, lit
-from unbackdoor.errors import InputError
-from unbackdoor.sift import INPUT_FILTERS, InputFilter, ScaleUp, TeCo
+from unbackdoor.errors import InputError, ResumeError
+from unbackdoor.models import Network
+from unbackdoor.sift import INPUT_FILTERS, InputFilter, ScaleUp, TeCo, input_filter
 from unbackdoor.sift import teco as module
 from unbackdoor.sift.corruptions import KINDS, Draws
 from unbackdoor.testing.samples import hooks_on, same_state, state_of
@@ -96,6 +99,35 @@ def test_severities_are_those_of_a_plain_loop_over_images() -> None:
                 others = [int(models.suspect(one).argmax()) != first for one in changed]
                 ends.append(others.index(True) + 1 if any(others) else 6)
         assert float(found[row]) == pytest.approx(float(torch.tensor(ends).float().std(correction=0)), abs=1e-6)
+
+
+class Stopped(InputFilter):
+    """Says how bright an image is, and is interrupted at the second batch."""
+
+    seen = 0
+
+    def inspect(self, model: Network, images: torch.Tensor, runtime: Runtime) -> torch.Tensor:
+        type(self).seen += 1
+        if type(self).seen == 2:
+            raise KeyboardInterrupt
+        return images.float().flatten(1).mean(1)
+
+
+def test_an_interruption_loses_no_finished_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_filter, "BATCH", 16)
+    monkeypatch.setattr(Stopped, "seen", 0)
+    models, resume = planted(0), tmp_path / "resume.pt"
+    images = models.test.images[:40]
+    with pytest.raises(KeyboardInterrupt):
+        Stopped().score(models.suspect, images, runtime(), resume)
+    for other in ((models.suspect, images + 1, runtime()), (models.suspect, images, runtime(seed=1))):
+        with pytest.raises(ResumeError, match="other settings or data"):
+            Stopped().score(*other, resume)
+    found = Stopped().score(models.suspect, images, runtime(), resume)
+    assert torch.equal(found, images.float().flatten(1).mean(1))
+    assert Stopped.seen == 2 + 2, "the first batch was scored again"
+    assert torch.equal(Stopped().score(models.suspect, images, runtime(), resume), found)
+    assert Stopped.seen == 2 + 2, "finished scores were counted again"
 
 
 @pytest.mark.gpu

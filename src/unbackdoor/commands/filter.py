@@ -15,10 +15,10 @@ from typing import Any
 
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
-from unbackdoor.commands.workspace import Run, open_for_defense, report_folder
+from unbackdoor.commands.workspace import Run, new_folder, open_for_defense, remove_states
 from unbackdoor.data.inputs import Inputs, read_inputs
 from unbackdoor.files import replacing
-from unbackdoor.folder import PAGE
+from unbackdoor.folder import PAGE, RESUME
 from unbackdoor.models import LoadedModel, Network
 from unbackdoor.models.mark import notes_of
 from unbackdoor.options import options_of
@@ -66,8 +66,8 @@ def run(
         false_alarms: share of clean images that may be held triggered, above 0 and below 1.
         clean_size: clean images used, drawn class-balanced by the seed; all if there are fewer.
         arch: architecture of a file that does not name one: a network's name or module:function.
-        out: folder for the results, replaced if it is a filter's; by default runs/filter- and the beginning of the
-            model's SHA-256.
+        out: folder for the results, in which an interrupted run goes on, replaced if it is a filter's; by default
+            runs/filter- and the beginning of the model's SHA-256.
     """
     clock = Run("filter", runtime)
     loaded, data, rows = open_for_defense(model, arch, clean, clean_size, runtime)
@@ -76,8 +76,9 @@ def run(
     check_enough(compared_of(method, len(samples)), false_alarms)
     came = read_inputs(inputs)
     check_shape(loaded.network, came.shape, came.name)
-    with report_folder(out or Path("runs") / f"filter-{loaded.sha256[:8]}", clock.command) as folder:
-        found = filter_images(method, loaded.network, came.images, samples.images, runtime, false_alarms)
+    with new_folder(out or Path("runs") / f"filter-{loaded.sha256[:8]}", clock.command) as folder:
+        resume = folder / RESUME
+        found = filter_images(method, loaded.network, came.images, samples.images, runtime, false_alarms, resume)
         clock.inputs = {model.name: loaded.sha256, samples.name: samples.digest(), "inputs": came.digest()}
         clock.options = {"method": options_of(method), "false_alarms": false_alarms, "inputs": inputs}
         write_inputs(folder / TABLE, came, loaded.network, found)
@@ -91,6 +92,7 @@ def run(
             "cannot_be_held": unseen(found, loaded.network.description.class_names),
         }
         clock.write(folder, filtered=result, clean_rows=rows)
+        remove_states(resume)
     return _outcome(clock, folder, came.name, method, found, result)
 
 

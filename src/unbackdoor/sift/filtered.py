@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -28,7 +29,7 @@ from unbackdoor.conformal import allowed_above
 from unbackdoor.errors import InputError
 from unbackdoor.models import Network
 from unbackdoor.sift.input_filter import InputFilter
-from unbackdoor.training import Runtime, logits_of
+from unbackdoor.training import Runtime, logits_of, stage
 
 SLACK = 1e-12
 """For rounding: shares of as many are equal."""
@@ -100,6 +101,7 @@ def filter_images(
     clean: UInt8[Tensor, "m c h w"],
     runtime: Runtime,
     false_alarms: float,
+    resume: Path | None = None,
 ) -> Filtered:
     """Score images and clean ones, and say which of the former are triggered.
 
@@ -110,13 +112,17 @@ def filter_images(
         clean: images that are new to the model.
         runtime: device, precision, seed.
         false_alarms: share of clean images that may be held triggered, above 0 and below 1.
+        resume: file beside which scores are kept, through which an interrupted run goes on; see `InputFilter.score`.
 
     Raises:
         InputError: images of another size than the model's; see `check_enough`.
+        ResumeError: what is kept is damaged, or of another run.
     """
     compared = compared_of(method, len(clean))
     check_enough(compared, false_alarms)
-    scores, usual = (method.score(model, some, runtime) for some in (images, clean))
+    # The clean ones first: they are few.
+    usual = method.score(model, clean, runtime, stage(resume, "clean"))
+    scores = method.score(model, images, runtime, resume)
     settled = runtime.settle(copy.deepcopy(model))
     answers = logits_of(settled, images, runtime).argmax(1).cpu()
     classes = torch.arange(len(model.description.class_names))
