@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from unbackdoor.training import Batch, History, Hook, Recipe, Runtime, fit
 
 PLAIN = Recipe(
     epochs=2, batch_size=40, learning_rate=0.01, schedule="constant", label_smoothing=0.0, ema=0.0, momentum=0.0,
-    augmentation="none", low_resolution=0.0, weight_decay=0.0,
+    augmentation="none", low_resolution=0.0, weight_decay=0.0, train_mode=False,
 )  # fmt: skip
 
 
@@ -34,12 +35,15 @@ def test_a_round_is_an_epoch_uphill_and_then_one_downhill_as_computed_plainly() 
     """One batch each, so that the order of images is nothing but their sum."""
     clean, poisoned, model = pictures(40, 1), pictures(16, 2), network(0)
     fit(model, clean, PLAIN, runtime(), hook=UnlearnFirst(poisoned))
-    plain = network(0).train()
+    plain = network(0).eval()
     optimizer = torch.optim.SGD(plain.parameters(), 0.01)
     for _ in range(2):
         for images, sign in ((poisoned, -1), (clean, 1)):
             optimizer.zero_grad()
-            (sign * F.cross_entropy(plain(images.images.float() / 255), images.labels)).backward()
+            losses = F.cross_entropy(plain(images.images.float() / 255), images.labels, reduction="none")
+            # What is no likelier than by chance, with eight classes, is climbed no further.
+            wanted = [loss for loss in losses if sign > 0 or loss < math.log(8)]
+            (sign * torch.stack(wanted).sum() / len(losses)).backward()
             optimizer.step()
     for ours, theirs in zip(model.parameters(), plain.parameters()):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
@@ -75,7 +79,7 @@ def test_every_poisoned_row_is_unlearned_once_a_round(monkeypatch: pytest.Monkey
             self.inner = inner
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            if self.training:
+            if torch.is_grad_enabled():
                 seen.append(len(images))
             return self.inner(images)
 
@@ -83,14 +87,24 @@ def test_every_poisoned_row_is_unlearned_once_a_round(monkeypatch: pytest.Monkey
     assert seen == [25, 25, 40, 40] * 2
 
 
-@pytest.mark.parametrize("count", [1, 41])
-def test_no_batch_is_left_with_a_single_image_where_statistics_need_more(count: int) -> None:
-    clean, poisoned = pictures(80, 1), pictures(count, 2)
-    single = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 10)
-    )
-    fit(single, clean, PLAIN, runtime(), hook=UnlearnFirst(poisoned))
-    assert bool(single[4].weight.isfinite().all())
+@pytest.mark.parametrize(
+    ("shares", "rounds"),
+    [((0.9, 0.2, 0.195), 3), ((0.995, 0.99, 0.98, 0.6), 4), ((0.0,), 2), ((0.3, 0.285, 0.27, 0.26), 4)],
+)
+def test_it_ends_when_most_are_forgotten_and_a_round_forgets_next_to_no_more(
+    shares: tuple[float, ...], rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean, poisoned, model = pictures(40, 1), pictures(1000, 2), network(0)
+    left = iter((*shares, *[shares[-1]] * 4))
+
+    def answers(*_: object) -> torch.Tensor:
+        right = torch.arange(1000) < next(left) * 1000
+        return F.one_hot(torch.where(right, poisoned.labels, (poisoned.labels + 1) % 8), 8).float()
+
+    monkeypatch.setattr(module, "logits_of", answers)
+    hook = UnlearnFirst(poisoned)
+    found = fit(model, clean, replace(PLAIN, epochs=4), runtime(), hook=hook)
+    assert found.epochs == hook.rounds == rounds
 
 
 def test_a_budget_counts_the_images_that_are_unlearned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,13 +151,14 @@ def test_a_planted_backdoor_is_removed_with_some_of_the_rows_known(seed: int) ->
     assert before.asr.value > 0.95
     assert after.asr.value < 0.1
     assert after.acc.value > 0.95
-    assert "DBR held 180 of 800 images clean and 40 poisoned" in history.notes[0]
+    assert "DBR held 180 of 800 images clean and 40 poisoned, and unlearned these in" in history.notes[0]
+    assert history.epochs < 20
 
 
 @pytest.mark.slow
 def test_a_planted_backdoor_is_removed_by_the_rows_that_fct_finds_and_a_clean_model_is_kept() -> None:
     models = planted(4)
-    method = DBR(rounds=20, batch_size=32, learning_rate=1e-3, augmentation="none", clean_share=0.5)
+    method = DBR(rounds=20, batch_size=32, learning_rate=4e-3, augmentation="none", clean_share=0.5)
     repaired, history = method.purify(models.suspect, DefenderData(untrusted=models.fitted.train), runtime(4))
     after = evaluate(repaired, models.test, runtime(), models.fitted.trigger, models.fitted.criterion)
     assert after.asr is not None
@@ -152,12 +167,13 @@ def test_a_planted_backdoor_is_removed_by_the_rows_that_fct_finds_and_a_clean_mo
     assert "DBR held 400 of 800 images clean and 40 poisoned" in history.notes[0]
     # Of the twin's clean images a twentieth is held poisoned all the same, and unlearned.
     kept, _ = method.purify(models.twin, DefenderData(untrusted=pictures(800, 40)), runtime(4))
-    assert evaluate(kept, models.test, runtime()).acc.value > 0.8
+    assert evaluate(kept, models.test, runtime()).acc.value > 0.95
 
 
-def test_an_interrupted_repair_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_repair_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, suspect = tmp_path / "resume.pt", network(0)
     data = DefenderData(untrusted=pictures(96, 0))
+    monkeypatch.setattr(module, "FORGOTTEN", -1.0)
     method = GivenDBR(rounds=4, batch_size=24, learning_rate=1e-2)
     stopping = Runtime(device="cpu", precision="fp32", threads=1, progress=StopsIn("DBR", 7))
     with pytest.raises(KeyboardInterrupt):
