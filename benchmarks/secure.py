@@ -66,10 +66,12 @@ def completed(rows: Sequence[Row]) -> list[Row]:
     """Return copies of the rows with DER, what ACC fell by, and a name for victims."""
     rows = [{**row, "method": row["method"] or UNDEFENDED} for row in rows]
     rate(rows)
-    before = {_place(row): row["acc"] for row in rows if row["kind"] == "victim"}
+    victims = {_place(row): row for row in rows if row["kind"] == "victim"}
     for row in rows:
-        if row["kind"] != "victim" and _place(row) in before:
-            row["fell"] = before[_place(row)] - row["acc"]
+        # A repaired model's row tells what its victim was; a trainer's has none.
+        before = row.get("before", victims.get(_place(row)))
+        if row["kind"] != "victim" and before is not None:
+            row["fell"] = before["acc"] - row["acc"]
     return rows
 
 
