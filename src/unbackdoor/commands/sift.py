@@ -15,7 +15,7 @@ from pathlib import Path
 from unbackdoor.commands.outcome import BACKDOORED, INCONCLUSIVE, NO_EVIDENCE, Outcome
 from unbackdoor.commands.parsing import Choice
 from unbackdoor.commands.sifted_files import sift_files
-from unbackdoor.commands.workspace import Run, new_folder, open_model
+from unbackdoor.commands.workspace import Run, new_folder, open_model, remove_states
 from unbackdoor.data import DefenderData, ImageSet, draw_clean, read_images
 from unbackdoor.data.cleaned import check_target, write_kept
 from unbackdoor.data.shards import declared_rows, too_many
@@ -29,7 +29,6 @@ from unbackdoor.sift import SIFTERS, Sifter, Suspicion
 from unbackdoor.sift.sharded.sifting import SAMPLE
 from unbackdoor.sift.table import write_table
 from unbackdoor.training import Runtime, check_fits
-from unbackdoor.training.resume import states
 
 CHOICES = {"method": Choice(SIFTERS, "Consensus")}
 
@@ -109,8 +108,7 @@ def run(
         _write(folder, clock, given, method, found, clean_out)
         # Last: once it is there the same command is refused, and so could not go on after an interruption.
         cleaned = None if clean_out is None else write_kept(data, given.rows, ~found.poisoned, clean_out)
-        for state in states(folder / RESUME):
-            state.unlink(missing_ok=True)
+        remove_states(folder / RESUME)
     return _outcome(clock, given.rows, method, found, folder, cleaned)
 
 

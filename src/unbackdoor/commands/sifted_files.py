@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from unbackdoor.commands.outcome import INCONCLUSIVE, Outcome
-from unbackdoor.commands.workspace import Run, new_folder
+from unbackdoor.commands.workspace import Run, new_folder, remove_states
 from unbackdoor.data.cleaned import becoming
 from unbackdoor.data.shards import Shards
 from unbackdoor.errors import InputError, UnknownClassesError
@@ -31,7 +31,6 @@ from unbackdoor.sift import SIFTERS, Sifter
 from unbackdoor.sift.row_sifter import RowSifter
 from unbackdoor.sift.sharded import Place, ShardedSuspicion, Workers, sift_shards
 from unbackdoor.training import check_fits
-from unbackdoor.training.resume import states
 
 LOOK = 100
 """Rows that are looked at for the shape of images, where a model's file does not tell it."""
@@ -79,8 +78,7 @@ def sift_files(
             clock.write(folder, suspicion=found.to_json(), files=len(shards.shards))
             # An earlier answer, when the data were held at once.
             (folder / SUSPICION).unlink(missing_ok=True)
-        for state in states(folder / RESUME):
-            state.unlink(missing_ok=True)
+        remove_states(folder / RESUME)
     return _outcome(clock, shards, found, folder, clean_out)
 
 

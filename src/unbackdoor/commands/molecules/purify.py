@@ -16,7 +16,7 @@ from unbackdoor.commands.molecules.common import open_pairs, sources
 from unbackdoor.commands.molecules.found import found_page, suspect_rows, trust_notes
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
-from unbackdoor.commands.workspace import Run, new_folder
+from unbackdoor.commands.workspace import Run, new_folder, remove_states
 from unbackdoor.errors import InputError
 from unbackdoor.folder import MODEL, PAGE, RESUME
 from unbackdoor.models.mark import repaired_mark
@@ -28,7 +28,6 @@ from unbackdoor.molecules.train import digest_of
 from unbackdoor.options import options_of
 from unbackdoor.report import Verdict, write_report
 from unbackdoor.training import Runtime
-from unbackdoor.training.resume import states
 
 CHOICES = {
     "method": Choice(MOLECULE_PURIFIERS, "LatentPurification"),
@@ -95,8 +94,7 @@ def run(
         provenance = {**clock.record(), "parent": loaded.sha256, "parent_provenance": loaded.provenance}
         mark = repaired_mark(loaded.backdoored)
         save_generator(folder / MODEL, repaired.generator, provenance=provenance, backdoored=mark)
-        for state in states(folder / RESUME):
-            state.unlink(missing_ok=True)
+        remove_states(folder / RESUME)
     return Outcome(
         title=f"{name} on {model.name}",
         rows=[*suspect_rows(found), ("time", f"{clock.seconds:.0f} s"), ("model", str(folder / MODEL))],

@@ -14,7 +14,7 @@ from pathlib import Path
 from unbackdoor.commands.molecules.common import account, open_pairs, sources
 from unbackdoor.commands.outcome import Outcome
 from unbackdoor.commands.parsing import Choice
-from unbackdoor.commands.workspace import Run, new_folder
+from unbackdoor.commands.workspace import Run, new_folder, remove_states
 from unbackdoor.folder import MODEL, MOLECULE_ATTACK, PAGE, RESUME
 from unbackdoor.molecules.attacks import load_attack
 from unbackdoor.molecules.data import Alone, molecules_alone
@@ -26,7 +26,6 @@ from unbackdoor.molecules.victims import VICTIMS, ThreeMDiffusion
 from unbackdoor.options import options_of
 from unbackdoor.report import Fact, Report, loss_chart, write_report
 from unbackdoor.training import Runtime
-from unbackdoor.training.resume import states
 
 CHOICES = {"model": Choice(VICTIMS, "ThreeMDiffusionSmall")}
 
@@ -99,8 +98,7 @@ def run(
         clock.write(folder, rows=rows, counts=counts, loss=losses)
         provenance = {**clock.record(), "counts": counts}
         save_generator(folder / MODEL, trained.generator, provenance=provenance, backdoored=mark)
-        for state in states(folder / RESUME):
-            state.unlink(missing_ok=True)
+        remove_states(folder / RESUME)
     return Outcome(
         title=page.title,
         rows=[
