@@ -149,6 +149,10 @@ def test_the_table_of_trainers_sets_each_beside_the_victim_of_its_attack_and_see
     ]
     secure = program("secure")
     assert ["DBR", "ASR, mean over attacks", "2", "1.00", "not all measured"] in tables(secure.written("g", 7, rows))
+    told = {**rows[-1], "before": {"acc": 0.92, "asr": 1.0}}
+    for some in ([told], [*rows[:-1], told]):
+        aim = ["DBR", "ACC fell by, mean over attacks", "1.5", "3.00", "not all measured"]
+        assert aim in tables(secure.written("g", 7, some)), "a repair's own victim counts, whether it has a row or not"
     monkeypatch.setattr(secure, "ATTACKS", 1)
     monkeypatch.setattr(secure, "SEEDS", 1)
     paper = [training("secure", "DST", 0.9, 0.02, attack=attack, acc_counted=0.91) for attack in ("BadNets", "Blended")]
